@@ -1,0 +1,47 @@
+"""What goes wrong for people: every message says what, got, allowed, where and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with an input.
+
+    Args:
+        what: what is wrong, in one clause ("unknown key").
+        where: the file and line, recipe key or flag.
+        got: what was found there.
+        allowed: what would have been accepted.
+        next: what to do about it.
+    """
+
+    what: str
+    where: str = ""
+    got: str = ""
+    allowed: str = ""
+    next: str = ""
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        parts = [("got", self.got), ("allowed", self.allowed), ("next", self.next)]
+        return "\n".join([head, *(f"    {name}: {text}" for name, text in parts if text)])
+
+
+class InputError(ValueError):
+    """The input is wrong (recipe, data, flags): the command line exits with 2 and lists every problem."""
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        assert self.problems, "an InputError needs at least one problem"
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class StaleArtefactError(InputError):
+    """An artefact was made from something else than what is at hand; both are named."""
+
+
+class RunError(RuntimeError):
+    """A run failed after its input was accepted: the command line exits with 1."""
