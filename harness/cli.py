@@ -1,0 +1,188 @@
+"""The command line: one small function per verb. Heavy rooms are imported when a verb needs them.
+
+Exit codes: 0 done; 1 the run failed; 2 the input is wrong, every problem listed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.recipe import Recipe, load_recipe
+from harness.runtime.errors import InputError, RunError
+from harness.runtime.process import configure_logging, is_main_process
+
+app = typer.Typer(
+    name="harness",
+    help="Hand a large embedding model's search to a small query encoder, on the index that is there already, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/quickstart.yaml.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")]
+Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="The run's folder (default outputs/NAME).")]
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _load(recipe: Path, overrides: list[str] | None, output: Path | None) -> tuple[Recipe, Path]:
+    from harness.pipeline.controller import default_output
+
+    loaded = load_recipe(recipe, overrides or [])
+    return loaded, output or default_output(loaded, recipe)
+
+
+def _show_report(root: Path) -> None:
+    from harness.evaluation.report import terminal_tables
+    from harness.pipeline.folder import RunFolder
+    from harness.runtime.process import read_json
+
+    console = _console()
+    for table in terminal_tables(read_json(RunFolder(root).results)):
+        console.print(table)
+    for name in ("report.html", "report.md", "results.json"):
+        console.print(f"{root / name}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    set_: Set = None,
+    output: Output = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Run this step and what depends on it again.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="STEP", help="Stop after this step.")] = None,
+    print_: Annotated[bool, typer.Option("--print", help="Show each step's command and run nothing.")] = False,
+) -> None:
+    """Run a whole recipe; steps that are done already are left alone."""
+    from harness.pipeline import controller
+
+    loaded, root = _load(recipe, set_, output)
+    if print_:
+        for line in controller.commands(loaded, root / "recipe.resolved.yaml"):
+            typer.echo(line)
+        return
+    folder, ran = controller.run_recipe(loaded, root, first=first, last=last)
+    if not ran:
+        typer.echo("Everything was done already; nothing ran.")
+    if folder.results.exists() and last is None:
+        _show_report(root)
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    set_: Set = None,
+    full: Annotated[bool, typer.Option("--full", help="Read all lines of every file, not only the first million.")] = False,
+) -> None:
+    """Validate a recipe and its data, and say what a run will do and cost."""
+    from harness.pipeline.check import check_recipe
+
+    console = _console()
+    for part in check_recipe(load_recipe(recipe, set_ or []), full=full):
+        console.print(part)
+
+
+@app.command()
+def search(
+    root: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. outputs/quickstart.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The query.")],
+    k: Annotated[int, typer.Option("--k", min=1, max=1000, help="How many documents to show.")] = 10,
+    language: Annotated[str | None, typer.Option("--language", help="The query's language, where a run searches within one.")] = None,
+) -> None:
+    """Ask the student and the teacher the same thing on the teacher's index."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from harness.pipeline.search import search_run
+
+    answers = search_run(root, text, k, language)
+    table = Table(title=escape(text), show_lines=False)
+    table.add_column("#", justify="right")
+    for answer in answers:
+        table.add_column(f"{answer.system}\n{answer.encode_ms:.1f} ms + search {answer.search_ms:.1f} ms")
+        table.add_column("score", justify="right")
+    for place in range(max(len(answer.hits) for answer in answers)):
+        cells = [str(place + 1)]
+        for answer in answers:
+            hit = answer.hits[place] if place < len(answer.hits) else ("", "", float("nan"))
+            cells += [escape(hit[1]), f"{hit[2]:.3f}"]
+        table.add_row(*cells)
+    _console().print(table)
+
+
+@app.command("make-emoji")
+def make_emoji(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the BEIR folder.")],
+    languages: Annotated[str | None, typer.Option("--languages", metavar="DE,EN,...", help="Some of the 14 (default: all).")] = None,
+) -> None:
+    """Write the emoji data set: find an emoji, described in English, by its name in another language."""
+    from harness.data.emoji import make_emoji as write
+
+    write(folder, [name.strip() for name in languages.split(",")] if languages else None)
+    typer.echo(str(folder))
+
+
+def _add_step_verb(verb: str, text: str) -> None:
+    def command(
+        recipe: RecipePath,
+        set_: Set = None,
+        output: Output = None,
+        only: Annotated[str | None, typer.Option("--only", hidden=True)] = None,
+    ) -> None:
+        from harness.pipeline.controller import run_verb
+
+        loaded, root = _load(recipe, set_, output)
+        run_verb(loaded, root, verb, only=only)
+        if verb == "report" and is_main_process():
+            _show_report(root)
+
+    command.__doc__ = text
+    app.command(verb)(command)
+
+
+for _verb, _text in {
+    "data": "Read, check, split and write the data.",
+    "mine": "Find hard negatives: the index's top hits without the positives.",
+    "teacher": "Stage 1: fine-tune the teacher.",
+    "embed": "Write the teacher's document vectors, query vectors and index.",
+    "student": "Choose or cut the student, and bridge it to the teacher's dimension.",
+    "align": "Stage 2: align the student to the teacher's query vectors.",
+    "refine": "Stage 3: refine the student against the frozen documents.",
+    "export": "Write what is deployed.",
+    "evaluate": "Search with every system and store what was found.",
+    "bench": "Time the encoders, interleaved, on an idle machine.",
+    "report": "Write results.json, report.md and report.html.",
+}.items():
+    _add_step_verb(_verb, f"{_text} The steps before it must be done.")
+
+
+_DISK_ERRORS = (28, 122, 30, 5)  # no space, quota, read-only, input/output error
+
+
+def main() -> None:
+    """The entry point ``harness``: runs a verb and turns what goes wrong into an exit code and a message."""
+    configure_logging()
+    try:
+        app()  # exits by itself: 0, or 2 for a wrong flag
+    except InputError as error:
+        count = len(error.problems)
+        typer.echo(f"harness: {count} problem{'s' if count > 1 else ''}\n\n{error}", err=True)
+        sys.exit(2)
+    except RunError as error:
+        typer.echo(f"harness: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        typer.echo(f"harness: {error}\n    next: make room or repair the disk; the same command goes on from there", err=True)
+        sys.exit(1)

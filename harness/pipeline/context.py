@@ -1,0 +1,114 @@
+"""What the steps of one run share: the recipe, the folder, the data set, the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data.prepare import load_dataset
+from harness.data.records import Dataset
+from harness.pipeline.folder import RunFolder
+from harness.recipe import EncoderSettings, Recipe, TrainingSettings
+from harness.runtime.distributed import pick_device, use_bf16
+from harness.vectors.index import VectorIndex
+from harness.vectors.space import Space
+from harness.vectors.store import VectorStore
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from harness.encoders.encoder import Encoder
+
+
+@dataclass
+class Run:
+    """A recipe being carried out in a folder."""
+
+    recipe: Recipe
+    folder: RunFolder
+    keys: Mapping[str, str]
+    stop: Callable[[], bool] = lambda: False
+    warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The prepared data."""
+        return load_dataset(self.folder.data)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        import torch
+
+        if self.recipe.launch.threads:
+            torch.set_num_threads(self.recipe.launch.threads)
+        return pick_device(self.recipe.launch.device)
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """One for all stages of this process; number formats are set by each stage, not here."""
+        from accelerate import Accelerator
+
+        trackers: list[Any] = list(self.recipe.tracking.trackers)
+        return Accelerator(
+            cpu=self.device.type == "cpu", log_with=trackers or None, project_dir=str(self.folder.root / "logs")
+        )
+
+    def precision(self, training: TrainingSettings | None) -> bool:
+        """Whether vectors that only guide a training are computed in bf16."""
+        return use_bf16(training.precision if training else "auto", self.device)
+
+    def open(self, folder: Path, *, attention: str = "sdpa") -> Encoder:
+        """An encoder from a folder of this run, on the device."""
+        from harness.encoders.folder import open_encoder
+
+        return open_encoder(folder, attention=attention).to(self.device)
+
+    def load(self, settings: EncoderSettings, *, attention: str = "sdpa") -> Encoder:
+        """An encoder from outside, as the recipe describes it, on the device."""
+        from harness.encoders.folder import load_encoder
+
+        return load_encoder(settings, attention=attention).to(self.device)
+
+    def attention(self, training: TrainingSettings) -> str:
+        """``auto``: eager on the CPU, where it is fastest for short texts; SDPA elsewhere."""
+        if training.attention != "auto":
+            return training.attention
+        return "eager" if self.device.type == "cpu" else "sdpa"
+
+    # ------------------------------------------------------------------------------------------ vectors at rest
+
+    def store(self, name: str) -> VectorStore:
+        """A store of this run, by its name below ``vectors/``."""
+        return VectorStore.open(self.folder.vectors / name)
+
+    def index_of(self, store: VectorStore) -> VectorIndex:
+        """An index over a store, rows in the data set's document order."""
+        import numpy as np
+
+        documents = self.dataset.documents
+        rows = np.array([store.row[i] for i in documents.ids], dtype=np.int64)
+        return self.index_over(store.vectors(rows))
+
+    def frozen_index(self) -> VectorIndex:
+        """The index over the teacher's document vectors, as the embed step saved it."""
+        documents = self.dataset.documents
+        partition = documents.languages if self.dataset.search_within else None
+        return VectorIndex.load(self.folder.index, self.space(self.folder.teacher), documents.ids, partition_N=partition)
+
+    def index_over(self, document_ND: Any) -> VectorIndex:
+        """An index over vectors in the data set's document order."""
+        documents = self.dataset.documents
+        partition = documents.languages if self.dataset.search_within else None
+        kind = self.recipe.evaluate.searcher
+        return VectorIndex.build(document_ND, documents.ids, kind=kind, partition_N=partition)
+
+    def space(self, folder: Path) -> Space:
+        """The target space recorded in an encoder's folder."""
+        from harness.runtime.process import read_json
+
+        return Space.from_json(read_json(folder / "harness.json")["space"])

@@ -1,0 +1,88 @@
+"""Where a step runs: in the controller's process, or started under ``accelerate launch``. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from harness.pipeline.plan import Step
+from harness.recipe import LaunchSettings
+from harness.runtime.errors import Problem, RunError
+
+
+def visible_gpus() -> int:
+    """How many NVIDIA GPUs a process started now would see, without touching one."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is not None:
+        return len([name for name in wanted.split(",") if name.strip() not in ("", "-1")])
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+
+
+def processes_of(step: Step, launch: LaunchSettings, gpus: int) -> int:
+    """How many processes a step gets: what is asked for; ``auto`` is every visible GPU, and one for timing."""
+    if not step.gpu or step.verb in ("bench", "evaluate"):
+        return 1
+    if launch.processes != "auto":
+        return launch.processes
+    return max(1, gpus) if launch.device != "cpu" else 1
+
+
+def runs_inside(step: Step, launch: LaunchSettings, gpus: int) -> bool:
+    """Whether the controller runs the step itself: no GPU and one process."""
+    on_gpu = step.gpu and launch.device != "cpu" and gpus > 0
+    return not on_gpu and processes_of(step, launch, gpus) == 1
+
+
+def command(step: Step, recipe_path: Path, launch: LaunchSettings, gpus: int) -> list[str]:
+    """The command that runs one step alone, for the controller and for schedulers."""
+    own = ["-m", "harness", step.verb, str(recipe_path), "--only", step.name]
+    if runs_inside(step, launch, gpus):
+        return [sys.executable, *own]
+    processes = processes_of(step, launch, gpus)
+    file = launch.accelerate.get(step.name) or launch.accelerate.get(step.verb)
+    options = ["--config_file", file] if file else ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
+    if processes > 1 and not file:
+        options.append("--multi_gpu")
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", str(processes), *own]
+
+
+_HOLDER = "HARNESS_CONTROLLER"  # the folder whose lock the controller holds for the steps that it starts
+
+
+def started_by_controller(output: Path) -> bool:
+    """Whether a controller that holds this folder's lock started this process."""
+    return os.environ.get(_HOLDER) == str(output.resolve())
+
+
+def run_command(arguments: list[str], step: str, output: Path) -> None:
+    """Run a step's command to its end; when we are stopped, it is asked to stop and waited for.
+
+    Raises:
+        RunError: it failed; its own messages stand above.
+    """
+    with subprocess.Popen(arguments, env={**os.environ, _HOLDER: str(output.resolve())}) as process:
+        try:
+            code = process.wait()
+        except RunError:
+            process.terminate()
+            process.wait()
+            raise
+    if code:
+        raise RunError(f"step {step!r} failed with exit code {code}: {shlex.join(arguments)}")
+
+
+def check_accelerate_files(launch: LaunchSettings) -> list[Problem]:
+    """Every named accelerate file exists."""
+    return [
+        Problem("no such accelerate file", where=f"launch.accelerate.{step}", got=path, next="see recipes/accelerate/")
+        for step, path in launch.accelerate.items()
+        if not Path(path).is_file()
+    ]
+

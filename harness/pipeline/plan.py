@@ -1,0 +1,113 @@
+"""A recipe as a chain of steps: which ones, from what, with which settings, and so under which key.
+
+A step's key hashes its inputs' keys, its settings and a version that rises when its code changes meaning. Launch and
+tracking settings stay out. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.recipe import Recipe
+from harness.runtime.process import fingerprint
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run. ``settings`` names the recipe's keys that decide its result; ``trains`` marks the stages."""
+
+    name: str
+    version: int
+    inputs: tuple[str, ...]
+    settings: tuple[str, ...]
+    wanted: Callable[[Recipe], bool] = lambda recipe: True
+    trains: bool = False
+    gpu: bool = True
+
+    @property
+    def verb(self) -> str:
+        """The command that runs it."""
+        return self.name.split(".")[0]
+
+
+def _wants(system: str) -> Callable[[Recipe], bool]:
+    def wanted(recipe: Recipe) -> bool:
+        return system in [*recipe.evaluate.systems, *(recipe.bench.systems if recipe.bench else [])]
+
+    return wanted
+
+
+def _embeds_base(recipe: Recipe) -> bool:
+    return recipe.mine.base is not None or _wants("teacher-base")(recipe)
+
+
+# In running order; an input that a recipe does not want is left out of the key.
+STEPS = (
+    Step("data", 1, (), ("data",), gpu=False),
+    Step("embed.base", 1, ("data",), ("teacher.model", "teacher.encoder", "embed"), _embeds_base),
+    Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None),
+    Step("teacher", 1, ("data", "mine.base"), ("teacher", "seed", "data.language_temperature", "evaluate.select_metric"), trains=True),
+    Step("embed", 1, ("data", "teacher"), ("documents", "embed", "align.texts", "refine.anchor")),
+    Step("student", 1, ("teacher", "embed"), ("student",)),
+    Step("align", 1, ("embed", "student"), ("align", "seed", "data.language_temperature", "evaluate.select_metric"),
+         lambda r: r.align is not None, trains=True),
+    Step("mine.refine", 1, ("embed",), ("mine.refine",), lambda r: r.mine.refine is not None),
+    Step("refine", 1, ("align", "embed", "mine.refine"),
+         ("refine", "seed", "data.language_temperature", "evaluate.select_metric"), lambda r: r.refine is not None, trains=True),
+    Step("teacher.more", 1, ("teacher",), ("teacher", "refine.training.steps", "seed"), _wants("teacher-more"), trains=True),
+    Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more")),
+    Step("export", 1, ("align", "refine"), ("export",), lambda r: r.export is not None, gpu=False),
+    Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), ("evaluate",)),
+    Step("bench", 1, ("data", "student", "align", "refine", "teacher.more"), ("bench",), lambda r: r.bench is not None),
+    Step("report", 1, ("evaluate", "bench"), ("report", "evaluate", "name"), gpu=False),
+)  # fmt: skip
+VERBS = tuple(dict.fromkeys(step.verb for step in STEPS))
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """The steps that this recipe wants, in running order."""
+    return [step for step in STEPS if step.wanted(recipe)]
+
+
+def _setting(recipe: Recipe, path: str) -> Any:
+    """A part of the recipe as plain data; ``teacher.encoder`` is the teacher without its training."""
+    tree = recipe.model_dump(mode="json")
+    if path == "teacher.encoder":
+        names = ("model", "sha256", "revision", "trust_remote_code", "prompts", "pooling", "max_length", "dimension")
+        return {name: tree["teacher"][name] for name in names}
+    node: Any = tree
+    for key in path.split("."):
+        if node is None:
+            return None
+        node = node[key]
+    return node
+
+
+def keys(recipe: Recipe, sources: Mapping[str, Any]) -> dict[str, str]:
+    """The key of each planned step. ``sources`` holds fingerprints of what lies outside: data files and models.
+
+    ``sources`` maps a step's name to plain data (e.g. content hashes) that goes into that step's key.
+    """
+    found: dict[str, str] = {}
+    for step in plan(recipe):
+        found[step.name] = fingerprint(
+            {
+                "step": step.name,
+                "version": step.version,
+                "inputs": {name: found[name] for name in step.inputs if name in found},
+                "settings": {path: _setting(recipe, path) for path in step.settings},
+                "sources": sources.get(step.name),
+            }
+        )
+    return found
+
+
+def depends_on(changed: str, recipe: Recipe) -> list[str]:
+    """``changed`` and every planned step that directly or indirectly takes it as input, in running order."""
+    affected = {changed}
+    for step in plan(recipe):
+        if affected & set(step.inputs):
+            affected.add(step.name)
+    return [step.name for step in plan(recipe) if step.name in affected]

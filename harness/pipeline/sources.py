@@ -1,0 +1,93 @@
+"""Fingerprints of what a run reads from outside: data files, model folders, installed packages. Imports no torch."""
+
+from __future__ import annotations
+
+import glob
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness.encoders.sources import resolve_model
+from harness.recipe import Recipe, VectorFiles
+from harness.runtime.errors import InputError, Problem
+from harness.runtime.process import file_sha256
+
+
+def _content(path: Path) -> list[Any]:
+    """Name and sha256 of a file, or of every file below a folder."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [[file.relative_to(path).as_posix() if path.is_dir() else file.name, file_sha256(file)] for file in files]
+
+
+def _paths(paths: str | list[str] | None, where: str) -> list[Path]:
+    names = [paths] if isinstance(paths, str) else paths or []
+    found: list[Path] = []
+    for name in names:
+        matches = [Path(name)] if Path(name).exists() else [Path(p) for p in sorted(glob.glob(name))]
+        if not matches:
+            raise InputError(Problem("no such file or folder", where=where, got=name, next=f"check the path, or --set {where}=PATH"))
+        found += matches
+    return found
+
+
+def data_sources(recipe: Recipe) -> list[Any]:
+    """What the data step reads.
+
+    Raises:
+        InputError: files that are not there.
+    """
+    data = recipe.data
+    found: list[Any] = []
+    for key in ("path", "dev_path"):
+        for path in _paths(getattr(data, key), f"data.{key}"):
+            found.append(_content(path))
+    for number, texts in enumerate(data.unlabelled):
+        found += [_content(path) for path in _paths(texts.path, f"data.unlabelled.{number}.path")]
+    if data.source == "emoji":
+        try:
+            found.append(["emoji", metadata.version("emoji")])
+        except metadata.PackageNotFoundError:
+            found.append(["emoji", None])
+    return found
+
+
+def _model(name: str | None, revision: str | None) -> Any:
+    if name is None:
+        return None
+    folder = resolve_model(name, revision)
+    kept = [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".safetensors", ".txt", ".model") and p.is_file()]
+    return [[p.relative_to(folder).as_posix(), file_sha256(p)] for p in kept]
+
+
+def _vectors(files: VectorFiles | None, where: str) -> Any:
+    if files is None:
+        return None
+    return [_content(path) for path in _paths([p for p in (files.path, files.ids) if p], where)]
+
+
+def sources_of(recipe: Recipe) -> dict[str, Any]:
+    """Step name -> fingerprint of its outside inputs.
+
+    Raises:
+        InputError: what is missing, all of it.
+    """
+    problems: list[Problem] = []
+    found: dict[str, Any] = {}
+    wanted = {
+        "data": lambda: data_sources(recipe),
+        "teacher": lambda: _model(recipe.teacher.model, recipe.teacher.revision),
+        "embed": lambda: [
+            _vectors(recipe.documents.vectors, "documents.vectors.path"),
+            _vectors(recipe.teacher.query_vectors, "teacher.query_vectors.path"),
+        ],
+        "student": lambda: None if recipe.student.model == "teacher" else _model(recipe.student.model, recipe.student.revision),
+    }
+    for step, look in wanted.items():
+        try:
+            found[step] = look()
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    found["embed.base"] = found["teacher"]
+    return found

@@ -1,0 +1,284 @@
+"""What the steps ``export``, ``evaluate``, ``bench`` and ``report`` do."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.evaluation.bench import bench
+from harness.evaluation.per_query import PerQuery
+from harness.evaluation.report import write_report
+from harness.evaluation.results import build_results
+from harness.evaluation.searching import agreement, judge
+from harness.pipeline.context import Run
+from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
+from harness.runtime.errors import InputError, Problem
+from harness.runtime.process import atomic_file, atomic_folder, fingerprint, logger, read_json, write_json
+from harness.vectors.index import VectorIndex
+from harness.vectors.space import require_same_space
+
+if TYPE_CHECKING:
+    from harness.encoders.encoder import Encoder
+
+
+def do_export(run: Run) -> list[Path]:
+    """Copy the student to ``export/student``; it carries prompts, pooling, projection, normalisation and its space."""
+    settings = run.recipe.export
+    assert settings is not None, "planned only with the section"
+    source = run.folder.student(settings.system.removeprefix("student-"))
+    with atomic_folder(run.folder.export) as temporary:
+        shutil.copytree(source, temporary / "student")
+    return [run.folder.export]
+
+
+# ---------------------------------------------------------------------------------------------------- evaluation
+
+
+def system_folder(run: Run, system: str) -> Path | None:
+    """The encoder of a system; None for the teacher before its training, which the recipe describes."""
+    states = {"student-untrained": "cut", "student-aligned": "aligned", "student-refined": "refined"}
+    if system in states:
+        return run.folder.student(states[system])
+    return {"teacher": run.folder.teacher, "teacher-more": run.folder.teacher_more}.get(system)
+
+
+def open_system(run: Run, system: str) -> Encoder:
+    """The encoder of a system, on the device."""
+    folder = system_folder(run, system)
+    return run.load(run.recipe.teacher) if folder is None else run.open(folder)
+
+
+def index_of_system(run: Run, system: str) -> VectorIndex:
+    """The index that a system searches: the teacher's frozen one, but for other teachers their own.
+
+    Raises:
+        StaleArtefactError: the system's space is not the index's.
+    """
+    if system == "teacher-base":
+        return run.index_of(run.store("base-documents"))
+    if system == "teacher-more":
+        return run.index_of(run.store("more-documents"))
+    folder = system_folder(run, system)
+    assert folder is not None
+    require_same_space(run.space(folder), run.store("documents").space, system, "the document vectors")
+    return run.frozen_index()
+
+
+def evaluated_sets(run: Run) -> list[str]:
+    """The sets to evaluate: those named, or all that the data has.
+
+    Raises:
+        InputError: a set is named that the data does not have.
+    """
+    present = [name for name in ("select", "report", "test") if run.dataset.splits.get(name)]
+    wanted = run.recipe.evaluate.sets or present
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        raise InputError(
+            Problem(f"the data has no set {missing[0]!r}", where="evaluate.sets", allowed=", ".join(present),
+                    next="take it out, or give data.qrels")
+        )
+    return list(wanted)
+
+
+def query_vectors(run: Run, system: str, texts: dict[str, list[str]]) -> dict[str, np.ndarray]:
+    """The system's vectors of every set's queries, fp32."""
+    if system == "teacher" and run.recipe.teacher.model is None:
+        store = run.store("queries")
+        splits = run.dataset.splits
+        return {n: store.vectors(np.array([store.row[f"query:{r.id}"] for r in splits[n]])) for n in texts}
+    encoder, tokens = open_system(run, system), run.recipe.embed.batch_tokens
+    return {
+        name: encoder.encode(words, side="query", batch_tokens=tokens, what=f"{system} {name}")
+        for name, words in texts.items()
+    }
+
+
+def do_evaluate(run: Run) -> list[Path]:
+    """Search with every system's queries and store what was found, per query. What is there already is kept."""
+    settings, dataset, names = run.recipe.evaluate, run.dataset, evaluated_sets(run)
+    texts = {name: [record.text for record in dataset.splits[name]] for name in names}
+    order = [settings.reference, *(s for s in settings.systems if s != settings.reference)]
+    reference: dict[str, tuple[np.ndarray, PerQuery]] = {}
+    written = []
+    for system in order:
+        key = _evaluation_key(run, system)
+        folders = {name: run.folder.evaluations / system / name for name in names}
+        written += list(folders.values())
+        if all(_has_key(folder, key) for folder in folders.values()):
+            if system == settings.reference:
+                reference = {n: (np.load(f / "query_vectors.npy", allow_pickle=False), PerQuery.load(f)) for n, f in folders.items()}
+            continue
+        index = index_of_system(run, system)
+        vectors = query_vectors(run, system, texts)
+        for name, folder in folders.items():
+            result = judge(index, vectors[name], dataset.splits[name], dataset.documents,
+                           depth=settings.depth, within=dataset.search_within)  # fmt: skip
+            if system == settings.reference:
+                reference[name] = (vectors[name], result)
+            result.agreement = agreement(vectors[name], result, *reference[name])
+            result.save(folder, {"key": key, "system": system, "set": name, "reference": settings.reference})
+            if system == settings.reference:
+                with atomic_file(folder / "query_vectors.npy") as stream:
+                    np.save(stream, vectors[name], allow_pickle=False)
+        logger.info("evaluate: %s done", system)
+    return written
+
+
+def _evaluation_key(run: Run, system: str) -> str:
+    """What one system's evaluation was made from: so a changed refinement does not search with the teacher again."""
+    made_by = {
+        "teacher": ["embed"], "teacher-base": ["embed.base", "embed"], "teacher-more": ["embed.more", "embed"],
+        "student-untrained": ["student"], "student-aligned": ["align"], "student-refined": ["refine"],
+    }  # fmt: skip
+    settings = run.recipe.evaluate
+    parts = [system, settings.reference, settings.depth, settings.searcher, run.keys["data"]]
+    return fingerprint([*parts, *(run.keys[step] for step in [*made_by[system], *made_by[settings.reference]])])
+
+
+def _has_key(folder: Path, key: str) -> bool:
+    manifest = folder / "manifest.json"
+    return manifest.exists() and read_json(manifest).get("key") == key
+
+
+# --------------------------------------------------------------------------------------------------------- bench
+
+
+def do_bench(run: Run) -> list[Path]:
+    """Latency and throughput of the systems' query encoders, interleaved, in this process."""
+    import torch
+
+    from harness.engines.torch_eager import TorchEngine
+
+    settings = run.recipe.bench
+    assert settings is not None, "planned only with the section"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
+    try:
+        engines = {system: TorchEngine(open_system(run, system)) for system in settings.systems}
+        queries = sample_queries(run, settings.queries_per_language)
+        answer = bench(engines, queries, warmup=settings.warmup, repeats=settings.repeats, batch_sizes=settings.batch_sizes)
+    finally:
+        torch.set_num_threads(threads)
+    write_json(run.folder.bench, answer)
+    return [run.folder.bench]
+
+
+def sample_queries(run: Run, per_language: int) -> dict[str, list[str]]:
+    """Real query texts of the last set that the data has, some of each language."""
+    splits = run.dataset.splits
+    records = splits.get("test") or splits["report"]
+    by_language: dict[str, list[str]] = {}
+    for record in records:
+        by_language.setdefault(record.language, []).append(record.text)
+    random = np.random.default_rng(run.recipe.seed)
+    return {
+        language: [texts[i] for i in random.permutation(len(texts))[:per_language]]
+        for language, texts in sorted(by_language.items())
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- report
+
+
+def do_report(run: Run) -> list[Path]:
+    """Join evaluations and bench into results.json, report.md and report.html."""
+    results = collect_results(run)
+    write_json(run.folder.results, results)
+    write_report(results, run.folder.root)
+    return [run.folder.results, run.folder.root / "report.md", run.folder.root / "report.html"]
+
+
+def _describe_systems(run: Run) -> dict[str, dict[str, Any]]:
+    from harness.encoders.folder import describe_folder
+    from harness.encoders.sources import resolve_model
+
+    described = {}
+    for system in dict.fromkeys([*run.recipe.evaluate.systems, *(run.recipe.bench.systems if run.recipe.bench else [])]):
+        folder = system_folder(run, system)
+        if folder is None:
+            folder = resolve_model(run.recipe.teacher.model or "", run.recipe.teacher.revision)
+            space = run.store("base-documents").space.fingerprint
+        else:
+            space = run.space(folder).fingerprint
+        if (folder / "config.json").exists():
+            told = describe_folder(folder)
+            names = {"parameters": "parameters", "parameters_without_embeddings": "parameters_without_embeddings",
+                     "layers": "layers", "dimensions": "dimension"}  # fmt: skip
+            described[system] = {ours: told[theirs] for ours, theirs in names.items()} | {"space": space}
+        else:
+            described[system] = {"space": space}
+    return described
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """Each stage's curve on ``select`` and its losses (thinned to 200 points)."""
+    import json
+
+    metric = run.recipe.evaluate.select_metric
+    found = {}
+    for stage in ("teacher", "align", "refine", "teacher-more"):
+        summary = run.folder.root / "logs" / f"{stage}.json"
+        if not summary.exists():
+            continue
+        told = read_json(summary)
+        lines = [json.loads(line) for line in run.folder.log(stage).read_text(encoding="utf-8").splitlines()]
+        losses = [{"step": line["step"], "loss": line["loss"]} for line in lines if "loss" in line]
+        found[stage] = {
+            "curve": [{"step": p["step"], "metric": metric, "value": p[metric]} for p in told["curve"]],
+            "loss": losses[:: max(1, len(losses) // 200)],
+            "seconds": told["seconds"],
+            "kept_step": told["kept_step"],
+        }
+    return found
+
+
+def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
+    dataset = run.dataset
+    return {
+        name: {
+            "split": "test" if name == "test" else "dev",
+            "queries": len(dataset.splits[name]),
+            "documents": len(dataset.documents.ids),
+            "languages": sorted({record.language for record in dataset.splits[name]}),
+            "selected_on": name == "select",
+        }
+        for name in names
+    }
+
+
+def collect_results(run: Run) -> dict[str, Any]:
+    """results.json of a run, from what its steps stored."""
+    settings, names = run.recipe.evaluate, evaluated_sets(run)
+    evaluations = {
+        system: {name: PerQuery.load(run.folder.evaluations / system / name) for name in names}
+        for system in settings.systems
+    }
+    steps = Manifest(run.folder).steps
+    provenance = {
+        "commit": commit(), "recipe_sha256": recipe_sha256(run.recipe), "seed": run.recipe.seed, "versions": versions(),
+        "hardware": hardware(), "started": min((s["finished"] for s in steps.values()), default=time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+        "wall_seconds": round(sum(step["seconds"] for step in steps.values()), 1),
+        "steps": {name: step["seconds"] for name, step in steps.items()},
+    }  # fmt: skip
+    told = read_json(run.folder.bench) if run.recipe.bench else None
+    return build_results(
+        name=run.recipe.name,
+        evaluations=evaluations,
+        reference=settings.reference,
+        systems=_describe_systems(run),
+        sets=_sets(run, names),
+        provenance=provenance,
+        conditions=told["conditions"] if told else {},
+        bench=told,
+        training=_training(run),
+        bars=run.recipe.report.bars,
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=run.recipe.seed,
+        warn_teacher_gain=run.recipe.report.warn_teacher_gain,
+    )

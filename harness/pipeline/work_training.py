@@ -1,0 +1,211 @@
+"""What the steps ``teacher``, ``student``, ``align`` and ``refine`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from harness.encoders.encoder import Encoder
+from harness.encoders.folder import save_encoder, weights_sha256
+from harness.encoders.sources import resolve_model
+from harness.encoders.surgery import add_projection, cut_layers, select_layers
+from harness.evaluation.searching import quick_quality
+from harness.pipeline.context import Run
+from harness.pipeline.work_vectors import given_vectors_sha256, negatives_of, query_texts
+from harness.recipe import TrainingSettings
+from harness.runtime.errors import InputError, Problem
+from harness.runtime.process import logger, write_json
+from harness.training import stages
+from harness.training.fit import Fitted
+from harness.training.fit import RunFolder as StageFolder
+from harness.vectors.fits import ridge
+from harness.vectors.space import Space
+
+Evaluate = Callable[[], dict[str, float]]
+
+
+def _stage_folder(run: Run, step: str, checkpoints: str) -> StageFolder:
+    trackers = run.recipe.tracking.trackers
+    if trackers:
+        run.accelerator.init_trackers(run.recipe.tracking.project, config={"run": run.recipe.name, "stage": step})
+    return StageFolder(
+        checkpoints=run.folder.checkpoints(checkpoints),
+        log=run.folder.log(checkpoints),
+        fingerprint=run.keys[step],
+        seed=run.recipe.seed,
+        what=step,
+        stop=run.stop,
+        track=lambda values, at: run.accelerator.log({f"{step}/{k}": v for k, v in values.items()}, step=at)
+        if trackers
+        else None,
+    )
+
+
+def _write_summary(run: Run, stage: str, fitted: Fitted) -> None:
+    summary = {"kept_step": fitted.step, "score": fitted.score, "seconds": round(fitted.seconds, 1), "curve": fitted.curve}
+    write_json(run.folder.root / "logs" / f"{stage}.json", summary)
+
+
+def judge_with(run: Run, encoder: Encoder, training: TrainingSettings | None, *, both_towers: bool) -> Evaluate:
+    """Search with the encoder's ``select`` queries: in the frozen index, or over re-encoded documents (``both_towers``)."""
+    dataset, metric = run.dataset, run.recipe.evaluate.select_metric
+    records, documents = dataset.splits["select"], dataset.documents
+    texts = [record.text for record in records]
+    bf16, tokens = run.precision(training), run.recipe.embed.batch_tokens
+    frozen = None if both_towers else run.frozen_index()
+
+    def evaluate() -> dict[str, float]:
+        index = frozen
+        if index is None:
+            index = run.index_over(encoder.encode(documents.texts, side="document", bf16=bf16, batch_tokens=tokens, what="select documents"))
+        query_QD = encoder.encode(texts, side="query", bf16=bf16, batch_tokens=tokens, what="select queries")
+        return quick_quality(index, query_QD, records, documents, metric=metric, within=dataset.search_within)
+
+    return evaluate
+
+
+def _save(run: Run, encoder: Encoder, folder: Path, space: Space | None) -> None:
+    """Save on the main process; a teacher (``space`` None) founds a space named by its own weights."""
+    if not run.accelerator.is_main_process:
+        return
+    if space is None:
+        save_encoder(encoder, folder)
+        space = Space.of(encoder, weights_sha256(folder))
+    save_encoder(encoder, folder, {"space": space.to_json()})
+
+
+# --------------------------------------------------------------------------------------------------------- teacher
+
+
+def do_teacher(run: Run) -> list[Path]:
+    """Stage 1, or the teacher as it is; without weights, only the space that its vectors span."""
+    settings = run.recipe.teacher
+    if settings.model is None:
+        return [_space_without_weights(run)]
+    training = settings.training if settings.train else None
+    encoder = run.load(settings, attention=run.attention(training) if training else "sdpa")
+    if training is not None:
+        _fit_teacher(run, encoder, "teacher", run.folder.teacher.name)
+    _save(run, encoder, run.folder.teacher, None)
+    return [run.folder.teacher]
+
+
+def do_teacher_more(run: Run) -> list[Path]:
+    """The baseline ``teacher-more``: the teacher trained on for as many steps as the refinement."""
+    recipe = run.recipe
+    assert recipe.teacher.training and recipe.refine, "validated by the recipe"
+    training = recipe.teacher.training.model_copy(update={"steps": recipe.refine.training.steps})
+    encoder = run.open(run.folder.teacher, attention=run.attention(training))
+    teacher = recipe.teacher.model_copy(update={"training": training})
+    more = Run(recipe.model_copy(update={"teacher": teacher}), run.folder, run.keys, run.stop)
+    _fit_teacher(more, encoder, "teacher.more", "teacher-more")
+    _save(run, encoder, run.folder.teacher_more, None)
+    return [run.folder.teacher_more]
+
+
+def _fit_teacher(run: Run, encoder: Encoder, step: str, stage: str) -> None:
+    settings, recipe = run.recipe.teacher, run.recipe
+    queries = stages.training_queries(run.dataset, "teacher")
+    negatives = negatives_of(run, "base" if recipe.mine.base else None) if settings.hard_negatives else None
+    fitted = stages.train_teacher(
+        encoder, queries, settings, _stage_folder(run, step, stage), run.accelerator,
+        judge_with(run, encoder, settings.training, both_towers=True),
+        language_temperature=recipe.data.language_temperature, negatives=negatives,
+    )  # fmt: skip
+    _write_summary(run, stage, fitted)
+
+
+def _space_without_weights(run: Run) -> Path:
+    import numpy as np
+
+    from harness.vectors.files import peek_dimension
+
+    files, prompts = run.recipe.documents.vectors, run.recipe.teacher.prompts
+    assert files is not None, "validated by the recipe"
+    space = Space(
+        teacher=given_vectors_sha256(run.recipe), query_prompt=prompts.query or "", document_prompt=prompts.document or "",
+        pooling=run.recipe.teacher.pooling or "unknown", dimension=peek_dimension(files), normalized=True,
+    )  # fmt: skip
+    assert np.isfinite(space.dimension)
+    write_json(run.folder.teacher / "harness.json", {"space": space.to_json()})
+    return run.folder.teacher
+
+
+# --------------------------------------------------------------------------------------------------------- student
+
+
+def do_student(run: Run) -> list[Path]:
+    """Choose or cut the student and bridge it to the teacher's dimension."""
+    settings, space = run.recipe.student, run.space(run.folder.teacher)
+    if settings.model == "teacher":
+        student = run.load(settings.model_copy(update={"model": str(run.folder.teacher), "revision": None}))
+    else:
+        student = run.load(settings)
+    if settings.layers is not None:
+        cut_layers(student, select_layers(student.layer_count, settings.layers))
+    if student.dimension != space.dimension:
+        _bridge(run, student, space)
+    student.normalize = space.normalized
+    _save(run, student, run.folder.student("cut"), space)
+    logger.info("student: %.1f M parameters, %d layers", sum(p.numel() for p in student.parameters()) / 1e6, student.layer_count)
+    return [run.folder.student("cut")]
+
+
+def _bridge(run: Run, student: Encoder, space: Space) -> None:
+    """A projection to the teacher's dimension, fitted in closed form on training queries' cached vectors."""
+    if student.projection is not None:
+        raise InputError(
+            Problem("the dimension can't be bridged: the student has a projection already", where="student.model",
+                    got=f"{student.dimension} dimensions", allowed=f"{space.dimension}, the teacher's",
+                    next="name a student without a Dense module, or truncate the teacher with teacher.dimension")
+        )
+    store = run.store("queries")
+    ids, texts, _ = query_texts(run.dataset, ["queries"])
+    if not ids:
+        ids, texts, _ = query_texts(run.dataset, ["documents", "unlabelled"])
+    chosen = np.random.default_rng(run.recipe.seed).permutation(len(ids))[:20_000]
+    normalize, student.normalize = student.normalize, False
+    source_NE = student.encode([texts[i] for i in chosen], side="query", what="bridge")
+    student.normalize = normalize
+    target_ND = store.vectors(np.array([store.row[ids[i]] for i in chosen], dtype=np.int64))
+    weight_DE, bias_D = ridge(source_NE, target_ND, run.recipe.student.ridge)
+    add_projection(student, weight_DE, bias_D)
+
+
+# ------------------------------------------------------------------------------------------------ align and refine
+
+
+def do_align(run: Run) -> list[Path]:
+    """Stage 2."""
+    settings, store = run.recipe.align, run.store("queries")
+    assert settings is not None, "planned only with the section"
+    student = run.open(run.folder.student("cut"), attention=run.attention(settings.training))
+    fitted = stages.align(
+        student, query_texts(run.dataset, settings.texts), store, settings, _stage_folder(run, "align", "align"),
+        run.accelerator, judge_with(run, student, settings.training, both_towers=False),
+        language_temperature=run.recipe.data.language_temperature,
+    )  # fmt: skip
+    _write_summary(run, "align", fitted)
+    _save(run, student, run.folder.student("aligned"), run.space(run.folder.student("cut")))
+    return [run.folder.student("aligned")]
+
+
+def do_refine(run: Run) -> list[Path]:
+    """Stage 3."""
+    recipe, settings = run.recipe, run.recipe.refine
+    assert settings is not None, "planned only with the section"
+    student = run.open(run.folder.student("aligned"), attention=run.attention(settings.training))
+    mined = negatives_of(run, "refine" if recipe.mine.refine else None) if settings.mined else None
+    fitted = stages.refine(
+        student, stages.training_queries(run.dataset, "refine"), run.store("documents"), run.store("queries"), settings,
+        _stage_folder(run, "refine", "refine"), run.accelerator, judge_with(run, student, settings.training, both_towers=False),
+        language_temperature=recipe.data.language_temperature, mined=mined,
+    )  # fmt: skip
+    _write_summary(run, "refine", fitted)
+    _save(run, student, run.folder.student("refined"), run.space(run.folder.student("aligned")))
+    return [run.folder.student("refined")]
+
+
+__all__ = ["do_align", "do_refine", "do_student", "do_teacher", "do_teacher_more", "resolve_model"]

@@ -1,0 +1,195 @@
+"""What the steps ``data``, ``embed`` and ``mine`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.prepare import prepare_data
+from harness.data.records import Dataset
+from harness.data.relevance import Relevance
+from harness.encoders.encoder import Encoder
+from harness.encoders.folder import weights_sha256
+from harness.encoders.sources import resolve_model
+from harness.pipeline.checks import check_unknown_shares
+from harness.pipeline.context import Run
+from harness.recipe import MineSettings, Recipe, VectorFiles
+from harness.runtime.process import file_sha256
+from harness.vectors.files import check_sample, import_vectors
+from harness.vectors.mining import load_mined, mine, save_mined
+from harness.vectors.space import Space
+from harness.vectors.store import VectorStore
+from harness.vectors.writer import write_store
+
+Texts = tuple[list[str], list[str], list[str]]  # ids, texts, languages
+
+
+def do_data(run: Run) -> list[Path]:
+    """Read, check, split and write the data; refuse languages that the models' tokenizers can't read."""
+    prepare_data(run.recipe.data, run.folder.data)
+    check_unknown_shares(run.recipe, run.dataset)
+    return [run.folder.data]
+
+
+# ----------------------------------------------------------------------------------------------------- embedding
+
+
+def encode_with(encoder: Encoder, side: str, run: Run, what: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """The encoder's one side as a function of texts, in fp32."""
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return encoder.encode(texts, side=side, batch_tokens=run.recipe.embed.batch_tokens, what=what)
+
+    return encode
+
+
+def write_documents(run: Run, encoder: Encoder, space: Space, name: str) -> VectorStore:
+    """Encode all documents into ``vectors/NAME``."""
+    embed, documents = run.recipe.embed, run.dataset.documents
+    encode = encode_with(encoder, "document", run, f"embed {name}")
+    return write_store(
+        run.folder.vectors / name, documents.ids, documents.texts, encode, space,
+        dtype=embed.dtype, shard_rows=embed.shard_rows, what=name,
+    )  # fmt: skip
+
+
+def query_texts(dataset: Dataset, kinds: Sequence[str]) -> Texts:
+    """The texts whose teacher query vectors are wanted, with ids ``query:ID``, ``document:ID``, ``text:N``."""
+    ids: list[str] = []
+    texts: list[str] = []
+    languages: list[str] = []
+
+    def add(name: str, text: str, language: str) -> None:
+        ids.append(name)
+        texts.append(text)
+        languages.append(language)
+
+    if "queries" in kinds:
+        for record in dataset.splits["train"]:
+            add(f"query:{record.id}", record.text, record.language)
+    if "documents" in kinds:
+        columns = dataset.documents
+        for key, text, language in zip(columns.ids, columns.texts, columns.languages, strict=True):
+            add(f"document:{key}", text, language)
+    if "unlabelled" in kinds:
+        for number, (text, language) in enumerate(dataset.unlabelled):
+            add(f"text:{number}", text, language)
+    return ids, texts, languages
+
+
+def embedded_kinds(recipe: Recipe) -> list[str]:
+    """Which texts the teacher encodes as queries: those of the alignment, and training queries for the anchor."""
+    kinds = set(recipe.align.texts if recipe.align else ["queries"])
+    if recipe.refine or recipe.mine.refine:
+        kinds.add("queries")
+    return sorted(kinds)
+
+
+def do_embed_base(run: Run) -> list[Path]:
+    """Vectors of the teacher before its training."""
+    encoder = run.load(run.recipe.teacher)
+    space = Space.of(encoder, weights_sha256(resolve_model(run.recipe.teacher.model or "", run.recipe.teacher.revision)))
+    write_documents(run, encoder, space, "base-documents")
+    written = [run.folder.vectors / "base-documents"]
+    if run.recipe.mine.base:
+        written.append(_write_queries(run, encoder, space, "base-queries", ["queries"]))
+    return written
+
+
+def do_embed_more(run: Run) -> list[Path]:
+    """Document vectors of the teacher that was trained on."""
+    encoder = run.open(run.folder.teacher_more)
+    write_documents(run, encoder, run.space(run.folder.teacher_more), "more-documents")
+    return [run.folder.vectors / "more-documents"]
+
+
+def _write_queries(run: Run, encoder: Encoder, space: Space, name: str, kinds: Sequence[str]) -> Path:
+    ids, texts, _ = query_texts(run.dataset, kinds)
+    embed = run.recipe.embed
+    encode = encode_with(encoder, "query", run, f"embed {name}")
+    write_store(
+        run.folder.vectors / name, ids, texts, encode, space,
+        dtype=embed.dtype, shard_rows=embed.shard_rows, what=name,
+    )  # fmt: skip
+    return run.folder.vectors / name
+
+
+def do_embed(run: Run) -> list[Path]:
+    """The frozen index, and the teacher's vectors of the queries it is to be imitated on."""
+    recipe, documents = run.recipe, run.dataset.documents
+    encoder = run.open(run.folder.teacher) if recipe.teacher.model else None
+    space = run.space(run.folder.teacher)
+    if recipe.documents.vectors:
+        store = _import(run, recipe.documents.vectors, "documents", space, documents.ids)
+        if encoder is not None:
+            texts = dict(zip(documents.ids, documents.texts, strict=True))
+            check_sample(
+                store, texts, encode_with(encoder, "document", run, "check sample"),
+                sample=recipe.documents.sample, min_cosine=recipe.documents.min_cosine,
+            )  # fmt: skip
+    else:
+        assert encoder is not None, "validated by the recipe"
+        store = write_documents(run, encoder, space, "documents")
+    if recipe.teacher.query_vectors:
+        ids, _, _ = query_texts(run.dataset, embedded_kinds(recipe))
+        _import(run, recipe.teacher.query_vectors, "queries", space, ids)
+    else:
+        assert encoder is not None, "validated by the recipe"
+        _write_queries(run, encoder, space, "queries", embedded_kinds(recipe))
+    run.index_of(store).save(run.folder.index, space)
+    return [run.folder.vectors / "documents", run.folder.vectors / "queries", run.folder.index]
+
+
+def _import(run: Run, files: VectorFiles, name: str, space: Space, ids: Sequence[str]) -> VectorStore:
+    embed = run.recipe.embed
+    return import_vectors(
+        files, run.folder.vectors / name, space, ids, dtype=embed.dtype, shard_rows=embed.shard_rows
+    )  # fmt: skip
+
+
+def given_vectors_sha256(recipe: Recipe) -> str:
+    """What stands for the teacher's weights when only its vectors are given."""
+    assert recipe.documents.vectors is not None
+    return file_sha256(recipe.documents.vectors.path)
+
+
+# -------------------------------------------------------------------------------------------------------- mining
+
+
+def do_mine_base(run: Run) -> list[Path]:
+    """Negatives for the teacher's training, found by the teacher before it."""
+    assert run.recipe.mine.base is not None
+    return _mine(run, "base", run.recipe.mine.base, run.store("base-documents"), run.store("base-queries"))
+
+
+def do_mine_refine(run: Run) -> list[Path]:
+    """Negatives for the refinement, found by the teacher."""
+    assert run.recipe.mine.refine is not None
+    return _mine(run, "refine", run.recipe.mine.refine, run.store("documents"), run.store("queries"))
+
+
+def _mine(run: Run, name: str, settings: MineSettings, documents: VectorStore, queries: VectorStore) -> list[Path]:
+    records = run.dataset.splits["train"]
+    query_QD = queries.vectors(np.array([queries.row[f"query:{record.id}"] for record in records], dtype=np.int64))
+    relevance = Relevance(run.dataset.documents, records, within_language=run.dataset.search_within)
+    partition = [record.language for record in records] if run.dataset.search_within else None
+    row_QM, score_QM = mine(
+        run.index_of(documents), query_QD, top_k=settings.top_k, skip=settings.skip, keep=settings.keep,
+        relevance=relevance, partition_Q=partition,
+    )  # fmt: skip
+    folder = run.folder.mined / name
+    save_mined(folder, [record.id for record in records], run.dataset.documents.ids, row_QM, score_QM)
+    return [folder]
+
+
+def negatives_of(run: Run, name: str | None) -> list[np.ndarray]:
+    """Each training query's hard negatives as document rows: judged or given ones first, then mined ones."""
+    documents = run.dataset.documents
+    mined = load_mined(run.folder.mined / name) if name else {}
+    found = []
+    for record in run.dataset.splits["train"]:
+        wanted = dict.fromkeys([*record.negatives, *mined.get(record.id, [])])
+        found.append(np.array([documents.row[i] for i in wanted], dtype=np.int64))
+    return found

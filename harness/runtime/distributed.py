@@ -1,0 +1,125 @@
+"""Seeds, devices, number formats, ranks, and the one differentiable gather."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from harness.runtime.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def rank() -> int:
+    """This process's number, 0 when alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes work together, 1 when alone."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def require_processes(wanted: int) -> None:
+    """Stop when the launcher did not start the processes that were asked for (it may start one, in silence).
+
+    Raises:
+        InputError: naming both numbers.
+    """
+    seen = int(os.environ.get("WORLD_SIZE", "1"))
+    if seen != wanted:
+        raise InputError(
+            Problem(
+                "the number of processes is not the one asked for",
+                where="launch.processes",
+                got=f"{seen} running",
+                allowed=f"{wanted}",
+                next="start the step with `harness run`, or under `accelerate launch` with a file from recipes/accelerate/",
+            )
+        )
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch's generators for one step: randomness is a function of (seed, step), so a resume needs no RNG state."""
+    torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """``auto``: this process's GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: a GPU is asked for and none is visible.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise InputError(
+            Problem("no GPU is visible", where="launch.device", got="cuda", allowed="auto, cpu",
+                    next="check CUDA_VISIBLE_DEVICES and the driver, or set launch.device: cpu")
+        )
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bf16 are faster than in fp32 there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Resolve the recipe's ``auto | bf16 | fp32``."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenate equal blocks of all ranks along axis 0; backward sums each rank's gradient for our block."""
+
+    @staticmethod
+    def forward(ctx: Any, local_BD: Tensor) -> Tensor:
+        parts = [torch.empty_like(local_BD) for _ in range(world_size())]
+        dist.all_gather(parts, local_BD.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient_GD = gradients[0].contiguous()
+        dist.all_reduce(gradient_GD)
+        rows = gradient_GD.shape[0] // world_size()
+        return gradient_GD[rank() * rows : (rank() + 1) * rows]
+
+
+def gather(local_BD: Tensor) -> Tensor:
+    """All ranks' rows in rank order, differentiable: [B, D] on each of W ranks -> [W B, D] on every rank.
+
+    Each rank's loss is a mean over its local queries. The backward pass sums over ranks what each loss owes to our
+    rows; ``average_gradients`` then divides by W: together this is the gradient of the mean over all queries, that is,
+    the one-process gradient. Equal numbers of rows on every rank are required.
+    """
+    return local_BD if world_size() == 1 else _Gather.apply(local_BD)
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Average the gradients of replicated parameters over all ranks with one all-reduce per dtype."""
+    if world_size() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:  # every rank must contribute the same shapes
+                parameter.grad = torch.zeros_like(parameter)
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_dtype.values():
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        offset = 0
+        for gradient in gradients:
+            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+            offset += gradient.numel()

@@ -1,0 +1,218 @@
+"""What each stage's batches hold. Every batch is a pure function of (seed, step); processes share one global batch.
+
+Axes: Q queries of this process, N documents of all processes, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.collator import Collator, TokenBatch
+from harness.data.records import Documents, Record
+from harness.data.relevance import Relevance
+from harness.data.sampling import EpochSampler
+from harness.recipe import RefineSettings, TrainingSettings
+from harness.runtime.distributed import rank, world_size
+from harness.vectors.store import VectorStore
+
+Batch = Mapping[str, Any]
+PairCollate = Callable[[Sequence[str], Sequence[str]], TokenBatch]
+
+
+def mine(rows_B: np.ndarray) -> np.ndarray:
+    """This process's equal share of a global batch's rows."""
+    share = len(rows_B) // world_size()
+    return rows_B[rank() * share : (rank() + 1) * share]
+
+
+def _weights(weight_R: np.ndarray) -> Callable[[np.ndarray], Tensor | None]:
+    """A lookup of loss weights, scaled to mean 1 over all rows; None where all are equal."""
+    if np.all(weight_R == weight_R[0]):
+        return lambda rows: None
+    scaled_R = torch.tensor(weight_R / weight_R.mean(), dtype=torch.float32)
+    return lambda rows: scaled_R[torch.from_numpy(rows)]
+
+
+def _token_part(batch: TokenBatch) -> dict[str, Any]:
+    return {"chunks": batch.chunks, "restore": batch.restore}
+
+
+@dataclass
+class TrainingQueries:
+    """The training split as arrays: which documents answer a query, which may not be its negatives."""
+
+    records: Sequence[Record]
+    documents: Documents
+    relevance: Relevance
+
+    def __post_init__(self) -> None:
+        row = self.documents.row
+        self.positives = [np.array([row[i] for i in record.positives], dtype=np.int64) for record in self.records]
+        self.weight_R = np.array([record.weight for record in self.records])
+
+    def pick_positive(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """One positive document's row for each query, at random."""
+        return np.array([self.positives[r][int(random.integers(len(self.positives[r])))] for r in rows], dtype=np.int64)
+
+
+def pick_negatives(
+    rows: np.ndarray, negatives: Sequence[np.ndarray], count: int, random: np.random.Generator
+) -> np.ndarray:
+    """Up to ``count`` of each query's negatives, at random without repetition, as one flat array of document rows."""
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    chosen = [random.permutation(negatives[row])[:count] for row in rows]
+    return np.concatenate(chosen).astype(np.int64) if chosen else np.empty(0, dtype=np.int64)
+
+
+class TeacherBatches:
+    """Queries, one positive each, hard negatives; a document that several queries name is encoded once."""
+
+    def __init__(
+        self,
+        queries: TrainingQueries,
+        collate: PairCollate,
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        language_temperature: float,
+        hard_negatives: int = 0,
+        negatives: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        self.queries, self.collate, self.settings, self.seed = queries, collate, settings, seed
+        self.hard_negatives, self.negatives = (hard_negatives, negatives) if negatives is not None else (0, [])
+        languages = [record.language for record in queries.records]
+        self.sampler = EpochSampler(languages, temperature=language_temperature, seed=seed)
+        self.weights = _weights(queries.weight_R)
+
+    def __call__(self, step: int) -> list[Batch]:
+        rows_B = self.sampler.rows(step, self.settings.batch_size)
+        random = np.random.default_rng([self.seed, step])
+        return [self._micro_batch(rows, random) for rows in np.split(rows_B, self.settings.accumulate)]
+
+    def _micro_batch(self, rows: np.ndarray, random: np.random.Generator) -> Batch:
+        positive_B = self.queries.pick_positive(rows, random)
+        negative = pick_negatives(rows, self.negatives, self.hard_negatives, random)
+        document_N = np.unique(np.concatenate([positive_B, negative]))
+        # Every process encodes the same number of documents: the last is repeated, and hidden from all.
+        padding = -len(document_N) % world_size()
+        column = {int(document): index for index, document in enumerate(document_N)}
+        document_N = np.concatenate([document_N, np.repeat(document_N[-1:], padding)])
+        local = mine(rows)
+        forbidden_QN = self.queries.relevance.forbidden(local, document_N)
+        if padding:
+            forbidden_QN[:, -padding:] = True
+        records = [self.queries.records[row] for row in local]
+        texts = self.queries.documents.texts
+        tokens = self.collate([record.text for record in records], [texts[row] for row in mine(document_N)])
+        return {
+            **_token_part(tokens),
+            "queries": len(records),
+            "positive_Q": torch.tensor([column[int(row)] for row in mine(positive_B)]),
+            "forbidden_QN": torch.from_numpy(forbidden_QN),
+            "weight_Q": self.weights(local),
+            "ids": [record.id for record in records],
+        }
+
+
+class AlignmentBatches:
+    """Texts and the teacher's vectors of them, looked up in a store."""
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        languages: Sequence[str],
+        store_rows: np.ndarray,
+        store: VectorStore,
+        collate: Collator,
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        language_temperature: float,
+    ) -> None:
+        self.texts, self.store_rows, self.store, self.collate = texts, store_rows, store, collate
+        self.settings = settings
+        self.sampler = EpochSampler(languages, temperature=language_temperature, seed=seed)
+
+    def __call__(self, step: int) -> list[Batch]:
+        rows_B = self.sampler.rows(step, self.settings.batch_size)
+        return [self._micro_batch(mine(rows)) for rows in np.split(rows_B, self.settings.accumulate)]
+
+    def _micro_batch(self, rows: np.ndarray) -> Batch:
+        texts = [self.texts[row] for row in rows]
+        return {
+            **_token_part(self.collate(texts)),
+            "teacher_QD": torch.from_numpy(self.store.vectors(self.store_rows[rows])),
+            "weight_Q": None,
+            "ids": [self.store.ids[row] for row in self.store_rows[rows]],
+        }
+
+
+class RefinementBatches:
+    """Queries, candidate documents' frozen vectors, and the teacher's query vectors for the anchor."""
+
+    def __init__(
+        self,
+        queries: TrainingQueries,
+        documents: VectorStore,
+        teacher: VectorStore | None,
+        collate: Collator,
+        settings: RefineSettings,
+        *,
+        seed: int,
+        language_temperature: float,
+        mined: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        self.queries, self.documents, self.teacher, self.collate = queries, documents, teacher, collate
+        self.settings, self.seed, self.mined = settings, seed, mined
+        languages = [record.language for record in queries.records]
+        self.sampler = EpochSampler(languages, temperature=language_temperature, seed=seed)
+        self.weights = _weights(queries.weight_R)
+        # documents.ids may hold another order than the data set's: columns follow the data set.
+        self.store_row_N = np.array([documents.row[i] for i in queries.documents.ids], dtype=np.int64)
+        small = len(self.store_row_N) <= settings.all_limit
+        self.all = settings.candidates == "all" or (settings.candidates == "auto" and small)
+        self.all_ND = torch.from_numpy(documents.vectors(self.store_row_N)) if self.all else None
+        if teacher is not None:
+            self.teacher_row = [teacher.row[f"query:{record.id}"] for record in queries.records]
+
+    def __call__(self, step: int) -> list[Batch]:
+        training = self.settings.training
+        rows_B = self.sampler.rows(step, training.batch_size)
+        random = np.random.default_rng([self.seed, step])
+        return [self._micro_batch(rows, random) for rows in np.split(rows_B, training.accumulate)]
+
+    def _candidates(
+        self, rows: np.ndarray, positive_B: np.ndarray, random: np.random.Generator
+    ) -> tuple[np.ndarray | None, Tensor]:
+        if self.all_ND is not None:
+            return None, self.all_ND
+        mined = pick_negatives(rows, self.mined or [], self.settings.mined if self.mined else 0, random)
+        sampled = random.integers(len(self.store_row_N), size=self.settings.sampled)
+        document_N = np.unique(np.concatenate([positive_B, mined, sampled]))
+        return document_N, torch.from_numpy(self.documents.vectors(self.store_row_N[document_N]))
+
+    def _micro_batch(self, rows: np.ndarray, random: np.random.Generator) -> Batch:
+        positive_B = self.queries.pick_positive(rows, random)
+        document_N, document_ND = self._candidates(rows, positive_B, random)
+        local, positive_Q = mine(rows), mine(positive_B)
+        if document_N is not None:
+            positive_Q = np.searchsorted(document_N, positive_Q)
+        records = [self.queries.records[row] for row in local]
+        batch = {
+            **_token_part(self.collate([record.text for record in records])),
+            "document_ND": document_ND,
+            "positive_Q": torch.from_numpy(positive_Q),
+            "forbidden_QN": torch.from_numpy(self.queries.relevance.forbidden(local, document_N)),
+            "weight_Q": self.weights(local),
+            "ids": [record.id for record in records],
+        }
+        if self.teacher is not None:
+            batch["teacher_QD"] = torch.from_numpy(self.teacher.vectors(np.array([self.teacher_row[r] for r in local])))
+        return batch

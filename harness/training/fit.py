@@ -1,0 +1,241 @@
+"""The one trainer core. It knows models, optimisers and checkpoints; what is learnt, and how it is judged, are handed in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from harness.recipe import TrainingSettings
+from harness.runtime.distributed import average_gradients, seed_step, use_bf16
+from harness.runtime.errors import RunError
+from harness.runtime.process import atomic_file, is_main_process, logger, progress, write_json
+from harness.training.checkpoint import (
+    TrainingState,
+    load_checkpoint,
+    load_weights,
+    save_best,
+    save_checkpoint,
+    trainable,
+)
+from harness.training.objectives import Objective
+from harness.training.schedule import learning_rate
+
+
+class Batches(Protocol):
+    """Micro-batches of a step, a pure function of the step: tensors on the CPU in nested dicts and lists, and ``ids``."""
+
+    def __call__(self, step: int) -> list[Mapping[str, Any]]:
+        """The ``accumulate`` micro-batches of 0-based ``step`` for this process."""
+        ...
+
+
+@dataclass
+class RunFolder:
+    """Where a training writes: ``checkpoints/<stage>/`` and ``logs/<stage>.jsonl``, and what it is a training of."""
+
+    checkpoints: Path
+    log: Path
+    fingerprint: str
+    seed: int
+    what: str
+    stop: Callable[[], bool] = lambda: False
+    track: Callable[[Mapping[str, float], int], None] = lambda values, step: None
+
+
+@dataclass
+class Fitted:
+    """What a training did: the step and score of the weights that the model now holds, and the seconds it took here."""
+
+    step: int
+    score: float | None
+    seconds: float
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+class Interrupted(RunError):
+    """Stopped on request after saving a checkpoint; the same command goes on from there."""
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: _to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], (Mapping, Tensor)):
+        return [_to_device(item, device) for item in value]
+    return value
+
+
+def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW; vectors (biases, norms) are not decayed."""
+    parameters = list(trainable(model).values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def _read_log(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The log's lines of the first ``steps`` steps; a line cut short by a kill is dropped."""
+    lines: list[dict[str, Any]] = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                line = json.loads(text)
+                if line["step"] <= steps:
+                    lines.append(line)
+    return lines
+
+
+class _Trainer:
+    """The state of one ``fit`` call."""
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings, run: RunFolder, accelerator: Accelerator) -> None:
+        self.model, self.settings, self.run, self.accelerator = model, settings, run, accelerator
+        self.optimizer = _optimizer(model, settings)
+        self.bf16 = use_bf16(settings.precision, accelerator.device)
+        self.parameters = list(trainable(model).values())
+        self.curve: list[dict[str, float]] = []
+        self.state = load_checkpoint(run.checkpoints, model, self.optimizer, run.fingerprint) or TrainingState(
+            0, run.fingerprint
+        )
+        kept = _read_log(run.log, self.state.step)
+        self.curve += [line for line in kept if "score" in line]
+        if is_main_process():
+            with atomic_file(run.log, "w") as stream:
+                stream.writelines(json.dumps(line) + "\n" for line in kept)
+        self.log_stream = open(run.log if is_main_process() else os.devnull, "a", encoding="utf-8")  # noqa: SIM115
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self.log_stream.write(json.dumps(line) + "\n")
+        self.log_stream.flush()
+
+    def step(self, objective: Objective, micro_batches: list[Mapping[str, Any]]) -> dict[str, float]:
+        """One optimiser step over all micro-batches; returns the mean of what the objective logs."""
+        number = self.state.step
+        seed_step(self.run.seed, number)
+        logs: dict[str, float] = {}
+        for index, batch in enumerate(micro_batches):
+            last_batch = index == len(micro_batches) - 1
+
+            def backward(loss: Tensor, sync: bool = True, last_batch: bool = last_batch) -> None:
+                self.accelerator.backward(loss / len(micro_batches))
+                if sync and last_batch:
+                    average_gradients(self.parameters)
+
+            with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
+                values = objective.step(self.model, _to_device(batch, self.accelerator.device), backward)
+            self._require_finite(values, batch)
+            for name, value in values.items():
+                logs[name] = logs.get(name, 0.0) + value / len(micro_batches)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            self._require_finite({"gradient norm": float(norm)}, micro_batches[-1])
+        rate = learning_rate(number, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state = replace(self.state, step=number + 1)
+        logs |= {"learning_rate": rate, "gradient_norm": float(norm)}
+        self._write({"step": self.state.step, **logs})
+        self.run.track(logs, self.state.step)
+        return logs
+
+    def _require_finite(self, values: Mapping[str, float], batch: Mapping[str, Any]) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        path = self.run.log.with_name(f"{self.run.log.stem}-nonfinite.json")
+        write_json(path, {"step": self.state.step + 1, "not_finite": bad, "ids": list(batch["ids"])})
+        raise RunError(
+            f"{self.run.what}: {bad[0]} is not finite at step {self.state.step + 1}; the batch holds "
+            f"{', '.join(map(str, batch['ids'][:3]))}... (all ids: {path}).\n"
+            f"    next: look at those texts, lower {self.run.what}.training.learning_rate, or set precision: fp32"
+        )
+
+    def judge(self, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        """Evaluate, log, and keep the weights if they are the best so far. ``evaluate`` returns at least ``score``."""
+        training_mode = self.model.training
+        self.model.eval()
+        values = evaluate()
+        self.model.train(training_mode)
+        line = {"step": self.state.step, **values}
+        self.curve.append(line)
+        self._write(line)
+        self.run.track(values, self.state.step)
+        score = values["score"]
+        if self.state.best_score is None or score > self.state.best_score:
+            self.state = replace(self.state, best_score=score, best_step=self.state.step)
+            if is_main_process():
+                save_best(self.run.checkpoints, self.model, self.state)
+        logger.info(
+            "%s: step %d, %s", self.run.what, self.state.step, ", ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "score")
+        )
+
+    def save(self) -> None:
+        """A checkpoint of the step just done."""
+        if is_main_process():
+            save_checkpoint(self.run.checkpoints, self.model, self.optimizer, self.state)
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    batches: Batches,
+    evaluate: Callable[[], Mapping[str, float]] | None,
+    settings: TrainingSettings,
+    run: RunFolder,
+    accelerator: Accelerator,
+) -> Fitted:
+    """Train ``model`` in place for ``settings.steps`` steps, going on from the newest checkpoint if there is one.
+
+    At the end the model holds the best weights (``keep: best``, by ``evaluate``'s ``score``) or the last ones.
+
+    Raises:
+        RunError: a loss or gradient that is not finite (the batch is named), or a stop was asked for (``Interrupted``).
+        InputError: the newest checkpoint is damaged or of another training.
+    """
+    started = time.monotonic()
+    model.to(accelerator.device)
+    trainer = _Trainer(model, settings, run, accelerator)
+    model.train()
+    if trainer.state.step:
+        logger.info("%s: goes on from step %d", run.what, trainer.state.step)
+    with contextlib.closing(trainer.log_stream), progress(
+        what=run.what, total=settings.steps, initial=trainer.state.step, unit="step"
+    ) as bar:
+        while (step := trainer.state.step) < settings.steps:
+            logs = trainer.step(objective, batches(step))
+            bar.update(1)
+            bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+            done = trainer.state.step
+            last = done == settings.steps
+            if evaluate and (last or (settings.evaluate_every and done % settings.evaluate_every == 0)):
+                trainer.judge(evaluate)
+            stopping = run.stop() and not last
+            if last or stopping or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
+                trainer.save()
+            if stopping:
+                raise Interrupted(f"{run.what}: stopped after step {done}; the same command goes on from there")
+    accelerator.wait_for_everyone()
+    model.eval()
+    state = trainer.state
+    kept = state.step
+    if settings.keep == "best" and state.best_step not in (None, state.step):
+        load_weights(model, run.checkpoints / "best" / "model.safetensors")
+        kept = state.best_step or kept
+    score = next((line["score"] for line in trainer.curve if line["step"] == kept), None)
+    return Fitted(kept, score, time.monotonic() - started, trainer.curve)

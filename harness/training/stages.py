@@ -1,0 +1,125 @@
+"""The three stages as short functions over ``fit``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from harness.data.collator import PairCollator
+from harness.data.records import Dataset
+from harness.data.relevance import Relevance
+from harness.encoders.encoder import Encoder
+from harness.recipe import AlignSettings, RefineSettings, TeacherSettings, TrainingSettings
+from harness.runtime.errors import InputError, Problem
+from harness.training.batches import AlignmentBatches, RefinementBatches, TeacherBatches, TrainingQueries
+from harness.training.fit import Fitted, RunFolder, fit
+from harness.training.objectives import Alignment, Contrastive, Refinement
+from harness.vectors.store import VectorStore
+
+Evaluate = Callable[[], Mapping[str, float]]
+
+
+def prepare_parameters(encoder: Encoder, settings: TrainingSettings) -> None:
+    """Trainable parameters in fp32, the token table frozen if so set, dropout as set (0 makes a step repeatable)."""
+    encoder.float()
+    encoder.requires_grad_(True)
+    if settings.token_table == "frozen":
+        encoder.token_table.requires_grad_(False)
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = settings.dropout
+        if hasattr(module, "attention_dropout"):  # read by attention functions of decoder models
+            module.attention_dropout = settings.dropout
+
+
+def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
+    """The training split with its masks.
+
+    Raises:
+        InputError: the data has no training queries.
+    """
+    records = dataset.splits["train"]
+    if not records:
+        raise InputError(
+            Problem(f"{stage} needs training queries with positives, and the data has none", where="data",
+                    next=f"give qrels/train.tsv, or leave out the {stage} section")
+        )
+    relevance = Relevance(dataset.documents, records, within_language=dataset.search_within)
+    return TrainingQueries(records, dataset.documents, relevance)
+
+
+def train_teacher(
+    encoder: Encoder,
+    queries: TrainingQueries,
+    settings: TeacherSettings,
+    run: RunFolder,
+    accelerator: Accelerator,
+    evaluate: Evaluate,
+    *,
+    language_temperature: float,
+    negatives: Sequence[np.ndarray] | None = None,
+) -> Fitted:
+    """Stage 1: contrastive fine-tuning of the large encoder, both towers. Trains ``encoder`` in place."""
+    training = settings.training
+    assert training is not None, "validated by the recipe"
+    prepare_parameters(encoder, training)
+    collate = PairCollator(
+        encoder.tokenizer,
+        query_prompt=encoder.prompts["query"],
+        document_prompt=encoder.prompts["document"],
+        max_length=encoder.max_length,
+        chunks=training.chunks,
+    )
+    batches = TeacherBatches(
+        queries, collate, training, seed=run.seed, language_temperature=language_temperature,
+        hard_negatives=settings.hard_negatives, negatives=negatives,
+    )  # fmt: skip
+    return fit(encoder, Contrastive(settings.temperature), batches, evaluate, training, run, accelerator)
+
+
+def align(
+    student: Encoder,
+    texts: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    teacher_vectors: VectorStore,
+    settings: AlignSettings,
+    run: RunFolder,
+    accelerator: Accelerator,
+    evaluate: Evaluate,
+    *,
+    language_temperature: float,
+) -> Fitted:
+    """Stage 2: L2 to the teacher's query vectors over ``texts`` (ids in the store, texts, languages)."""
+    prepare_parameters(student, settings.training)
+    ids, words, languages = texts
+    store_rows = np.array([teacher_vectors.row[i] for i in ids], dtype=np.int64)
+    batches = AlignmentBatches(
+        words, languages, store_rows, teacher_vectors, student.collator("query", settings.training.chunks),
+        settings.training, seed=run.seed, language_temperature=language_temperature,
+    )  # fmt: skip
+    return fit(student, Alignment(), batches, evaluate, settings.training, run, accelerator)
+
+
+def refine(
+    student: Encoder,
+    queries: TrainingQueries,
+    document_vectors: VectorStore,
+    teacher_vectors: VectorStore | None,
+    settings: RefineSettings,
+    run: RunFolder,
+    accelerator: Accelerator,
+    evaluate: Evaluate,
+    *,
+    language_temperature: float,
+    mined: Sequence[np.ndarray] | None = None,
+) -> Fitted:
+    """Stage 3: contrastive against the frozen documents, anchored to the teacher's query vectors."""
+    prepare_parameters(student, settings.training)
+    batches = RefinementBatches(
+        queries, document_vectors, teacher_vectors if settings.anchor else None,
+        student.collator("query", settings.training.chunks), settings, seed=run.seed,
+        language_temperature=language_temperature, mined=mined,
+    )  # fmt: skip
+    return fit(student, Refinement(settings.temperature, settings.anchor), batches, evaluate, settings.training, run, accelerator)
