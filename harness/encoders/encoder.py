@@ -1,0 +1,214 @@
+"""Text in, vector out: one encoder, the same object in training, bulk encoding and search.
+
+Axes: B rows of a batch, T tokens, H hidden size, D dimensions, N texts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.recipe import Pooling
+from harness.runtime.process import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.data.collator import Collator
+
+Side = Literal["query", "document"]
+_WINDOW = 20_000  # texts tokenised and sorted together: enough to make batches of near-equal lengths
+
+
+def pool(hidden_BTH: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
+    """Pool token states to one float32 vector a row; padding may be on either side.
+
+    Args:
+        hidden_BTH: last hidden states, any float type.
+        mask_BT: 1 for tokens, 0 for padding.
+        pooling: ``mean``, ``cls`` (first token) or ``lasttoken``.
+    """
+    if pooling == "mean":
+        weight_BT1 = mask_BT.unsqueeze(-1).float()
+        return (hidden_BTH.float() * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1.0)
+    step_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    if pooling == "cls":
+        token_B = (mask_BT * (mask_BT.shape[1] - step_T)).argmax(dim=1)
+    else:
+        assert pooling == "lasttoken", pooling
+        token_B = (mask_BT * (step_T + 1)).argmax(dim=1)
+    return hidden_BTH[torch.arange(hidden_BTH.shape[0], device=hidden_BTH.device), token_B].float()
+
+
+class Encoder(nn.Module):
+    """A sentence-transformers module chain: backbone, pooling, projection, normalise; prompts and length travel along.
+
+    Args:
+        backbone: gives ``last_hidden_state``; its unused pooler is dropped, its cache switched off.
+        tokenizer: a fast tokenizer with a padding token.
+        pooling: ``mean``, ``cls`` or ``lasttoken``.
+        projection: H -> D after pooling, float32.
+        tanh: whether a tanh follows the projection (a stock Dense module may have one).
+        normalize: whether vectors have length 1.
+        prompts: put before a text, per side.
+        max_length: tokens, prompt and special tokens included.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pooling: Pooling,
+        projection: nn.Linear | None = None,
+        tanh: bool = False,
+        normalize: bool = True,
+        prompts: Mapping[str, str] | None = None,
+        max_length: int = 512,
+    ) -> None:
+        super().__init__()
+        assert projection is not None or not tanh, "a tanh belongs to a projection"
+        if getattr(backbone, "pooler", None) is not None:
+            setattr(backbone, "pooler", None)  # noqa: B010 - torch types attributes as modules
+        backbone.config.use_cache = False
+        tokenizer.model_max_length = max_length
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling: Pooling = pooling
+        self.projection = projection
+        self.tanh = tanh
+        self.normalize = normalize
+        self.prompts = {"query": "", "document": "", **(prompts or {})}
+        self.max_length = max_length
+        self.lower_case = False  # a setting of old folders, carried along; the tokenizer already lowers
+
+    @property
+    def token_table(self) -> nn.Embedding:
+        """The word-embedding table."""
+        table = self.backbone.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.token_table.weight.device
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of a vector."""
+        return self.projection.out_features if self.projection is not None else int(self.backbone.config.hidden_size)
+
+    @property
+    def layer_count(self) -> int:
+        """Transformer layers of the backbone."""
+        return int(self.backbone.config.num_hidden_layers)
+
+    @property
+    def parameter_count(self) -> int:
+        """All parameters, the token table included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def parameters_without_embeddings(self) -> int:
+        """Parameters without the token table, which costs memory but hardly any time."""
+        return self.parameter_count - self.token_table.weight.numel()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode token ids.
+
+        Args:
+            input_ids: int64_BT.
+            attention_mask: int64_BT, 1 for tokens and 0 for padding on either side.
+
+        Returns:
+            vector_BD, float32 also under autocast; length 1 when ``normalize``.
+        """
+        hidden_BTH = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        with torch.autocast(hidden_BTH.device.type, enabled=False):
+            vector_BD = pool(hidden_BTH, attention_mask, self.pooling)
+            if self.projection is not None:
+                vector_BD = self.projection(vector_BD)
+            if self.tanh:
+                vector_BD = torch.tanh(vector_BD)
+            return nn.functional.normalize(vector_BD, dim=-1) if self.normalize else vector_BD
+
+    def collator(self, side: Side, chunks: int = 1) -> Collator:
+        """The collator for texts of one side: adds that side's prompt, truncates to ``max_length``."""
+        from harness.data.collator import Collator
+
+        return Collator(self.tokenizer, prompt=self.prompts[side], max_length=self.max_length, chunks=chunks)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        side: Side,
+        batch_tokens: int = 16384,
+        bf16: bool = False,
+        what: str | None = None,
+    ) -> np.ndarray:
+        """Encode texts in evaluation mode, in batches of at most ``batch_tokens`` tokens, padding included.
+
+        Args:
+            texts: N texts without prompts.
+            side: whose prompt is put before them.
+            batch_tokens: bounds memory; a longer text is a batch of its own.
+            bf16: run the backbone under bfloat16 autocast.
+            what: title of a progress bar; None shows none.
+
+        Returns:
+            vector_ND, float32, in the order of ``texts``.
+        """
+        vector_ND = np.empty((len(texts), self.dimension), dtype=np.float32)
+        training = self.training
+        self.eval()
+        bar = progress(what=what, total=len(texts), unit="text") if what else None
+        try:
+            for start in range(0, len(texts), _WINDOW):
+                window = texts[start : start + _WINDOW]
+                for row_B, batch in self._batches(window, side, batch_tokens):
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                        vector_BD = self(**batch)
+                    vector_ND[start + row_B] = vector_BD.cpu().numpy()
+                    if bar is not None:
+                        bar.update(len(row_B))
+        finally:
+            self.train(training)
+            if bar is not None:
+                bar.close()
+        return vector_ND
+
+    def _batches(
+        self, texts: Sequence[str], side: Side, batch_tokens: int
+    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """Yield (rows, padded batch) from the longest texts to the shortest: memory runs out at once or never."""
+        prompt = self.prompts[side]
+        token_lists: list[list[int]] = self.tokenizer(
+            [prompt + text for text in texts], truncation=True, max_length=self.max_length,
+            return_attention_mask=False, return_token_type_ids=False,
+        )["input_ids"]  # fmt: skip
+        length_N = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
+        order_N = np.argsort(-length_N, kind="stable")
+        start = 0
+        while start < len(order_N):
+            longest = max(int(length_N[order_N[start]]), 1)
+            row_B = order_N[start : start + max(batch_tokens // longest, 1)]
+            yield row_B, self._pad([token_lists[row] for row in row_B], length_N[row_B])
+            start += len(row_B)
+
+    def _pad(self, token_lists: list[list[int]], length_B: np.ndarray) -> dict[str, Tensor]:
+        width = max(int(length_B.max()), 1)
+        step_T = np.arange(width)
+        left = self.tokenizer.padding_side == "left"
+        mask_BT = step_T >= width - length_B[:, None] if left else step_T < length_B[:, None]
+        token_BT = np.full(mask_BT.shape, self.tokenizer.pad_token_id, dtype=np.int64)
+        token_BT[mask_BT] = np.fromiter(itertools.chain.from_iterable(token_lists), dtype=np.int64)
+        arrays: dict[str, Any] = {"input_ids": token_BT, "attention_mask": mask_BT.astype(np.int64)}
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}

@@ -1,0 +1,65 @@
+"""Tokenizers without torch: the share of a text that a tokenizer does not know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.runtime.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def read_tokenizer(folder: str | Path) -> Tokenizer:
+    """Open a model folder's ``tokenizer.json``, with truncation and padding off.
+
+    Raises:
+        InputError: the folder has none, or it can't be read.
+    """
+    from tokenizers import Tokenizer
+
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(Problem("the model folder has no tokenizer.json", where=str(folder),
+                                 next="open the tokenizer with transformers and save it again"))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InputError(Problem("not readable as a tokenizer", where=str(path), got=str(error))) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
+    """The share of unknown tokens among the texts' own tokens (special tokens left out); 0 for byte-level tokenizers.
+
+    Args:
+        tokenizer: a ``tokenizers.Tokenizer`` or a fast tokenizer of transformers.
+        texts: without prompts; an empty sequence has share 0.
+    """
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    unknown = _unknown_id(tokenizer)
+    if unknown is None or not len(texts):
+        return 0.0
+    if tokenizer.padding is not None or tokenizer.truncation is not None:
+        tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    token_T = np.concatenate([np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings])
+    return float((token_T == unknown).mean()) if token_T.size else 0.0
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    token = getattr(tokenizer.model, "unk_token", None)
+    if token is not None:
+        return tokenizer.token_to_id(token)
+    if type(tokenizer.model).__name__ == "Unigram":  # names its unknown piece by number, in its JSON only
+        return json.loads(tokenizer.to_str())["model"]["unk_id"]
+    return None
