@@ -133,7 +133,7 @@ class Encoder(nn.Module):
         with torch.autocast(hidden_BTH.device.type, enabled=False):
             vector_BD = pool(hidden_BTH, attention_mask, self.pooling)
             if self.projection is not None:
-                vector_BD = self.projection(vector_BD)
+                vector_BD = self.projection(vector_BD.to(self.projection.weight.dtype)).float()
             if self.tanh:
                 vector_BD = torch.tanh(vector_BD)
             return nn.functional.normalize(vector_BD, dim=-1) if self.normalize else vector_BD
@@ -194,17 +194,19 @@ class Encoder(nn.Module):
             [prompt + text for text in texts], truncation=True, max_length=self.max_length,
             return_attention_mask=False, return_token_type_ids=False,
         )["input_ids"]  # fmt: skip
+        # A tokenizer without special tokens makes nothing of an empty text; a mask without a token would pool to NaN.
+        token_lists = [tokens or [self.tokenizer.pad_token_id] for tokens in token_lists]
         length_N = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
         order_N = np.argsort(-length_N, kind="stable")
         start = 0
         while start < len(order_N):
-            longest = max(int(length_N[order_N[start]]), 1)
+            longest = int(length_N[order_N[start]])
             row_B = order_N[start : start + max(batch_tokens // longest, 1)]
             yield row_B, self._pad([token_lists[row] for row in row_B], length_N[row_B])
             start += len(row_B)
 
     def _pad(self, token_lists: list[list[int]], length_B: np.ndarray) -> dict[str, Tensor]:
-        width = max(int(length_B.max()), 1)
+        width = int(length_B.max())
         step_T = np.arange(width)
         left = self.tokenizer.padding_side == "left"
         mask_BT = step_T >= width - length_B[:, None] if left else step_T < length_B[:, None]

@@ -46,7 +46,8 @@ def load_encoder(
     Args:
         settings: what is ``None`` is taken from the folder.
         dtype: of the backbone; a projection is always float32.
-        attention: ``eager`` (fastest on a CPU for short texts), ``sdpa`` or ``flash_attention_2``.
+        attention: ``eager`` (fastest on a CPU for short texts), ``sdpa`` (``eager`` where a model has none) or
+            ``flash_attention_2``.
 
     Raises:
         InputError: the model is not found, its weights have another hash, a module, pooling or length is not
@@ -187,7 +188,8 @@ def _load_backbone(folder: Path, dtype: torch.dtype, attention: str, trust_remot
         with _quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
             backbone, report = AutoModel.from_pretrained(
-                folder, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+                folder, config=config, dtype=dtype, use_safetensors=True,
+                attn_implementation=None if attention in ("auto", "sdpa") else attention,  # None: sdpa where it exists
                 trust_remote_code=trust_remote_code, local_files_only=True, output_loading_info=True,
             )  # fmt: skip
     except Exception as error:  # transformers raises many kinds for a folder that it can't load
