@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,9 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Pooling = Literal["mean", "cls", "lasttoken"]
+TextKind = Literal["queries", "documents", "unlabelled"]
 SetName = Literal["select", "report", "test"]
+Metric = Literal["P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100"]
 SYSTEMS = ("teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined")
 System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined"]
 
@@ -153,7 +157,7 @@ class EncoderSettings(Section):
 
 
 class TeacherSettings(EncoderSettings):
-    """Stage 1. ``dimension`` truncates to a Matryoshka dimension; ``more`` trains on for the ``teacher-more`` baseline."""
+    """Stage 1. ``dimension`` truncates to a Matryoshka dimension; ``temperature`` is that of its contrastive loss."""
 
     train: bool = True
     temperature: PositiveFloat = 0.05
@@ -187,7 +191,7 @@ class MineSettings(Section):
 
 
 class MineSections(Section):
-    """``base``: with the teacher before its training, for its training; ``refine``: with the teacher, for the student."""
+    """``base``: with the untrained teacher, for its training; ``refine``: with the teacher, for the student."""
 
     base: MineSettings | None = None
     refine: MineSettings | None = None
@@ -204,7 +208,7 @@ class LayerRule(Section):
 
 
 class StudentSettings(EncoderSettings):
-    """``model``: any encoder, or ``teacher``. ``layers``: a list counted from 1, or a rule. ``ridge``: the bridge's penalty."""
+    """``model``: any encoder, or ``teacher``. ``layers``: from 1, or a rule. ``ridge``: the bridge's penalty."""
 
     model: str = "teacher"
     layers: Annotated[list[Positive], Field(min_length=1)] | LayerRule | None = None
@@ -214,7 +218,7 @@ class StudentSettings(EncoderSettings):
 class AlignSettings(Section):
     """Stage 2: L2 to the teacher's query vectors over the named kinds of text."""
 
-    texts: Annotated[list[Literal["queries", "documents", "unlabelled"]], Field(min_length=1)] = ["queries", "documents"]
+    texts: Annotated[list[TextKind], Field(min_length=1)] = ["queries", "documents"]
     training: TrainingSettings
 
 
@@ -252,7 +256,7 @@ class EvaluateSettings(Section):
     ]  # fmt: skip
     reference: System = "teacher"
     sets: Annotated[list[SetName], Field(min_length=1)] | None = None
-    select_metric: Literal["P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100"] = "nDCG@10"
+    select_metric: Metric = "nDCG@10"
     searcher: Literal["auto", "faiss", "exact"] = "auto"
     depth: Annotated[int, Field(ge=10)] = 100
     resamples: Annotated[int, Field(ge=100)] = 10_000
@@ -273,14 +277,14 @@ class BenchSettings(Section):
 class Bars(Section):
     """What the run must reach; the report says which bars were reached. ``null`` sets none."""
 
-    teacher: dict[str, Share] = {}
-    recovery: dict[str, NonNegativeFloat] = {}
+    teacher: dict[Metric, Share] = {}
+    recovery: dict[Metric, NonNegativeFloat] = {}
     stage_gain: bool = True
     latency_ratio: PositiveFloat | None = None
 
 
 class ReportSettings(Section):
-    """``warn_teacher_gain``: a teacher that still gained more than this (absolute) in its last quarter was undertrained."""
+    """``warn_teacher_gain``: a teacher that gained more than this (absolute) in its last quarter was undertrained."""
 
     bars: Bars = Bars()
     warn_teacher_gain: NonNegativeFloat = 0.03
@@ -327,19 +331,37 @@ class Recipe(Section):
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML that reads ``2e-4`` as a number (YAML 1.1 wants ``2.0e-4``) and refuses a key given twice."""
+    """Safe YAML that reads ``2e-4`` as a number (YAML 1.1 wants ``2.0e-4``), a date as text, and no key twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
-        return super().construct_mapping(node, deep)
+    # The class's own table; dates would arrive as objects, and an impossible one as a bare ValueError.
+    yaml_implicit_resolvers = {
+        first: [entry for entry in entries if entry[0] != "tag:yaml.org,2002:timestamp"]
+        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
 
 
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _RecipeDumper(yaml.SafeDumper):
+    """Puts into quotes what would not read back as it is: ``12e4567``, a revision, or line breaks of any alphabet."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_RecipeDumper.add_representer(str, _RecipeDumper.represent_text)
+
+for _side in (_RecipeLoader, _RecipeDumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -354,22 +376,21 @@ def parse_yaml(text: str, where: str) -> Any:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise InputError(
-            Problem("not a plain YAML file", where=place, got=problem, allowed="maps, lists, strings, numbers, true/false")
-        ) from None
+        plain = "maps, lists, text, numbers, true and false"
+        raise InputError(Problem("not a plain YAML file", where=place, got=problem, allowed=plain)) from None
 
 
-def apply_overrides(tree: Any, overrides: Sequence[str]) -> Any:
-    """Apply ``a.b=value`` assignments, the value read as YAML; sections on the way are created.
+def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of ``tree`` with ``a.b=value`` assignments, the value read as YAML; sections on the way are created.
 
     Raises:
         InputError: an assignment without ``=`` or through something that is no section.
     """
-    problems = []
+    tree, problems = dict(tree), []
     for text in overrides:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
@@ -378,14 +399,18 @@ def apply_overrides(tree: Any, overrides: Sequence[str]) -> Any:
             continue
         node = tree
         for key in keys[:-1]:
-            if node.get(key) is None:
-                node[key] = {}
-            node = node[key]
+            child = {} if node.get(key) is None else node[key]
+            # A copy: two sections may be one object, by a YAML anchor.
+            node[key] = node = dict(child) if isinstance(child, dict) else child
             if not isinstance(node, dict):
-                problems.append(Problem(f"{key!r} is a value, not a section", where=f"--set {text}"))
+                hint = f"give the whole value: --set {key}=..."
+                problems.append(Problem(f"{key!r} is a value, not a section", where=f"--set {text}", next=hint))
                 break
         else:
-            node[keys[-1]] = parse_yaml(value, f"--set {text}")
+            try:
+                node[keys[-1]] = parse_yaml(value, f"--set {text}")
+            except InputError as error:
+                problems.extend(error.problems)
     if problems:
         raise InputError(problems)
     return tree
@@ -403,7 +428,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a recipe, e.g. recipes/quickstart.yaml"
+        hint = f"did you mean {path.parent / near[0]}?" if near else "give a recipe, e.g. recipes/quickstart.yaml"
         raise InputError(Problem("no such recipe", where=str(path), next=hint)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem("the recipe can't be read as UTF-8 text", where=str(path), got=str(error))) from None
@@ -418,7 +443,7 @@ def validate_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise InputError([_describe(details, where) for details in error.errors()]) from None
+        raise InputError(_describe(error.errors(include_url=False), tree, where)) from None
     problems = [Problem(what, where=f"{where}: {key}", next=hint) for key, what, hint in impossible(recipe)]
     if problems:
         raise InputError(problems)
@@ -428,39 +453,88 @@ def validate_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
 def dump_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write the resolved recipe; reading it again gives an equal recipe."""
     with atomic_file(path, "w") as stream:
-        yaml.safe_dump(recipe.model_dump(mode="json"), stream, sort_keys=False, allow_unicode=True)
+        yaml.dump(recipe.model_dump(mode="json"), stream, _RecipeDumper, sort_keys=False, allow_unicode=True)
 
 
-def _fields_at(location: Sequence[Any]) -> list[str]:
-    """The valid keys of the section in which an unknown key stood."""
+Key = tuple[int | str, ...]
+_EXPECTED = {
+    "int_type": "a whole number", "float_type": "a number", "string_type": "text", "bool_type": "true or false",
+    "list_type": "a list", "dict_type": "a section", "finite_number": "a finite number",
+}  # fmt: skip
+
+
+def _fields_at(key: Key) -> list[str]:
+    """The valid keys of the section at ``key``; none if no section stands there."""
     model: Any = Recipe
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
+    for part in key:
+        if isinstance(part, int):  # an element of a list of sections
+            continue
+        field = model.model_fields.get(part)
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
         if model is None:
             return []
     return sorted(model.model_fields)
 
 
-def _describe(details: Any, where: str) -> Problem:
-    """One pydantic error in our words."""
-    location = [part for part in details["loc"] if not (isinstance(part, str) and part in ("LayerRule", "literal"))]
-    key = ".".join(str(part) for part in location)
-    if details["type"] == "extra_forbidden":
-        valid = _fields_at(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), valid, 1, cutoff=0.5)
+def _place(details: Any, tree: Any) -> tuple[Key, Key | None]:
+    """Where an error stands in the file, and the key of the union that it came from, if any.
+
+    pydantic puts names of its own between the keys, one for each alternative of a union; these are in no file.
+    """
+    node, key, union = tree, [], None
+    for part in details["loc"]:
+        if part in node if isinstance(node, Mapping) else isinstance(node, list) and isinstance(part, int):
+            node = node[part]
+            key.append(part)
+        elif details["type"] == "missing" and len(key) + (union is not None) == len(details["loc"]) - 1:
+            key.append(part)
+        else:
+            union = tuple(key)
+    return tuple(key), union
+
+
+def _describe(errors: Sequence[Any], tree: Any, where: str) -> list[Problem]:
+    """pydantic's errors in our words. Where one alternative of a union nearly fits, the others are silent."""
+    placed = [(*_place(details, tree), details) for details in errors]
+    found: dict[tuple[Key, Key | None, Any], Problem] = {}
+    for key, union, details in placed:
+        if key == union and any(u == union and len(k) > len(key) for k, u, _ in placed):
+            continue
+        problem = _problem(key, details, f"{where}: {'.'.join(map(str, key))}")
+        slot = (key, union, None if key == union else details["type"])
+        first = found.get(slot)
+        found[slot] = replace(first, allowed=f"{first.allowed} or {problem.allowed}") if first else problem
+    return list(found.values())
+
+
+def _problem(key: Key, details: Any, where: str) -> Problem:
+    """One pydantic error at ``key``."""
+    kind, given, name = details["type"], details["input"], str(key[-1])
+    if kind == "missing":
+        return Problem(f"the key {name!r} is missing", where=where, next=f"add {'.'.join(map(str, key))}")
+    if kind == "extra_forbidden":
+        valid = _fields_at(key[:-1])
+        near = difflib.get_close_matches(name, valid, 1)
         hint = f"did you mean {near[0]!r}?" if near else "remove it"
-        return Problem(f"unknown key {location[-1]!r}", where=f"{where}: {key}", allowed=", ".join(valid), next=hint)
-    if details["type"] == "missing":
-        return Problem(f"the key {location[-1]!r} is missing", where=f"{where}: {key}", next=f"add {key}")
-    got = repr(details["input"])
-    return Problem(
-        "value refused",
-        where=f"{where}: {key}",
-        got=got if len(got) < 120 else got[:117] + "...",
-        allowed=details["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
-    )
+        return Problem(f"unknown key {name!r}", where=where, allowed=", ".join(valid), next=hint)
+    allowed = re.sub(r"^\w+ should (be |have |match )?| after validation, .*", "", details["msg"])
+    allowed = _EXPECTED.get(kind, allowed)
+    if kind == "model_type":
+        allowed = f"a section with {', '.join(_fields_at(key))}"
+    hint = ""
+    if kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+\d._eE]+", given):
+        hint = "write the number without quotes"
+    elif kind == "string_type" and isinstance(given, bool | int | float):
+        hint = "put it in quotes"
+    elif kind == "literal_error":
+        near = difflib.get_close_matches(str(given), re.findall(r"'([^']*)'", details["ctx"]["expected"]), 1)
+        hint = f"did you mean {near[0]!r}?" if near else ""
+    return Problem("value refused", where, "nothing" if given is None else _short.repr(given), allowed, hint)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 120
 
 
 # ------------------------------------------------------------------------------------- impossible combinations
@@ -468,21 +542,28 @@ def _describe(details: Any, where: str) -> Problem:
 
 def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Combinations that can't work, as (key, reason, what to do)."""
-    return [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_stages(recipe)]
+    found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_stages(recipe)]
+    lists = {
+        "data.languages": recipe.data.languages, "align.texts": recipe.align and recipe.align.texts,
+        "student.layers": recipe.student.layers, "evaluate.systems": recipe.evaluate.systems,
+        "evaluate.sets": recipe.evaluate.sets, "bench.systems": recipe.bench and recipe.bench.systems,
+    }  # fmt: skip
+    for key, values in lists.items():
+        if isinstance(values, list) and len(set(values)) < len(values):
+            found.append((key, "one of them stands twice", "name each once"))
+    return found
 
 
 def _impossible_data(data: DataSettings) -> list[tuple[str, str, str]]:
     found = []
     if data.source in ("beir", "pairs") and not data.path:
-        found.append(("data.path", f"data.source {data.source!r} needs a path", "add data.path, or --set data.path=DIR"))
+        found.append(("data.path", f"data.source {data.source!r} needs a path", "add data.path: --set data.path=DIR"))
     if data.source == "beir" and isinstance(data.path, list):
         found.append(("data.path", "a BEIR data set is one folder, not a list", "give one path"))
     if data.source == "huggingface" and not data.dataset:
         found.append(("data.dataset", "data.source 'huggingface' needs a data set id", "add data.dataset"))
     if data.source in ("pairs", "huggingface") and not data.dev_path and data.hold_out == 0:
         found.append(("data.hold_out", "nothing is left to evaluate on", "set data.hold_out above 0, or data.dev_path"))
-    if data.languages and len(set(data.languages)) < len(data.languages):
-        found.append(("data.languages", "a language stands twice", "name each once"))
     return found
 
 
@@ -500,19 +581,17 @@ def _impossible_models(recipe: Recipe) -> list[tuple[str, str, str]]:
     if teacher.model is None and teacher.train:
         found.append(("teacher.train", "there is no model to train", "set teacher.train: false"))
     if teacher.query_vectors and teacher.train:
-        found.append(("teacher.query_vectors", "given query vectors can't come from a teacher that is still to be trained",
+        found.append(("teacher.query_vectors", "query vectors of a teacher that is yet to be trained can't be given",
                       "set teacher.train: false"))
     if student.model == "teacher" and teacher.model is None:
         found.append(("student.model", "the student is to be cut from the teacher, which has no weights here",
                       "name student.model"))
-    if isinstance(student.layers, list) and len(set(student.layers)) < len(student.layers):
-        found.append(("student.layers", "a layer stands twice", "name each layer once"))
     if isinstance(student.layers, list) and sorted(student.layers) != student.layers:
         found.append(("student.layers", "layers keep their order", "list them in rising order"))
     if student.prompts.document is not None:
         found.append(("student.prompts.document", "the student never sees a document", "remove it"))
     if teacher.hard_negatives and not recipe.mine.base and recipe.data.source == "emoji":
-        found.append(("teacher.hard_negatives", "there are no negatives: emoji data carries none and mine.base is absent",
+        found.append(("teacher.hard_negatives", "there are no negatives: emoji carries none and mine.base is absent",
                       "add mine.base, or set teacher.hard_negatives: 0"))
     if recipe.mine.base and not teacher.train:
         found.append(("mine.base", "negatives for the teacher's training, but the teacher is not trained", "remove it"))
@@ -536,13 +615,15 @@ def _impossible_stages(recipe: Recipe) -> list[tuple[str, str, str]]:
             if system in ("teacher-base", "teacher-more") and not recipe.teacher.train:
                 found.append((key, f"{system} does not exist: the teacher is not trained", f"take it out of {key}"))
     if recipe.evaluate.reference not in recipe.evaluate.systems:
-        found.append(("evaluate.reference", f"{recipe.evaluate.reference} is not among evaluate.systems", "add it there"))
+        found.append(("evaluate.reference", "the reference is not among evaluate.systems", "add it there"))
     if recipe.refine and not recipe.align:
         found.append(("refine", "refinement starts from the aligned student", "add an align section"))
     if recipe.refine and recipe.refine.mined and not recipe.mine.refine:
         found.append(("refine.mined", "nothing is mined", "add mine.refine, or set refine.mined: 0"))
-    if recipe.align and recipe.align.texts == ["unlabelled"] and not recipe.data.unlabelled:
-        found.append(("align.texts", "data.unlabelled names no file", "add data.unlabelled, or align on queries"))
+    if recipe.align and "unlabelled" in recipe.align.texts and not recipe.data.unlabelled:
+        found.append(("align.texts", "data.unlabelled names no file", "add data.unlabelled, or take unlabelled out"))
+    if recipe.bench and recipe.teacher.model is None and "teacher" in recipe.bench.systems:
+        found.append(("bench.systems", "a teacher without weights can't be timed", "take teacher out of bench.systems"))
     stages = {"teacher": recipe.teacher, "align": recipe.align, "refine": recipe.refine}
     for name, stage in stages.items():
         training = stage.training if stage else None

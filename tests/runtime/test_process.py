@@ -1,0 +1,248 @@
+"""Atomic writes, hashes and locks: what a reader finds after an exception, a kill, or beside another process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from harness.runtime.errors import InputError
+from harness.runtime.process import (
+    atomic_file,
+    atomic_folder,
+    file_sha256,
+    fingerprint,
+    folder_lock,
+    folder_sha256,
+    is_main_process,
+    progress,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def child(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Another process that runs ``code`` and prints a line when it is where the test wants it; killed in the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------- atomic writes
+
+
+def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    with atomic_file(path, "w") as stream:
+        stream.write("grün")
+        assert not path.exists()
+    assert path.read_bytes() == "grün".encode()
+    assert names(path.parent) == ["b.txt"]
+
+
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as stream:
+        stream.write(b"new, but not the end of it")
+        stream.flush()
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_an_exception_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "student"
+    with atomic_folder(path) as folder:
+        (folder / "config.json").write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_folder(path) as folder:
+        (folder / "config.json").write_text("new")
+        raise ZeroDivisionError
+    assert (path / "config.json").read_text() == "old"
+    assert names(tmp_path) == ["student"]
+
+
+def test_a_folder_replaces_the_old_one_entirely(tmp_path: Path) -> None:
+    path = tmp_path / "vectors" / "documents"
+    for name in ("first", "second"):
+        with atomic_folder(path) as folder:
+            (folder / name).touch()
+    assert names(path) == ["second"]
+    assert names(path.parent) == ["documents"]
+    assert path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_kill_leaves_the_old_content_and_leftovers_can_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    code = (
+        "import sys, time\nfrom harness.runtime.process import atomic_file, atomic_folder\n"
+        "with atomic_file(sys.argv[1] + '/a.txt', 'w') as stream, atomic_folder(sys.argv[1] + '/b') as folder:\n"
+        "    stream.write('new'); stream.flush(); (folder / 'part').touch()\n"
+        "    print('ready', flush=True); time.sleep(60)"
+    )
+    with child(code, tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert not (tmp_path / "b").exists()
+    assert len(names(tmp_path)) == 3  # the test would be empty if nothing had been left
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["a.txt"]
+
+
+# ---------------------------------------------------------------------------------------------------------- JSON
+
+
+def test_json_comes_back_equal_and_is_readable_by_people(tmp_path: Path) -> None:
+    value = {"name": "ein lachendes Gesicht", "rows": [1, 2.5, None, True]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert "lachendes" in (tmp_path / "a.json").read_text()
+
+
+def test_nan_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", [0.5, float("nan")])
+    assert names(tmp_path) == ["a.json"]
+    assert read_json(tmp_path / "a.json") == 1
+
+
+@pytest.mark.parametrize("content", [b'{"rows": 12', b"", b"\xff\xfe\x00", b"{'a': 1}"])
+def test_a_damaged_json_file_is_an_input_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not readable as JSON") as caught:
+        read_json(path)
+    assert caught.value.problems[0].where == str(path)
+
+
+def test_a_missing_json_file_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_json(tmp_path / "manifest.json")
+
+
+# -------------------------------------------------------------------------------------------------- fingerprints
+
+
+def test_a_fingerprint_depends_on_content_and_not_on_order_or_process() -> None:
+    value = {"b": [1, 2.5, None], "a": {"ü": True}}
+    assert fingerprint(value) == fingerprint({"a": {"ü": True}, "b": [1, 2.5, None]})
+    # the sha256 of the canonical text, so any other program gets the same one
+    assert fingerprint({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
+    different = [
+        value,
+        {"b": [1, 2.5]},
+        {"b": [2.5, 1, None], "a": {"ü": True}},
+        {"a": "1"},
+        {"a": 1},
+        [],
+        {},
+        None,
+        "",
+    ]
+    assert len({fingerprint(each) for each in different}) == len(different)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint(float("nan"))
+
+
+def test_file_sha256_is_the_published_one(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_folders_hash_sees_names_and_contents_and_no_hidden_file(tmp_path: Path) -> None:
+    def build(name: str, files: dict[str, str]) -> str:
+        for file, text in files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(text)
+        return folder_sha256(tmp_path / name)
+
+    plain = build("plain", {"a": "1", "b/c": "2"})
+    assert plain == build("same", {"b/c": "2", "a": "1", ".lock": "123"})
+    others = [{"a": "1", "b/c": "3"}, {"a": "1", "b/d": "2"}, {"a": "1", "c": "2"}, {"a": "1"}, {"a": "2", "b/c": "1"}]
+    assert len({plain, *(build(f"other{i}", files) for i, files in enumerate(others))}) == len(others) + 1
+
+
+# ---------------------------------------------------------------------------------------------------------- locks
+
+HOLDER = """
+import sys, time, pathlib
+from harness.runtime.process import folder_lock
+with folder_lock(pathlib.Path(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_processs_at_a_time_and_free_after_a_kill(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with child(HOLDER, folder) as process:
+        with pytest.raises(InputError, match="another run works in this folder") as caught, folder_lock(folder):
+            pytest.fail("the lock was given twice")
+        assert caught.value.problems[0].got == f"process {process.pid}"
+        process.kill()
+        process.wait()
+        with folder_lock(folder):
+            assert (folder / ".lock").read_text() == str(os.getpid())
+    with folder_lock(folder):
+        pass
+
+
+def test_an_exception_frees_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), folder_lock(tmp_path):
+        raise ZeroDivisionError
+    with folder_lock(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't be written"), folder_lock(tmp_path / "file" / "run"):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------------- progress
+
+
+def test_progress_yields_everything_and_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress([1, 2, 3], what="encode")) == [1, 2, 3]
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+@pytest.mark.parametrize(("rank", "main"), [(None, True), ("0", True), ("1", False)])
+def test_the_main_process_is_rank_0(monkeypatch: pytest.MonkeyPatch, rank: str | None, main: bool) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert is_main_process() is main
+
+
+def test_progress_is_silent_on_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert progress([1], what="encode").disable is True
+    monkeypatch.setenv("RANK", "0")
+    assert not progress([1], what="encode").disable
