@@ -1,0 +1,44 @@
+"""The report: results.json in, tables for the terminal, a Markdown file and one HTML page out.
+
+Everything is told from the results alone; no model, index or vector is ever needed here.
+
+    view.py      which set, systems, languages and metrics there are; the verdict; any number, or None
+    tables.py    every table once, as plain text
+    terminal.py  markdown.py  page.py    the three renderings; style.py is the page's style sheet
+    svg.py       scales, ticks and tags; plots.py draws with them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.evaluation.report.view import View
+from harness.runtime.process import atomic_file
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def write_report(results: Mapping[str, Any], folder: Path) -> None:
+    """Write ``report.md`` and ``report.html`` (one self-contained file) into ``folder``.
+
+    Args:
+        results: the content of results.json; any part of it may be missing.
+        folder: where both files go; it is made if need be.
+    """
+    from harness.evaluation.report.markdown import markdown
+    from harness.evaluation.report.page import page
+
+    view = View(results)
+    for name, content in (("report.md", markdown(view)), ("report.html", page(view))):
+        with atomic_file(folder / name, "w") as stream:
+            stream.write(content)
+
+
+def terminal_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The tables that end a run, readable at 100 columns: quality, recovery, gains, cost, bars, warnings."""
+    from harness.evaluation.report.terminal import tables
+
+    return tables(View(results))

@@ -1,0 +1,259 @@
+"""Every table of the report once, as plain text cells; the renderings escape and lay out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from harness.evaluation.report.view import (
+    MISSING,
+    STATUS_MARKS,
+    Status,
+    View,
+    branch,
+    clean,
+    count,
+    decimals,
+    described,
+    dig,
+    listed,
+    number,
+)
+
+AGREEMENT = ("overlap@10", "cosine")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Cells, the first of which names the row; ``strong`` rows summarise, ``status`` colours."""
+
+    cells: list[str]
+    strong: bool = False
+    status: Status | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table: ``left`` columns are text, all others numbers (set to the right); ``starts`` are rows under a rule."""
+
+    title: str
+    header: list[str]
+    rows: list[Row]
+    note: str = ""
+    left: frozenset[int] = frozenset({0})
+    starts: frozenset[int] = field(default_factory=frozenset)
+
+
+def grid(
+    title: str, header: Sequence[str], rows: Sequence[Row], note: str = "", left: Sequence[int] = (0,)
+) -> Grid | None:
+    """A table, or None where nothing would stand in it."""
+    if not any(cell not in ("", MISSING) for row in rows for cell in row.cells[1:]):
+        return None
+    return Grid(title, list(header), list(rows), note, frozenset(left))
+
+
+def selected_note(view: View) -> str:
+    """What is to be said of numbers on a set that something was chosen on."""
+    return "† The set was also used to choose checkpoints, so it flatters." if view.selected_on else ""
+
+
+def verdict_notes(view: View) -> list[str]:
+    """What qualifies the verdict: undecided bars and gains, and a set that was selected on."""
+    notes = []
+    undecided = [bar.what for bar in view.bars if bar.status == "undecided"]
+    if undecided:
+        notes.append("Undecided: " + "; ".join(undecided) + ".")
+    doubtful = [bar.what for bar in view.bars if bar.doubtful]
+    if doubtful:
+        notes.append("Reached, but the interval reaches below the bar: " + "; ".join(doubtful) + ".")
+    below, ours, theirs = view.sides[-1], clean(view.candidate), clean(view.reference)
+    if below and len(view.languages) > 1:
+        notes.append(f"{ours} is clearly below {theirs} in {listed(below)} ({len(below)} of {len(view.languages)}).")
+    if view.selected_on:
+        notes.append(f"Measured on {clean(view.set)}, where checkpoints were chosen: read every number as optimistic.")
+    return notes
+
+
+def language_note(view: View) -> str:
+    """In which languages the candidate differs clearly from the reference."""
+    words = ((-1, "clearly below in"), (0, "no clear difference in"), (1, "clearly above in"))
+    parts = [f"{text} {listed(view.sides[side])}" for side, text in words if view.sides[side]]
+    head = f"{view.lead} of {clean(view.candidate)} beside {clean(view.reference)}: "
+    caution = " Each language is judged alone, uncorrected for their number." if len(view.languages) > 1 else ""
+    return head + "; ".join(parts) + "." + caution if parts else ""
+
+
+def bars(view: View) -> Grid | None:
+    """What the recipe asked for, and whether it was reached."""
+    rows = [
+        Row([f"{STATUS_MARKS[bar.status]} {bar.status}", bar.what, bar.value, bar.low], status=bar.status)
+        for bar in view.bars
+    ]
+    return grid("Bars", ["", "bar", "value", "lower bound"], rows, left=(0, 1))
+
+
+def by_language(view: View, metric: str) -> Grid | None:
+    """One metric (or agreement with the reference): a row per language and for their mean, a column per system.
+
+    The metric in front also shows how many queries there are.
+    """
+    counted = metric == view.lead
+    of_agreement = metric in AGREEMENT
+    systems = [name for name in view.systems if not (of_agreement and name == view.reference)]
+    value = view.agreement if of_agreement else view.quality
+    names = {"macro": "macro", **{lang: clean(lang) or "(none)" for lang in view.languages}, "all": "all queries"}
+    rows = []
+    for scope, name in names.items():
+        values = [decimals(value(system, scope, metric)) for system in systems]
+        if any(value != MISSING for value in values):
+            rows.append(Row([name, *([count(view.queries(scope))] if counted else []), *values], scope == "macro"))
+    title = f"{metric} with {clean(view.reference)}" if of_agreement else metric
+    return grid(title, ["language", *(["queries"] if counted else []), *(clean(name) for name in systems)], rows)
+
+
+def macro(view: View) -> Grid | None:
+    """Every metric as the mean over languages: a row per system."""
+    rows = [
+        Row([clean(n), *(decimals(view.quality(n, "macro", metric)) for metric in view.metrics),
+             decimals(view.agreement(n, "macro")) if n != view.reference else MISSING], n == view.candidate)
+        for n in view.systems
+    ]  # fmt: skip
+    title = f"Mean over languages on {view.set_label}"
+    return grid(title, ["system", *map(clean, view.metrics), "overlap@10"], rows)
+
+
+def recovery(view: View, systems: Sequence[str] | None = None) -> Grid | None:
+    """The share of the reference that is kept, of the metric in front: a row per language and for each summary."""
+    systems = view.compared if systems is None else systems
+    means = [(scope, scope) for scope in ("macro", "worst", "micro")]
+    scopes = [*means, *((lang, clean(lang) or "(none)") for lang in view.languages)]
+    rows = []
+    for scope, label in scopes:
+        cells = [view.recovery(name, scope, view.lead).text(mark=view.mark) for name in systems]
+        if any(cell != MISSING for cell in cells):
+            overlap = decimals(view.agreement(view.candidate, "all" if scope == "micro" else scope))
+            rows.append(Row([label, cells[0], overlap, *cells[1:]], scope in ("macro", "worst")))
+    title = f"Recovery of {view.lead} against {clean(view.reference)} on {view.set_label}"
+    note = f"overlap@10: of {clean(view.candidate)} with {clean(view.reference)}. worst: the lowest language."
+    names = [clean(name) for name in systems]
+    header = ["language", *names[:1], "overlap@10", *names[1:]]
+    return grid(title, header, rows, " ".join(filter(None, [note, selected_note(view)])))
+
+
+def recovery_of_all_metrics(view: View, systems: Sequence[str] | None = None) -> Grid | None:
+    """Macro recovery: a row per metric, a column per system."""
+    systems = view.compared if systems is None else systems
+    rows = [
+        Row([clean(metric), *(view.recovery(name, "macro", metric).text(mark=view.mark) for name in systems)])
+        for metric in view.metrics
+    ]
+    shown = [row for row in rows if any(cell != MISSING for cell in row.cells[1:])]
+    title = f"Macro recovery of every metric against {clean(view.reference)}"
+    return grid(title, ["metric", *(clean(name) for name in systems)], shown)
+
+
+def gains(view: View) -> Grid | None:
+    """What each stage won or lost over the one before: paired differences."""
+    rows = []
+    for test in view.gains:
+        difference, low, high = (decimals(test.get(key), sign=True) for key in ("difference", "low", "high"))
+        interval = f"{difference} [{low}, {high}]" if MISSING not in (low, high) else difference
+        systems = " over ".join(clean(name) for name in test.get("systems") or [])
+        rows.append(Row([clean(test.get("name") or systems), systems, clean(test.get("metric") or ""), interval,
+                         clean(test.get("verdict") or MISSING)]))  # fmt: skip
+    title = f"What each stage won, on {view.set_label}"
+    header = ["stage", "systems", "metric", "difference", "verdict"]
+    return grid(title, header, rows, training_note(view), left=(0, 1, 2, 4))
+
+
+def training_note(view: View) -> str:
+    """Whether the teacher had come to rest: an undertrained one makes a student look better than it is."""
+    gain = number(dig(view.results, "training", "teacher", "last_quarter_gain"))
+    if gain is None:
+        return ""
+    return f"The teacher gained {gain:+.3f} on select over the last quarter of its steps."
+
+
+def cost(view: View) -> Grid | None:
+    """Latency at batch 1 and throughput of every timed system, and the ratio to the reference."""
+    base = view.latency(view.reference, view.first_engine(view.reference), "p50_ms")
+    rows = []
+    for system, engine in view.timed:
+        p50 = view.latency(system, engine, "p50_ms")
+        ratio = f"{p50 / base:.2f}" if p50 is not None and base and system != view.reference else MISSING
+        ms = (decimals(view.latency(system, engine, key), 2) for key in ("p50_ms", "p99_ms", "tokenise_p50_ms"))
+        rate, batch = view.throughput(system, engine), view.throughput(system, engine, "batch")
+        speed = count(rate) if rate is None or rate >= 100 else decimals(rate, 1)
+        rows.append(Row([clean(system), clean(engine), *ms, count(view.latency(system, engine, "calls")), ratio, speed,
+                         count(batch)], system == view.candidate))  # fmt: skip
+    header = ["system", "engine", "p50 ms", "p99 ms", "tokeniser p50", "calls", "p50 ratio", "queries/s", "at batch"]
+    note = "Latency: one query at a time, systems interleaved." + (f" {view.conditions}." if view.conditions else "")
+    return grid("Latency and throughput", header, rows, note, left=(0, 1))
+
+
+def latency_by_language(view: View) -> Grid | None:
+    """p50 and p99 of every timed system: a row per language."""
+    found = {key for s, e in view.timed for key in branch(view.results, "latency", s, e)} - {"all"}
+    timed = [(s, e) for s, e in view.timed if dig(view.results, "latency", s, e)]
+    rows = []
+    for scope in [*sorted(found), "all"]:
+        pairs = ((decimals(view.latency(s, e, key, scope), 2)) for s, e in timed for key in ("p50_ms", "p99_ms"))
+        rows.append(Row([clean(scope), *pairs], scope == "all"))
+    engines = {engine for _, engine in timed}
+    names = [clean(s) + (f" ({clean(e)})" if len(engines) > 1 else "") for s, e in timed]
+    header = ["language", *(f"{name} {key}" for name in names for key in ("p50 ms", "p99 ms"))]
+    return grid("Latency per language", header, rows) if found else None
+
+
+def systems(view: View) -> Grid | None:
+    """How large every system is."""
+    rows = []
+    for name in view.systems:
+        about = branch(view.results, "systems", name)
+        sizes = (count(about.get(k)) for k in ("parameters", "parameters_without_embeddings", "layers", "dimensions"))
+        rows.append(Row([clean(name), *sizes], name == view.candidate))
+    header = ["system", "parameters", "without embeddings", "layers", "dimensions"]
+    return grid("Systems", header, rows)
+
+
+def sets(view: View) -> Grid | None:
+    """What was searched."""
+    rows = []
+    for name, about in branch(view.results, "sets").items():
+        if isinstance(about, dict):
+            langs = about.get("languages")
+            many = count(len(langs)) if isinstance(langs, (list, dict)) else count(langs)
+            chosen = "yes" if about.get("selected_on") else "no"
+            sizes = [count(about.get("queries")), count(about.get("documents")), many]
+            rows.append(Row([clean(name), *sizes, chosen], name == view.set))
+    header = ["set", "queries", "documents", "languages", "selected on"]
+    return grid("Sets", header, rows)
+
+
+def provenance(view: View) -> list[tuple[str, str]]:
+    """Where the numbers come from, as (name, text) pairs."""
+    found = dict(branch(view.results, "provenance"))
+    seconds = number(found.pop("wall_seconds", None))
+    steps = found.pop("steps", None)
+    pairs = [(clean(key).replace("_", " "), described(value)) for key, value in found.items()]
+    if isinstance(steps, dict):
+        known = {clean(name): spent for name, value in steps.items() if (spent := number(value)) is not None}
+        pairs.append(("steps", ", ".join(f"{name} {duration(spent)}" for name, spent in known.items())))
+    if seconds is not None:
+        pairs.append(("run time", duration(seconds)))
+    for stage, part in branch(view.results, "training").items():
+        spent = number(dig(part, "seconds"))
+        if spent is not None:
+            pairs.append((f"{clean(stage)} training", duration(spent)))
+    return [(key, text) for key, text in pairs if text]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``42 s``, ``6 min 20 s``, ``3 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

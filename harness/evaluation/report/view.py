@@ -1,0 +1,320 @@
+"""Reading results.json for the report: what there is, what it says, and any one number, or None where it is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+AGGREGATES = ("macro", "micro", "worst", "all")
+METRICS = ("P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100")
+SYSTEMS = ("teacher-base", "teacher", "teacher-more", "student-untrained", "student-aligned", "student-refined")
+SETS = ("test", "report", "select")
+MISSING = "–"
+STATUS_MARKS = {"reached": "✓", "missed": "✗", "undecided": "?"}
+Status = Literal["reached", "missed", "undecided"]
+
+
+def clean(value: object) -> str:
+    """``value`` as one line of printable text: no control or direction-changing character passes."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def decimals(value: object, digits: int = 3, sign: bool = False) -> str:
+    """``value`` with a fixed count of decimals, or a dash."""
+    found = number(value)
+    if found is None:
+        return MISSING
+    return f"{found:{'+' if sign else ''}.{digits}f}"
+
+
+def count(value: object) -> str:
+    """A whole number with thousands apart, or a dash."""
+    found = number(value)
+    return MISSING if found is None else f"{found:,.0f}"
+
+
+def dig(tree: object, *keys: str) -> Any:
+    """The value under ``keys``, or None as soon as one is missing."""
+    for key in keys:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def branch(tree: object, *keys: str) -> Mapping[str, Any]:
+    """The mapping under ``keys``, or an empty one."""
+    found = dig(tree, *keys)
+    return found if isinstance(found, Mapping) else {}
+
+
+def in_order(names: Iterable[str], order: tuple[str, ...]) -> list[str]:
+    """``names`` without repeats: those of ``order`` first, the rest as they come."""
+    found = list(dict.fromkeys(names))
+    return [name for name in dict.fromkeys(order) if name in found] + [name for name in found if name not in order]
+
+
+def items(value: object) -> list[Mapping[str, Any]]:
+    """The mappings of a list, or an empty list."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and its bounds; the bounds may be unknown."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def text(self, sign: bool = False, mark: str = "") -> str:
+        """``0.989 [0.975, 1.002]``; without known bounds only the estimate."""
+        if self.value is None or self.low is None or self.high is None:
+            return decimals(self.value, sign=sign)
+        low, high = decimals(self.low, sign=sign), decimals(self.high, sign=sign)
+        return f"{decimals(self.value, sign=sign)} [{low}, {high}]{mark}"
+
+    def side(self, of: float) -> int | None:
+        """-1 or 1 where the whole interval lies below or above ``of``, 0 where it holds it, None if unknown."""
+        if self.low is None or self.high is None:
+            return None
+        return -1 if self.high < of else 1 if self.low > of else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One thing the recipe asks for, and whether the run reached it; ``what`` ends with the number it asks for."""
+
+    what: str
+    value: str
+    low: str
+    status: Status
+    doubtful: bool  # reached, yet the interval reaches below the bar
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to "can I ship it?": a word, a sentence, and a status for its colour ("" without bars)."""
+
+    word: str
+    sentence: str
+    status: Status | Literal[""]
+
+
+def _bar(entry: Mapping[str, Any]) -> Bar:
+    value, low, bar = (number(entry.get(key)) for key in ("value", "low", "bar"))
+    passed = entry.get("passed")
+    what = clean(entry.get("what") or entry.get("name") or "bar") + ("" if bar is None else f" {bar:g}")
+    status: Status = "reached" if passed is True else "missed" if passed is False else "undecided"
+    doubtful = passed is True and low is not None and bar is not None and low < bar
+    return Bar(what, decimals(value), decimals(low), status, doubtful)
+
+
+class View:
+    """What the report shows of ``results``: one set, its systems and languages in order, one metric in front."""
+
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        self.results = results
+
+    @cached_property
+    def name(self) -> str:
+        return clean(self.results.get("name") or "run")
+
+    @cached_property
+    def reference(self) -> str:
+        return str(self.results.get("reference") or "teacher")
+
+    @cached_property
+    def set(self) -> str:
+        """The set in front: ``test`` if there is one, otherwise ``report``, otherwise ``select``."""
+        quality = branch(self.results, "quality")
+        found = [key for sets in quality.values() if isinstance(sets, Mapping) for key in sets]
+        return next(iter(in_order([*found, *branch(self.results, "sets")], SETS)), "")
+
+    @cached_property
+    def selected_on(self) -> bool:
+        """Whether something was chosen by looking at this set, so that its numbers flatter."""
+        return self.set == "select" or bool(dig(self.results, "sets", self.set, "selected_on"))
+
+    @cached_property
+    def set_label(self) -> str:
+        return (clean(self.set) or "no") + (" (selected on)" if self.selected_on else "")
+
+    @property
+    def mark(self) -> str:
+        """What stands behind an interval on data that something was selected on."""
+        return "†" if self.selected_on else ""
+
+    @cached_property
+    def systems(self) -> list[str]:
+        quality = branch(self.results, "quality")
+        return in_order([name for name in quality if dig(quality, name, self.set)], SYSTEMS)
+
+    @cached_property
+    def compared(self) -> list[str]:
+        """The systems that have a recovery against the reference, the candidate first."""
+        recovery = branch(self.results, "recovery")
+        found = [n for n in recovery if n != self.reference and dig(recovery, n, self.set)]
+        return in_order(found, (self.candidate, *reversed(SYSTEMS)))
+
+    @cached_property
+    def timed(self) -> list[tuple[str, str]]:
+        """(system, engine) pairs with a latency or a throughput."""
+        found = [branch(self.results, key) for key in ("latency", "throughput")]
+        systems = in_order([name for part in found for name in part], SYSTEMS)
+        return [
+            (name, engine)
+            for name in systems
+            for engine in dict.fromkeys(e for part in found for e in branch(part, name))
+        ]
+
+    @cached_property
+    def students(self) -> list[str]:
+        """The systems that a stage of this run produced from the student, in the order of the stages."""
+        return [name for name in self.systems if name.startswith("student") and name != self.reference]
+
+    @cached_property
+    def candidate(self) -> str:
+        """The system in question: the refined student, or the furthest one there is."""
+        others = [name for name in self.systems if name != self.reference]
+        if "student-refined" in others:
+            return "student-refined"
+        return next(reversed(self.students), next(reversed(others), ""))
+
+    @cached_property
+    def languages(self) -> list[str]:
+        found = [branch(self.results, p, name, self.set) for p in ("quality", "recovery") for name in self.systems]
+        return sorted({key for part in found for key in part if key not in AGGREGATES})
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        scopes = [(name, scope) for name in self.systems for scope in branch(self.results, "quality", name, self.set)]
+        found = [key for name, scope in scopes for key in branch(self.results, "quality", name, self.set, scope)]
+        return [key for key in in_order(found, METRICS) if key != "queries"]
+
+    @cached_property
+    def lead(self) -> str:
+        """The metric in front: P@1, or the first there is."""
+        return next(iter(self.metrics), "P@1")
+
+    @cached_property
+    def bars(self) -> list[Bar]:
+        return [_bar(entry) for entry in items(self.results.get("bars"))]
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        found = self.results.get("warnings")
+        return [clean(text) for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+    @cached_property
+    def gains(self) -> list[Mapping[str, Any]]:
+        """The paired tests on this set; ``difference`` is the first of ``systems`` less the second."""
+        return [test for test in items(self.results.get("tests")) if test.get("set") == self.set]
+
+    # -------------------------------------------------------------------------------------------- single numbers
+
+    def quality(self, system: str, scope: str, metric: str) -> float | None:
+        """A metric of a system in a language, ``macro`` or ``all``."""
+        return number(dig(self.results, "quality", system, self.set, scope, metric))
+
+    def agreement(self, system: str, scope: str, key: str = "overlap@10") -> float | None:
+        """Agreement with the reference; ``macro``, where it is not given, is the mean over languages."""
+        value = number(dig(self.results, "agreement", system, self.set, scope, key))
+        if value is None and scope == "macro":
+            known = [v for lang in self.languages if (v := self.agreement(system, lang, key)) is not None]
+            value = sum(known) / len(known) if known else None
+        return value
+
+    def queries(self, scope: str) -> float | None:
+        """How many queries stand behind a language."""
+        found = (number(dig(self.results, "quality", n, self.set, scope, "queries")) for n in self.systems)
+        return next((value for value in found if value is not None), None)
+
+    def recovery(self, system: str, scope: str, metric: str) -> Interval:
+        """Student over reference, with its interval."""
+        entry = branch(self.results, "recovery", system, self.set, scope, metric)
+        return Interval(*(number(dig(entry, key)) for key in ("value", "low", "high")))
+
+    def latency(self, system: str, engine: str, key: str, scope: str = "all") -> float | None:
+        """Milliseconds (or calls, or the batch) of one engine."""
+        return number(dig(self.results, "latency", system, engine, scope, key))
+
+    def throughput(self, system: str, engine: str, key: str = "queries_per_second") -> float | None:
+        """Queries per second, or the batch they were measured with."""
+        return number(dig(self.results, "throughput", system, engine, key))
+
+    def first_engine(self, system: str) -> str:
+        """The engine that stands for a system in the summary."""
+        return next((engine for name, engine in self.timed if name == system), "")
+
+    # ------------------------------------------------------------------------------------------------ in a sentence
+
+    @cached_property
+    def worst_language(self) -> str | None:
+        """The language in which the candidate keeps least."""
+        told = dig(self.results, "recovery", self.candidate, self.set, "worst", self.lead, "language")
+        if told in self.languages:
+            return str(told)
+        known = {lang: self.recovery(self.candidate, lang, self.lead).value for lang in self.languages}
+        found = {lang: value for lang, value in known.items() if value is not None}
+        return min(found, key=lambda lang: found[lang]) if found else None
+
+    @cached_property
+    def conditions(self) -> str:
+        """Under which conditions latency was measured, as one line."""
+        return described(self.results.get("conditions"))
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Missed bars decide first, then undecided ones: what can't be told never counts as reached."""
+        total = len(self.bars)
+        missed, undecided = (sum(bar.status == s for bar in self.bars) for s in ("missed", "undecided"))
+        if not self.systems:
+            return Verdict("Nothing measured", "No system was evaluated.", "")
+        if not total:
+            return Verdict("No bars set", "The recipe sets no bar, so the numbers below stand for themselves.", "")
+        of = f"of {total} bars" if total > 1 else "of 1 bar"
+        tail = f"; {undecided} undecided" if undecided else ""
+        if missed:
+            return Verdict("Not yet", f"{missed} {of} missed{tail}.", "missed")
+        if undecided:
+            return Verdict("Undecided", f"{undecided} {of} undecided, none missed.", "undecided")
+        return Verdict("Yes", f"All {total} bars reached." if total > 1 else "The one bar is reached.", "reached")
+
+    @cached_property
+    def sides(self) -> dict[int, list[str]]:
+        """The languages whose recovery interval lies below 1 (-1), holds it (0) or lies above (1), each on its own."""
+        found: dict[int, list[str]] = {-1: [], 0: [], 1: []}
+        for lang in self.languages:
+            side = self.recovery(self.candidate, lang, self.lead).side(of=1)
+            if side is not None:
+                found[side].append(lang)
+        return found
+
+
+def listed(names: list[str], most: int = 12) -> str:
+    """Names with commas, the rest counted."""
+    shown = ", ".join(clean(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def described(value: object) -> str:
+    """A mapping or list of plain values as one line of text."""
+    if isinstance(value, Mapping):
+        nested = {key: f"({described(v)})" if isinstance(v, Mapping) else described(v) for key, v in value.items()}
+        return ", ".join(f"{clean(key).replace('_', ' ')} {entry}" for key, entry in nested.items() if entry)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(described(entry) for entry in value)
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else clean(value)
