@@ -109,7 +109,7 @@ def save_encoder(encoder: Encoder, folder: str | Path, extra: dict[str, Any] | N
                 backend.no_truncation()
                 backend.no_padding()
             encoder.tokenizer.save_pretrained(new)
-        _add_older_names(new)
+        _tidy_configs(new)
         write_json(new / "modules.json", [
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for index, (kind, path) in enumerate(chain)
@@ -128,15 +128,19 @@ def save_encoder(encoder: Encoder, folder: str | Path, extra: dict[str, Any] | N
         write_json(new / "harness.json", {"weights_sha256": weights_sha256(new), **(extra or {})})
 
 
-def _add_older_names(folder: Path) -> None:
-    """Name in the configs, beside transformers 5's names, what its version 4 and text-embeddings-inference look for."""
+def _tidy_configs(folder: Path) -> None:
+    """Name, beside transformers 5's names, what its version 4 and text-embeddings-inference look for, and drop what
+    tells how this process loaded the tokenizer."""
     config = read_json(folder / "config.json")
     rope = config.get("rope_parameters") or {}
     older = {"torch_dtype": config.get("dtype"), "rope_theta": rope.get("rope_theta")}
     write_json(folder / "config.json", {**config, **{key: value for key, value in older.items() if value is not None}})
     tokenizer = read_json(folder / "tokenizer_config.json")
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        tokenizer.pop(key, None)
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        write_json(folder / "tokenizer_config.json", {**tokenizer, "tokenizer_class": "PreTrainedTokenizerFast"})
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(folder / "tokenizer_config.json", tokenizer)
 
 
 def _save_dense(projection: nn.Linear, tanh: bool, folder: Path) -> None:

@@ -50,10 +50,10 @@ def test_encode_equals_one_text_at_a_time_in_the_given_order(
     model: str, texts: list[str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = open_encoder(request.getfixturevalue(model))
-    many = [f"{text} {letter}" for letter in "acegn" for text in texts]
+    many = [f"{text} {letter}" for letter in "ac" for text in texts]
     alone_ND = np.concatenate([encoder.encode([text], side="query") for text in many])
-    assert alone_ND.dtype == np.float32 and alone_ND.shape == (30, encoder.dimension)
-    assert len(np.unique(alone_ND.round(5), axis=0)) == 30  # otherwise the order would not show
+    assert alone_ND.dtype == np.float32 and alone_ND.shape == (len(many), encoder.dimension)
+    assert len(np.unique(alone_ND.round(5), axis=0)) == len(many)  # otherwise the order would not show
     monkeypatch.setattr("harness.encoders.encoder._WINDOW", 7)
     np.testing.assert_allclose(encoder.encode(many, side="query", batch_tokens=64), alone_ND, atol=1e-5)
 

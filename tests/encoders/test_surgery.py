@@ -81,7 +81,7 @@ def _encoder(build: Callable[[int], torch.nn.Module], texts: list[str]) -> Encod
 FAMILIES = [_bert, _xlm_r, _distilbert, _modernbert, _qwen3, _qwen2, _llama]
 
 
-@pytest.mark.parametrize("kept", [[0, 1, 2], [0, 3], [0, 4, 5]], ids=str)
+@pytest.mark.parametrize("kept", [[0, 3], [0, 4, 5]], ids=str)
 @pytest.mark.parametrize("build", FAMILIES)
 def test_a_cut_model_reopens_to_the_same_vectors(
     build: Callable[[int], torch.nn.Module], kept: list[int], texts: list[str], tmp_path: Path
