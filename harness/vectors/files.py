@@ -1,0 +1,242 @@
+"""Bring your own vectors: files become a store, and a sample encoded again proves that they are this encoder's.
+
+Axes: N rows of the files, B rows wanted or of a block, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.recipe import VectorFiles
+from harness.runtime.errors import InputError, Problem
+from harness.runtime.process import file_sha256
+from harness.vectors.space import Space
+from harness.vectors.store import VectorStore, name_some
+from harness.vectors.writer import Encode, write_store
+
+BLOCK = 65_536
+NORM_TOLERANCE = 1e-2  # float16 keeps lengths to about 1e-3
+
+
+def import_vectors(
+    files: VectorFiles,
+    folder: Path | str,
+    space: Space,
+    ids_wanted: Sequence[str],
+    *,
+    dtype: str = "float32",
+    shard_rows: int = 100_000,
+) -> VectorStore:
+    """Write the vectors of ``ids_wanted`` from files into a store, in that order. Other rows of the files are left out.
+
+    Args:
+        files: ``npy`` [N, D] with a text file of N ids; ``parquet`` with columns ``id`` and ``vector``; or a ``faiss``
+            index that keeps its vectors, with a text file of ids.
+        folder: the store's folder.
+        space: the space that they are said to be of.
+        ids_wanted: distinct ids.
+        dtype, shard_rows: as for ``write_store``.
+
+    Raises:
+        InputError: every problem of the files at once: unreadable, counts that differ, ids missing or double, another
+            dimension, values not finite, or lengths other than 1 in a normalised space; ids named.
+    """
+    ids, vector_ND = _read(files)
+    problems = []
+    if vector_ND.ndim != 2 or vector_ND.dtype.kind != "f":
+        raise InputError(Problem("not a matrix of floats", where=files.path, got=f"{vector_ND.dtype} {vector_ND.shape}",
+                                 allowed="float [rows, dimension]"))
+    if len(ids) != len(vector_ND):
+        raise InputError(Problem("ids and vectors differ in number", where=files.ids or files.path,
+                                 got=f"{len(ids)} ids, {len(vector_ND)} vectors", next="give one id for every vector"))
+    if vector_ND.shape[1] != space.dimension:
+        problems.append(Problem("vectors of another dimension", where=files.path, got=str(vector_ND.shape[1]),
+                                allowed=str(space.dimension), next="name the teacher that made them, or its dimension"))
+    row = {name: at for at, name in enumerate(ids)}
+    if len(row) < len(ids):
+        twice = [name for name, count in Counter(ids).items() if count > 1]
+        problems.append(Problem(f"{len(twice)} ids stand more than once", where=files.ids or files.path,
+                                got=name_some(twice), next="keep one vector for each id"))
+    missing = [name for name in ids_wanted if name not in row]
+    if missing:
+        problems.append(Problem(f"{len(missing)} of {len(ids_wanted)} ids have no vector", got=name_some(missing),
+                                where=files.ids or files.path, next="add them, or take them out of the data"))
+    row_B = np.fromiter((row[name] for name in ids_wanted if name in row), dtype=np.int64)
+    problems += _wrong_values(vector_ND, row_B, ids, space, files.path)
+    if problems:
+        raise InputError(problems)
+    # The ids stand in for the texts, which the files don't tell; the files' own hashes are what makes a store stale.
+    hashes = [file_sha256(path) for path in (files.path, files.ids) if path is not None]
+    return write_store(
+        folder, ids_wanted, ids_wanted, lambda window: np.asarray(vector_ND[[row[name] for name in window]]), space,
+        dtype=dtype, shard_rows=shard_rows, key=" ".join([files.format, *hashes]),
+    )  # fmt: skip
+
+
+def _wrong_values(
+    vector_ND: np.ndarray, row_B: np.ndarray, ids: Sequence[str], space: Space, where: str
+) -> list[Problem]:
+    """Wanted rows that are not finite, or not of length 1 though the space says so."""
+    broken, long = [], []
+    for start in range(0, len(row_B), BLOCK):
+        part_B = row_B[start : start + BLOCK]
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm_B = np.linalg.norm(np.asarray(vector_ND[part_B], dtype=np.float64), axis=1)
+        broken += part_B[~np.isfinite(norm_B)].tolist()
+        long += part_B[np.isfinite(norm_B) & (np.abs(norm_B - 1) > NORM_TOLERANCE)].tolist()
+    problems = []
+    if broken:
+        problems.append(Problem(f"{len(broken)} vectors are not finite", where=where,
+                                got=name_some(ids[row] for row in broken), next="encode these again"))
+    if long and space.normalized:
+        length = float(np.linalg.norm(np.asarray(vector_ND[long[0]], dtype=np.float64)))
+        problems.append(Problem(f"{len(long)} vectors are not normalised, but the space is", where=where,
+                                got=f"length {length:.4f} for {name_some((ids[row] for row in long), 1)}",
+                                allowed="length 1", next="normalise them, or name a teacher that doesn't"))
+    return problems
+
+
+def peek_dimension(files: VectorFiles) -> int:
+    """The dimension of the vectors in the files.
+
+    Raises:
+        InputError: the files are missing or unreadable.
+    """
+    _, vector_ND = _read(files)
+    return int(vector_ND.shape[-1])
+
+
+# ------------------------------------------------------------------------------------------------------- the formats
+
+
+def _read(files: VectorFiles) -> tuple[list[str], np.ndarray]:
+    """Ids and vectors of the files, vectors memory-mapped where the format allows."""
+    lost = [path for path in (files.path, files.ids) if path is not None and not Path(path).is_file()]
+    problems = [Problem("no such file", where=path) for path in lost]
+    if files.ids is None and files.format != "parquet":
+        problems.append(Problem(f"{files.format} vectors need their ids", where=files.path,
+                                allowed="ids: a text file with one id a line", next="add ids beside path"))
+    if problems:
+        raise InputError(problems)
+    try:
+        if files.format == "parquet":
+            return _read_parquet(files.path)
+        assert files.ids is not None
+        ids = Path(files.ids).read_text(encoding="utf-8-sig").split("\n")
+        ids = [line.removesuffix("\r") for line in (ids[:-1] if ids[-1] == "" else ids)]
+        if files.format == "npy":
+            return ids, np.load(files.path, mmap_mode="r", allow_pickle=False)
+        return ids, _read_faiss(files.path)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(Problem(f"not readable as {files.format}", where=files.path, got=str(error)[:200])) from None
+
+
+def _read_parquet(path: str) -> tuple[list[str], np.ndarray]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["id", "vector"])
+    lists = table["vector"].combine_chunks()
+    vectors = lists.flatten()
+    dimension, rest = divmod(len(vectors), max(1, len(lists)))
+    ragged = rest or (np.diff(lists.offsets.to_numpy()) != dimension).any() if hasattr(lists, "offsets") else False
+    if lists.null_count or vectors.null_count or ragged:
+        raise ValueError("column 'vector' holds nulls or lists of different lengths")
+    return [str(name) for name in table["id"].to_pylist()], vectors.to_numpy().reshape(len(lists), dimension)
+
+
+def _read_faiss(path: str) -> np.ndarray:
+    from harness.vectors.index import require_faiss
+
+    index = require_faiss(path).read_index(path)
+    vector_ND: np.ndarray = index.reconstruct_n(0, index.ntotal)
+    return vector_ND
+
+
+# ---------------------------------------------------------------------------------------------------- a sample again
+
+
+def check_sample(
+    store: VectorStore,
+    texts_by_id: Mapping[str, str],
+    encode: Encode,
+    *,
+    sample: int,
+    min_cosine: float,
+    alternatives: Mapping[str, Encode] | None = None,
+) -> dict[str, Any]:
+    """Encode a sample of the store's texts again; refuse vectors that this encoder, as it is set up, did not make.
+
+    Args:
+        store: whose vectors are in doubt.
+        texts_by_id: texts of the store's ids.
+        encode: texts -> float [B, D], by the encoder that the store's space names.
+        sample: how many, always the same ones.
+        min_cosine: the least cosine that any of them may have.
+        alternatives: other set-ups of the encoder, by description ("without the document prompt"); tried when the check
+            fails, so that the message can say which one the vectors match.
+
+    Returns:
+        {"sample", "min_cosine", "mean_cosine"}.
+
+    Raises:
+        InputError: a cosine below ``min_cosine``, another dimension, or, in a space that doesn't normalise, another
+            length.
+    """
+    known = np.array([row for row, name in enumerate(store.ids) if name in texts_by_id], dtype=np.int64)
+    if not known.size:
+        raise InputError(Problem("none of the store's ids has a text", where=str(store.folder), next="check the ids"))
+    row_B = np.sort(np.random.default_rng(0).choice(known, size=min(sample, len(known)), replace=False))
+    names = [store.ids[row] for row in row_B.tolist()]
+    texts = [texts_by_id[name] for name in names]
+    stored_BD, again_BD = store.vectors(row_B), np.asarray(encode(texts))
+    where, set_up = str(store.folder), _set_up(store.space)
+    if again_BD.shape != stored_BD.shape:
+        raise InputError(Problem("vectors of another dimension than the encoder's", where=where,
+                                 got=str(stored_BD.shape[1]), allowed=f"{again_BD.shape[1]} ({set_up})",
+                                 next="set teacher.dimension, or name the teacher that made them"))
+    cosine_B, length_B = _compare(stored_BD, again_BD)
+    found = {"sample": len(row_B), "min_cosine": float(cosine_B.min()), "mean_cosine": float(cosine_B.mean())}
+    if cosine_B.min() < min_cosine:
+        worst = name_some(names[at] for at in np.argsort(cosine_B)[:3].tolist())
+        raise InputError(Problem(
+            "these vectors were not made by this encoder as it is set up", where=where,
+            got=f"cosine {found['min_cosine']:.4f} at least, {found['mean_cosine']:.4f} on average over {len(row_B)} "
+                f"encoded again; furthest: {worst}",
+            allowed=f"at least {min_cosine} with {set_up}",
+            next="; ".join(["set prompts, pooling, dimension and revision to those that made the vectors",
+                            *_hints(stored_BD, texts, alternatives or {})]),
+        ))  # fmt: skip
+    if not store.space.normalized and np.abs(length_B - 1).max() > NORM_TOLERANCE:
+        raise InputError(Problem("the encoder's direction but another length", where=where, allowed="1.0 times",
+                                 got=f"{length_B.min():.3f} to {length_B.max():.3f} times the encoder's ({set_up})",
+                                 next="name a teacher that normalises, or give the vectors unchanged"))
+    return found
+
+
+def _set_up(space: Space) -> str:
+    return (f"query prompt {space.query_prompt!r}, document prompt {space.document_prompt!r}, pooling {space.pooling}, "
+            f"dimension {space.dimension}, {'' if space.normalized else 'not '}normalised")  # fmt: skip
+
+
+def _compare(stored_BD: np.ndarray, again_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine of each pair, and the stored one's length relative to the other's."""
+    stored_BD, again_BD = stored_BD.astype(np.float64), again_BD.astype(np.float64)
+    stored_B, again_B = np.linalg.norm(stored_BD, axis=1), np.linalg.norm(again_BD, axis=1)
+    cosine_B = (stored_BD * again_BD).sum(axis=1) / np.maximum(stored_B * again_B, 1e-12)
+    return np.nan_to_num(cosine_B, nan=-1.0), stored_B / np.maximum(again_B, 1e-12)
+
+
+def _hints(stored_BD: np.ndarray, texts: Sequence[str], alternatives: Mapping[str, Encode]) -> list[str]:
+    """How well other set-ups of the encoder match the stored vectors."""
+    hints = []
+    for name, encode in alternatives.items():
+        again_BD = np.asarray(encode(texts))
+        same = again_BD.shape == stored_BD.shape
+        matches = f"mean cosine {_compare(stored_BD, again_BD)[0].mean():.4f}" if same else "another dimension"
+        hints.append(f"{name}: {matches}")
+    return hints

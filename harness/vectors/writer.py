@@ -1,0 +1,269 @@
+"""Bulk writing of a vector store, shard by shard: killed at any moment it goes on where it stood.
+
+A new store grows in ``FOLDER.partial`` and takes its final name by one rename. An update adds shards to the living
+folder and becomes visible when the manifest is replaced. In both, a shard counts as finished once its own entry
+(``shard-00000.json``) is written, and is used again if ids, texts, space, dtype and key are still the same.
+
+Axes: N rows, W rows of a window, D dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.runtime.errors import InputError, Problem, StaleArtefactError
+from harness.runtime.process import atomic_file, file_sha256, progress, read_json, write_json
+from harness.vectors.space import Space, require_same_space
+from harness.vectors.store import Manifest, Shard, VectorStore, content_sha256, name_some, text_hashes
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+logger = logging.getLogger("harness")
+
+WINDOW = 8192  # texts handed to ``encode`` at once: enough to sort by length, few enough to hold in memory
+_OURS = re.compile(r"(\..*\.tmp|(shard|ids|texts)-\d{5,}\.(npy|json))")
+
+
+def write_store(
+    folder: Path | str,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    encode: Encode,
+    space: Space,
+    *,
+    dtype: str = "float32",
+    shard_rows: int = 100_000,
+    key: str = "",
+) -> VectorStore:
+    """Encode ``texts`` and write them as a store in the order given.
+
+    A store of the same content is returned at once; one of other content is replaced when the new one is whole.
+
+    Args:
+        folder: the final folder.
+        ids: N distinct ids.
+        texts: N texts.
+        encode: texts -> float [W, D]; called in windows of some thousand texts.
+        space: the space of the vectors; D is its dimension.
+        dtype: how vectors are stored, ``float32`` or ``float16``.
+        shard_rows: rows of a shard, the unit of resuming.
+        key: whatever else the vectors depend on (which side, the longest text, precision, a student's weights); vectors
+            of another key are never used again.
+
+    Raises:
+        InputError: no rows, duplicate ids, lengths that differ, vectors of another dimension or not finite (ids named),
+            or a folder in the way that is no store.
+    """
+    folder = Path(folder)
+    _check_rows(ids, texts, folder)
+    assert shard_rows > 0 and dtype in ("float32", "float16")
+    text_hash_N = text_hashes(texts)
+    wanted = Manifest(space, dtype, key, content_sha256(ids, text_hash_N), ())
+    partial = folder.with_name(folder.name + ".partial")
+    if (folder / "manifest.json").is_file() and Manifest.read(folder).sha256 == wanted.sha256:
+        shutil.rmtree(partial, ignore_errors=True)  # what was begun for other content
+        return VectorStore.open(folder)
+    partial.mkdir(parents=True, exist_ok=True)
+    writer = _ShardWriter(partial, wanted, encode, f"embed {folder.name}")
+    shards = writer.write(ids, texts, text_hash_N, shard_rows)
+    _tidy(partial, shards)
+    write_json(partial / "manifest.json", replace(wanted, shards=tuple(shards)).to_json())
+    _take_place(partial, folder)
+    return VectorStore.open(folder)
+
+
+def update_store(
+    folder: Path | str,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    encode: Encode,
+    space: Space,
+    *,
+    shard_rows: int = 100_000,
+    key: str = "",
+) -> VectorStore:
+    """Bring a store up to date with ``ids`` and ``texts``, encoding only what is new or changed.
+
+    Rows that are gone or changed become tombstones. Live rows keep their order; changed and new ones follow, in the
+    order given. Killed before the end, the store is still the old one, and the next update goes on.
+
+    Args:
+        folder, ids, texts, encode, space, shard_rows, key: as for ``write_store``; the storage type stays.
+
+    Raises:
+        InputError: as ``write_store``; or there is no store.
+        StaleArtefactError: the store is of another space or key: it must be written anew.
+    """
+    folder = Path(folder)
+    _check_rows(ids, texts, folder)
+    store = VectorStore.open(folder)
+    require_same_space(store.space, space, str(folder), "the encoder")
+    if store.manifest.key != key:
+        raise StaleArtefactError(Problem("the store was made with other settings and can't be updated",
+                                         where=str(folder), got=repr(store.manifest.key), allowed=repr(key),
+                                         next="embed again without --update"))
+    wanted = dict(zip(ids, text_hashes(texts).tolist(), strict=True))
+    old_hashes = store.text_hashes()
+    kept_N = np.fromiter(
+        (wanted.get(name) == old for name, old in zip(store.ids, old_hashes.tolist(), strict=True)),
+        dtype=bool, count=len(store),
+    )
+    kept_ids = [name for name, kept in zip(store.ids, kept_N, strict=True) if kept]
+    known = set(kept_ids)
+    new = [(name, text) for name, text in zip(ids, texts, strict=True) if name not in known]
+    logger.info("%s: %d rows stay, %d are encoded, %d leave", folder, len(known), len(new), len(store) - len(known))
+    if not new and kept_N.all():
+        return store
+    new_ids, new_texts = [name for name, _ in new], [text for _, text in new]
+    new_hashes = text_hashes(new_texts)
+    writer = _ShardWriter(folder, store.manifest, encode, f"update {folder.name}")
+    added = writer.write(new_ids, new_texts, new_hashes, shard_rows, first=len(store.manifest.shards))
+    content = content_sha256([*kept_ids, *new_ids], np.concatenate([old_hashes[kept_N], new_hashes]))
+    shards = (*_with_tombstones(store.manifest.shards, kept_N), *added)
+    write_json(folder / "manifest.json", replace(store.manifest, content=content, shards=shards).to_json())
+    _tidy(folder, shards)
+    return VectorStore.open(folder)
+
+
+def _with_tombstones(shards: Sequence[Shard], kept_N: np.ndarray) -> list[Shard]:
+    """The shards with every live row that is not kept marked as dead."""
+    marked, start = [], 0
+    for shard in shards:
+        live = np.setdiff1d(np.arange(shard.rows), np.asarray(shard.dead, dtype=np.int64))
+        gone = live[~kept_N[start : start + len(live)]]
+        start += len(live)
+        marked.append(replace(shard, dead=tuple(sorted([*shard.dead, *gone.tolist()]))))
+    return marked
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardWriter:
+    """Writes the shards that are not on disk yet into ``folder``; ``manifest`` says with what they are made."""
+
+    folder: Path
+    manifest: Manifest
+    encode: Encode
+    what: str
+
+    def write(
+        self, ids: Sequence[str], texts: Sequence[str], text_hash_N: np.ndarray, shard_rows: int, first: int = 0
+    ) -> list[Shard]:
+        """One shard for every ``shard_rows`` rows, numbered from ``first``."""
+        shards = []
+        with progress(what=self.what, total=len(ids), unit="text") as bar:
+            for number, start in enumerate(range(0, len(ids), shard_rows), first):
+                part = slice(start, start + shard_rows)
+                content = content_sha256(ids[part], text_hash_N[part])
+                shard = self._finished(number, content)
+                if shard is None:
+                    shard = self._write_one(number, ids[part], texts[part], text_hash_N[part], content, bar)
+                else:
+                    bar.update(shard.rows)
+                shards.append(shard)
+        return shards
+
+    def _finished(self, number: int, content: str) -> Shard | None:
+        """The shard, if an earlier, interrupted writer left it whole and of the same content."""
+        shard = Shard(number, 0, content, "", 0, self.manifest.made)
+        try:
+            entry = read_json(shard.path(self.folder, "shard", "json"))
+            shard = Shard(**{**entry, "dead": ()})
+        except (InputError, TypeError):
+            return None
+        same = (shard.number, shard.content, shard.made) == (number, content, self.manifest.made)
+        beside = [shard.path(self.folder, "ids", "json"), shard.path(self.folder, "texts"), shard.path(self.folder)]
+        if not same or not all(path.is_file() for path in beside) or file_sha256(beside[-1]) != shard.sha256:
+            return None
+        return shard
+
+    def _write_one(
+        self, number: int, ids: Sequence[str], texts: Sequence[str], text_hash_N: np.ndarray, content: str, bar: Any
+    ) -> Shard:
+        shard = Shard(number, len(ids), content, "", 0, self.manifest.made)
+        own, path = shard.path(self.folder, "shard", "json"), shard.path(self.folder)
+        own.unlink(missing_ok=True)  # from here until the end the shard is unfinished
+        with atomic_file(shard.path(self.folder, "ids", "json"), "w") as stream:
+            json.dump(list(ids), stream)
+        with atomic_file(shard.path(self.folder, "texts")) as stream:
+            np.save(stream, text_hash_N, allow_pickle=False)
+        dtype = np.dtype(self.manifest.dtype)
+        shape = (len(ids), self.manifest.space.dimension)
+        # Written as a plain file, not through a memory map: on a full disk a map kills the process without a word.
+        with atomic_file(path) as stream:
+            descr = np.lib.format.dtype_to_descr(dtype)
+            np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+            for start in range(0, len(ids), WINDOW):
+                window = slice(start, start + WINDOW)
+                vector_WD = _checked(self.encode(texts[window]), ids[window], shape[1], dtype)
+                stream.write(vector_WD.tobytes())
+                bar.update(len(vector_WD))
+        shard = replace(shard, sha256=file_sha256(path), bytes=path.stat().st_size)
+        write_json(own, shard.to_json())
+        return shard
+
+
+def _check_rows(ids: Sequence[str], texts: Sequence[str], folder: Path) -> None:
+    problems = []
+    if len(ids) != len(texts):
+        problems.append(Problem("ids and texts differ in number", where=str(folder),
+                                got=f"{len(ids)} ids, {len(texts)} texts", next="give one text for every id"))
+    if not ids:
+        problems.append(Problem("nothing to embed", where=str(folder), got="0 rows", next="look at the data step"))
+    if len(set(ids)) < len(ids):
+        twice = [name for name, count in Counter(ids).items() if count > 1]
+        problems.append(Problem(f"{len(twice)} ids stand more than once", where=str(folder), got=name_some(twice),
+                                next="give every row its own id"))
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / "manifest.json").is_file():
+        problems.append(Problem("something that is no vector store is in the way", where=str(folder),
+                                next="move it away, or name another folder"))
+    if problems:
+        raise InputError(problems)
+
+
+def _checked(vector_WD: np.ndarray, ids: Sequence[str], dimension: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """The vectors in their storage type, after a look at shape and values."""
+    vector_WD = np.asarray(vector_WD)
+    if vector_WD.shape != (len(ids), dimension):
+        raise InputError(Problem("the encoder's vectors have another shape than the space says",
+                                 got=str(vector_WD.shape), allowed=str((len(ids), dimension)),
+                                 next="name the encoder that the space is of"))
+    with np.errstate(over="ignore"):
+        stored_WD = vector_WD.astype(dtype)
+    broken = np.flatnonzero(~np.isfinite(stored_WD).all(axis=1))
+    if broken.size:
+        overflow = np.isfinite(vector_WD[broken]).all()
+        raise InputError(Problem(
+            f"{broken.size} vectors are not finite{f' in {dtype}' if overflow else ''}",
+            where="ids " + name_some(ids[row] for row in broken.tolist()),
+            got=f"{vector_WD[broken[0]][:4]}...",
+            next="set embed.dtype: float32" if overflow else "look at these texts, or encode in higher precision",
+        ))
+    return stored_WD
+
+
+def _tidy(folder: Path, shards: Sequence[Shard]) -> None:
+    """Remove what an interrupted writer of other content left: temporary files and shards that don't belong."""
+    numbers = {f"{shard.number:05d}" for shard in shards}
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.stem.partition("-")[2] not in numbers:
+            path.unlink()
+
+
+def _take_place(partial: Path, folder: Path) -> None:
+    """Give the whole store its final name. Killed in between, the whole store is still there as ``partial``."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+    if folder.exists():
+        os.replace(folder, aside)
+    os.replace(partial, folder)
+    shutil.rmtree(aside, ignore_errors=True)
