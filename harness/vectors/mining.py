@@ -5,17 +5,18 @@ Axes: Q queries, K hits, M negatives kept, B queries of a block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.data.relevance import Relevance
-from harness.runtime.errors import InputError, Problem
+from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import atomic_file, atomic_folder, progress, write_json
 from harness.vectors.index import VectorIndex
+from harness.vectors.store import name_some
 
+Forbidden = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (query_B, row_BK) -> bool_BK
 SEARCHED = 4096  # queries searched at once
 FILTERED = 256  # queries filtered at once; memory grows with its square
 
@@ -27,18 +28,18 @@ def mine(
     top_k: int,
     skip: int,
     keep: int,
-    relevance: Relevance,
+    forbidden: Forbidden,
     partition_Q: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each query's ``top_k`` hits: without the forbidden ones, without the first ``skip`` of the rest, ``keep``.
 
     Args:
-        index: over all documents, in the order of ``relevance``.
-        query_QD: float [Q, D], in the order of ``relevance``.
+        index: over all documents, in the order that ``forbidden`` knows.
+        query_QD: float [Q, D], in the order that ``forbidden`` knows.
         top_k: hits looked at, positives included.
         skip: ranks left out as likely false negatives, counted after the forbidden ones are gone.
         keep: negatives kept.
-        relevance: knows which documents may not be whose negatives.
+        forbidden: ``Relevance.forbidden``: true where a hit may not be the query's negative, and for the padding -1.
         partition_Q: for an index whose queries see only their partition.
 
     Returns:
@@ -52,7 +53,7 @@ def mine(
             part = slice(start, start + SEARCHED)
             score_BK, row_BK = index.search(query_QD[part], top_k, None if partition_Q is None else partition_Q[part])
             forbidden_BK = [
-                relevance.forbidden(start + first + np.arange(len(block_BK)), block_BK)
+                forbidden(start + first + np.arange(len(block_BK)), block_BK)
                 for first in range(0, len(row_BK), FILTERED)
                 for block_BK in [row_BK[first : first + FILTERED]]
             ]
@@ -129,19 +130,45 @@ def _summary(scores: np.ndarray) -> dict[str, float] | None:
     return {name: float(value) for name, value in named.items()}
 
 
-def load_mined(folder: Path | str) -> dict[str, list[str]]:
-    """Query id -> ids of its negatives, best first, as ``save_mined`` wrote them.
+def load_mined(folder: Path | str, query_ids: Sequence[str], row: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Read the negatives of the given queries.
+
+    Args:
+        folder: what ``save_mined`` wrote.
+        query_ids: Q ids, in the order wanted.
+        row: document id -> row.
+
+    Returns:
+        (row_QM int64, score_QM float32), best first and padded like ``mine``'s; M is the longest list's length.
 
     Raises:
         InputError: nothing was mined there, or the file is damaged.
+        StaleArtefactError: it lacks queries, or names documents that are not in ``row``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = Path(folder) / "mined.parquet"
     try:
-        table = pq.read_table(path, columns=["query_id", "document_ids"])
+        table = pq.read_table(path, columns=["query_id", "document_ids", "scores"])
     except (OSError, pa.ArrowException) as error:
         raise InputError(Problem("no mined negatives, or damaged ones", where=str(path), got=str(error)[:200],
                                  next="run the mine step again")) from None
-    return dict(zip(table["query_id"].to_pylist(), table["document_ids"].to_pylist(), strict=True))
+    place = {name: at for at, name in enumerate(table["query_id"].to_pylist())}
+    lists, scores = table["document_ids"].combine_chunks(), table["scores"].combine_chunks()
+    names = lists.flatten().to_pylist()
+    lacking = [name for name in query_ids if name not in place]
+    strange = sorted({name for name in names if name not in row})
+    if lacking or strange:
+        raise StaleArtefactError([
+            Problem(f"{len(found)} {what}", where=str(path), got=name_some(found), next="run the mine step again")
+            for what, found in (("queries are not in it", lacking), ("documents in it are unknown", strange)) if found
+        ])  # fmt: skip
+    count_Q = np.diff(lists.offsets.to_numpy())
+    real_QM = np.arange(count_Q.max(initial=0)) < count_Q[:, None]
+    row_QM = np.full(real_QM.shape, -1, dtype=np.int64)
+    score_QM = np.full(real_QM.shape, -np.inf, dtype=np.float32)
+    row_QM[real_QM] = [row[name] for name in names]
+    score_QM[real_QM] = scores.flatten().to_numpy()
+    order_Q = np.array([place[name] for name in query_ids], dtype=np.int64)
+    return row_QM[order_Q], score_QM[order_Q]

@@ -9,7 +9,7 @@ from builders.vectors import unit_vectors
 
 from harness.data.records import Documents, Record
 from harness.data.relevance import Relevance
-from harness.runtime.errors import InputError
+from harness.runtime.errors import InputError, StaleArtefactError
 from harness.vectors import mining
 from harness.vectors.index import VectorIndex
 from harness.vectors.mining import load_mined, mine, save_mined
@@ -48,7 +48,7 @@ def test_mining_equals_the_plain_definition(
     relevance = Relevance(documents, records, within_language=within)
     partition = [record.language for record in records] if within else None
     row_QM, score_QM = mine(
-        index, query_QD, top_k=top_k, skip=skip, keep=keep, relevance=relevance, partition_Q=partition
+        index, query_QD, top_k=top_k, skip=skip, keep=keep, forbidden=relevance.forbidden, partition_Q=partition
     )
     assert row_QM.shape == score_QM.shape == (QUERIES, keep)
     for number in range(QUERIES):
@@ -69,7 +69,12 @@ def test_what_was_mined_is_read_again_with_an_audit(tmp_path: Path) -> None:
     score_QM = np.array([[0.9, 0.5, -np.inf], [-np.inf] * 3, [0.4, 0.3, 0.2]], dtype=np.float32)
     positive_Q = np.array([0.8, 0.9, np.nan])
     audit = save_mined(tmp_path / "mined", ["q1", "q2", "q3"], ids, row_QM, score_QM, positive_score_Q=positive_Q)
-    assert load_mined(tmp_path / "mined") == {"q1": ["c", "a"], "q2": [], "q3": ["d", "b", "a"]}
+    row = {"d": 10, "c": 11, "b": 12, "a": 13}  # the rows of today
+    read_QM, read_score_QM = load_mined(tmp_path / "mined", ["q3", "q2", "q1"], row)
+    assert read_QM.tolist() == [[10, 12, 13], [-1, -1, -1], [11, 13, -1]]
+    np.testing.assert_array_equal(read_score_QM, score_QM[::-1])
+    with pytest.raises(StaleArtefactError, match=r"1 queries are not in it[\s\S]*'q9'[\s\S]*1 documents[\s\S]*'a'"):
+        load_mined(tmp_path / "mined", ["q1", "q9"], {"b": 0, "c": 1, "d": 2})
     assert json.loads((tmp_path / "mined" / "audit.json").read_text()) == audit
     assert (audit["queries"], audit["queries_without_negatives"], audit["negatives"]) == (3, 1, 5)
     assert audit["scores"]["negatives"]["max"] == pytest.approx(0.9)
@@ -77,12 +82,13 @@ def test_what_was_mined_is_read_again_with_an_audit(tmp_path: Path) -> None:
     assert audit["negatives_above_their_positive"] == pytest.approx(1 / 2)
     nothing = np.full((1, 2), -1)
     audit = save_mined(tmp_path / "mined", ["q"], ids, nothing, np.full((1, 2), -np.inf, dtype=np.float32))
-    assert audit["scores"] == {"negatives": None} and load_mined(tmp_path / "mined") == {"q": []}
+    assert audit["scores"] == {"negatives": None}
+    assert load_mined(tmp_path / "mined", ["q"], row)[0].shape == (1, 0)
 
 
 def test_nothing_mined_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no mined negatives"):
-        load_mined(tmp_path)
+        load_mined(tmp_path, [], {})
     (tmp_path / "mined.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="damaged"):
-        load_mined(tmp_path)
+        load_mined(tmp_path, [], {})
