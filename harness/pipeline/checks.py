@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from harness.data.records import Dataset
 from harness.encoders.sources import resolve_model
-from harness.encoders.tokens import unknown_share
+from harness.encoders.tokens import read_tokenizer, unknown_share
 from harness.recipe import Recipe
 from harness.runtime.errors import InputError, Problem
 
@@ -28,8 +28,8 @@ def unknown_shares(recipe: Recipe, dataset: Dataset, limit: int = 5_000) -> dict
     revisions = {"teacher": recipe.teacher.revision, "student": recipe.student.revision}
     found = {}
     for role, model in tokenizers_of(recipe).items():
-        folder = resolve_model(model, revisions[role])
-        found[role] = {language: unknown_share(folder, words) for language, words in sorted(texts.items())}
+        tokenizer = read_tokenizer(resolve_model(model, revisions[role]))
+        found[role] = {language: unknown_share(tokenizer, words) for language, words in sorted(texts.items())}
     return found
 
 

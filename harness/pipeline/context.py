@@ -88,17 +88,13 @@ class Run:
 
     def index_of(self, store: VectorStore) -> VectorIndex:
         """An index over a store, rows in the data set's document order."""
-        import numpy as np
-
         documents = self.dataset.documents
-        rows = np.array([store.row[i] for i in documents.ids], dtype=np.int64)
-        return self.index_over(store.vectors(rows))
+        return self.index_over(store.vectors(store.rows_of(documents.ids)))
 
     def frozen_index(self) -> VectorIndex:
         """The index over the teacher's document vectors, as the embed step saved it."""
-        documents = self.dataset.documents
-        partition = documents.languages if self.dataset.search_within else None
-        return VectorIndex.load(self.folder.index, self.space(self.folder.teacher), documents.ids, partition_N=partition)
+        space, store = self.space(self.folder.teacher), self.store("documents")
+        return VectorIndex.load(self.folder.index, space, store_sha256=store.sha256)
 
     def index_over(self, document_ND: Any) -> VectorIndex:
         """An index over vectors in the data set's document order."""

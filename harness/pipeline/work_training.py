@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from harness.encoders.encoder import Encoder
-from harness.encoders.folder import save_encoder, weights_sha256
-from harness.encoders.sources import resolve_model
+from harness.encoders.chain import weights_sha256
+from harness.encoders.folder import save_encoder
 from harness.encoders.surgery import add_projection, cut_layers, select_layers
 from harness.evaluation.searching import quick_quality
 from harness.pipeline.context import Run
@@ -207,5 +207,3 @@ def do_refine(run: Run) -> list[Path]:
     _save(run, student, run.folder.student("refined"), run.space(run.folder.student("aligned")))
     return [run.folder.student("refined")]
 
-
-__all__ = ["do_align", "do_refine", "do_student", "do_teacher", "do_teacher_more", "resolve_model"]

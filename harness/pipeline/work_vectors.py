@@ -11,7 +11,7 @@ from harness.data.prepare import prepare_data
 from harness.data.records import Dataset
 from harness.data.relevance import Relevance
 from harness.encoders.encoder import Encoder
-from harness.encoders.folder import weights_sha256
+from harness.encoders.chain import weights_sha256
 from harness.encoders.sources import resolve_model
 from harness.pipeline.checks import check_unknown_shares
 from harness.pipeline.context import Run
@@ -51,7 +51,7 @@ def write_documents(run: Run, encoder: Encoder, space: Space, name: str) -> Vect
     encode = encode_with(encoder, "document", run, f"embed {name}")
     return write_store(
         run.folder.vectors / name, documents.ids, documents.texts, encode, space,
-        dtype=embed.dtype, shard_rows=embed.shard_rows, what=name,
+        dtype=embed.dtype, shard_rows=embed.shard_rows,
     )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def _write_queries(run: Run, encoder: Encoder, space: Space, name: str, kinds: S
     encode = encode_with(encoder, "query", run, f"embed {name}")
     write_store(
         run.folder.vectors / name, ids, texts, encode, space,
-        dtype=embed.dtype, shard_rows=embed.shard_rows, what=name,
+        dtype=embed.dtype, shard_rows=embed.shard_rows,
     )  # fmt: skip
     return run.folder.vectors / name
 
@@ -138,7 +138,7 @@ def do_embed(run: Run) -> list[Path]:
     else:
         assert encoder is not None, "validated by the recipe"
         _write_queries(run, encoder, space, "queries", embedded_kinds(recipe))
-    run.index_of(store).save(run.folder.index, space)
+    run.index_of(store).save(run.folder.index, space, store_sha256=store.sha256)
     return [run.folder.vectors / "documents", run.folder.vectors / "queries", run.folder.index]
 
 
@@ -177,19 +177,29 @@ def _mine(run: Run, name: str, settings: MineSettings, documents: VectorStore, q
     partition = [record.language for record in records] if run.dataset.search_within else None
     row_QM, score_QM = mine(
         run.index_of(documents), query_QD, top_k=settings.top_k, skip=settings.skip, keep=settings.keep,
-        relevance=relevance, partition_Q=partition,
+        forbidden=relevance.forbidden, partition_Q=partition,
     )  # fmt: skip
     folder = run.folder.mined / name
-    save_mined(folder, [record.id for record in records], run.dataset.documents.ids, row_QM, score_QM)
+    save_mined(
+        folder, [record.id for record in records], run.dataset.documents.ids, row_QM, score_QM,
+        positive_score_Q=_best_positive(run, documents, query_QD),
+    )  # fmt: skip
     return [folder]
+
+
+def _best_positive(run: Run, documents: VectorStore, query_QD: np.ndarray) -> np.ndarray:
+    """The score of each training query's best positive, for the audit."""
+    best_Q = np.empty(len(query_QD), dtype=np.float32)
+    for query, record in enumerate(run.dataset.splits["train"]):
+        best_Q[query] = (documents.vectors(documents.rows_of(list(record.positives))) @ query_QD[query]).max()
+    return best_Q
 
 
 def negatives_of(run: Run, name: str | None) -> list[np.ndarray]:
     """Each training query's hard negatives as document rows: judged or given ones first, then mined ones."""
-    documents = run.dataset.documents
-    mined = load_mined(run.folder.mined / name) if name else {}
-    found = []
-    for record in run.dataset.splits["train"]:
-        wanted = dict.fromkeys([*record.negatives, *mined.get(record.id, [])])
-        found.append(np.array([documents.row[i] for i in wanted], dtype=np.int64))
-    return found
+    documents, records = run.dataset.documents, run.dataset.splits["train"]
+    given = [[documents.row[i] for i in record.negatives] for record in records]
+    if name:
+        row_QM, _ = load_mined(run.folder.mined / name, [record.id for record in records], documents.row)
+        given = [[*own, *(row for row in mined if row >= 0)] for own, mined in zip(given, row_QM.tolist(), strict=True)]
+    return [np.array(list(dict.fromkeys(rows)), dtype=np.int64) for rows in given]
