@@ -6,7 +6,7 @@
 # gives a CPU image from this same file (then build with --build-arg EXTRAS=cpu,tracking).
 #
 #   docker build -t harness .
-#   docker run --rm --gpus all --ipc host -v "$PWD/outputs:/work/outputs" harness run recipes/quickstart.yaml   # outputs/: writable for uid 10001
+#   docker run --rm --gpus all --ipc host -v "$PWD/outputs:/app/outputs" harness run recipes/quickstart.yaml   # outputs/: writable for uid 10001
 FROM nvidia/cuda:13.0.2-base-ubuntu24.04
 
 # torch.compile needs a C compiler and Python's headers.
@@ -14,10 +14,10 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential python3.12 python3.12-dev python3.12-venv \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home --uid 10001 harness && install -d -o harness -g harness /work /opt/venv
+RUN useradd --create-home --uid 10001 harness && install -d -o harness -g harness /app /opt/venv
 USER harness
-WORKDIR /work
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/work/.cache/huggingface
+WORKDIR /app
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/app/.cache/huggingface
 
 # The libraries first: this layer is rebuilt only when pins change.
 ARG EXTRAS=gpu,tracking

@@ -38,7 +38,8 @@ $(BIN)/python:
 $(VENV)/.installed-%: $(PINS) | $(BIN)/python
 	@echo "Installing harness[$*] into $(VENV) (the first time takes a few minutes, mostly torch) ..."
 	@start=$$(date +%s); \
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[$*]' && \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[$*]' || { \
+	  echo "pip failed. In full: $(BIN)/python -m pip install --constraint constraints.txt --editable '.[$*]'" >&2; exit 1; }; \
 	echo "Installed in $$(( $$(date +%s) - start )) s"
 	@case $* in dev) touch $(@D)/.installed-test $(@D)/.installed-quickstart;; test) touch $(@D)/.installed-quickstart;; esac
 	@touch $@
