@@ -1,0 +1,178 @@
+"""A BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/NAME.tsv``, each plain or ``.gz``."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from harness.data.reading import (
+    BadLine,
+    LanguageColumn,
+    Reading,
+    check_id,
+    check_label,
+    check_language,
+    check_number,
+    check_text,
+    require_text,
+)
+from harness.data.records import Documents
+from harness.data.source import Judgments, Queries, Source
+from harness.recipe import DataSettings, QrelsNames
+from harness.runtime.errors import InputError, Problem
+
+
+def read_beir(folder: Path, settings: DataSettings, reading: Reading) -> Source:
+    """Read a BEIR folder; a line that can't be used is counted in ``reading`` and left out.
+
+    Raises:
+        InputError: a file is missing (qrels that exist are named) or has nothing in it.
+    """
+    files, problems = _find(folder, settings.qrels)
+    if problems:
+        raise InputError(problems)
+    documents, document_groups = _read_documents(files.pop("corpus"), settings, reading)
+    queries = _read_queries(files.pop("queries"), settings.group or "group", reading)
+    known_queries, known_documents = set(queries.ids), documents.row
+    whole = reading.complete  # of a preview, an id unknown to us may stand further down
+    judgments = {
+        split: _read_qrels(path, known_queries, known_documents, reading, report_unknown=whole)
+        for split, path in files.items()
+    }
+    return Source(documents, document_groups, queries, judgments)
+
+
+def _existing(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _find(folder: Path, names: QrelsNames) -> tuple[dict[str, Path], list[Problem]]:
+    """The files by their part, and a problem for each that is missing."""
+    if not folder.is_dir():
+        return {}, [Problem("no such folder", where=f"data.path: {folder}")]
+    files: dict[str, Path] = {}
+    problems = []
+    for part in ("corpus", "queries"):
+        if path := _existing(folder, f"{part}.jsonl"):
+            files[part] = path
+        else:
+            problems.append(Problem(f"{part}.jsonl is missing", where=str(folder), allowed="plain or .gz"))
+    qrels = sorted({path.name.split(".tsv")[0] for path in (folder / "qrels").glob("*.tsv*")})
+    for part, name in (("train", names.train), ("dev", names.dev), ("test", names.test)):
+        if name is None:
+            continue
+        if path := _existing(folder / "qrels", f"{name}.tsv"):
+            files[part] = path
+        elif part == "dev" or name != part:  # data without train or test is welcome, unless they are asked for by name
+            problems.append(
+                Problem(f"qrels/{name}.tsv is missing", where=f"data.qrels.{part}: {folder}",
+                        got=f"qrels: {', '.join(qrels) or 'none'}", next=f"set data.qrels.{part} to one that exists")
+            )  # fmt: skip
+    return files, problems
+
+
+def _read_documents(path: Path, settings: DataSettings, reading: Reading) -> tuple[Documents, list[str]]:
+    group_field, key_field = settings.group or "group", settings.equivalent
+    documents, groups, languages = Documents(), [], LanguageColumn()
+    seen: set[str] = set()
+    for line, value in reading.objects(path):
+        try:
+            id_ = _new_id(value.get("_id"), seen)
+            title, body = check_text(value.get("title"), "title"), check_text(value.get("text"))
+            text = require_text(f"{title}\n{body}" if title and body else title or body)
+            language = check_language(value.get("lang"))
+            key = check_label(value.get(key_field), key_field) if key_field else ""
+            group = check_label(value.get(group_field), group_field)
+        except BadLine as problem:
+            reading.bad(path, line, problem)
+            continue
+        seen.add(id_)
+        languages.add(language, line)
+        documents.ids.append(id_)
+        documents.texts.append(text)
+        documents.keys.append(key)
+        groups.append(group)
+    documents.languages.extend(languages.values)
+    _drop(languages.settle(reading, path), documents.ids, documents.texts, documents.languages, documents.keys, groups)
+    return documents, groups
+
+
+def _read_queries(path: Path, group_field: str, reading: Reading) -> Queries:
+    queries, languages = Queries(), LanguageColumn()
+    seen: set[str] = set()
+    for line, value in reading.objects(path):
+        try:
+            id_ = _new_id(value.get("_id"), seen)
+            text = require_text(value.get("text"))
+            language = check_language(value.get("lang"))
+            group = check_label(value.get(group_field), group_field)
+            weight = check_number(value.get("weight"), "weight", lowest=0.0)
+        except BadLine as problem:
+            reading.bad(path, line, problem)
+            continue
+        seen.add(id_)
+        languages.add(language, line)
+        queries.ids.append(id_)
+        queries.texts.append(text)
+        queries.groups.append((group,) if group else ())
+        queries.weights.append(weight)
+    queries.languages = languages.values
+    dropped = languages.settle(reading, path)
+    _drop(dropped, queries.ids, queries.texts, queries.languages, queries.groups, queries.weights)
+    return queries
+
+
+def _new_id(value: object, seen: Container[str]) -> str:
+    id_ = check_id(value)
+    if id_ in seen:
+        raise BadLine("the id stands twice", id_)
+    return id_
+
+
+def _drop(rows: set[int], *columns: list[Any]) -> None:
+    if rows:
+        for column in columns:
+            column[:] = [value for row, value in enumerate(column) if row not in rows]
+
+
+def _read_qrels(
+    path: Path, queries: Container[str], documents: Container[str], reading: Reading, *, report_unknown: bool
+) -> Judgments:
+    """The judgments of one file: ``query-id``, ``corpus-id``, ``score``, with or without a header line.
+
+    Raises:
+        InputError: nothing is judged in it.
+    """
+    judgments: Judgments = {}
+    lines = 0
+    for line, text in reading.lines(path):
+        fields = text.split("\t")
+        try:
+            if len(fields) != 3:
+                raise BadLine("not query-id, corpus-id and score with tabs between", text)
+            query, document, score_text = fields
+            if line == 1 and query not in queries and not _is_number(score_text):
+                continue  # the header
+            lines += 1
+            score = check_number(score_text, "score")
+            if query not in queries or document not in documents:
+                if not report_unknown:
+                    continue
+                raise BadLine(*(("unknown corpus-id", document) if query in queries else ("unknown query-id", query)))
+            judged = judgments.setdefault(query, {})
+            if judged.setdefault(document, score) != score:
+                raise BadLine("judged twice with different scores", text)
+        except BadLine as problem:
+            reading.bad(path, line, problem)
+    if not lines:
+        raise InputError(Problem("nothing is judged here", where=str(path), allowed="query-id, corpus-id, score"))
+    return judgments
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

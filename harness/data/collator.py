@@ -1,0 +1,107 @@
+"""Texts -> padded token tensors. Axes: B texts of a chunk, L tokens of its longest text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class TokenBatch:
+    """Chunks of like length; ``torch.cat(outputs)[restore]`` has the order of the texts.
+
+    Args:
+        chunks: each ``{"input_ids", "attention_mask"}``, int64_BL.
+        restore: int64, one for each text.
+    """
+
+    chunks: list[dict[str, Tensor]]
+    restore: Tensor
+
+
+class Collator:
+    """Adds the prompt (here and nowhere else), tokenises, sorts by length, cuts into chunks and pads each by itself.
+
+    Args:
+        prompt: put before every text.
+        max_length: in tokens, special tokens included; longer texts are cut by the tokenizer.
+        chunks: the most chunks of a batch; they hold about equally many tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_length: int, chunks: int = 1) -> None:
+        assert chunks >= 1 and max_length >= 1
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._max_length = max_length
+        self._chunks = chunks
+        candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self._pad = next(int(token) for token in candidates if token is not None)
+        self._left = tokenizer.padding_side == "left"
+
+    def __call__(self, texts: Sequence[str]) -> TokenBatch:
+        """Tokenise a batch of at least one text."""
+        assert len(texts), "nothing to collate"
+        token_lists = self._tokenizer(
+            [self._prompt + text for text in texts],
+            truncation=True,
+            max_length=self._max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        # A tokenizer without special tokens makes nothing of an empty text; a mask without a token would pool to NaN.
+        token_lists = [tokens or [self._pad] for tokens in token_lists]
+        lengths = np.fromiter(map(len, token_lists), dtype=np.int64, count=len(token_lists))
+        order = np.argsort(-lengths, kind="stable")  # longest first: a lack of memory shows at once
+        parts = np.split(order, _cuts(lengths[order], self._chunks))
+        restore = np.empty_like(order)
+        restore[order] = np.arange(len(order))
+        return TokenBatch([self._pad_part([token_lists[i] for i in part]) for part in parts], torch.from_numpy(restore))
+
+    def _pad_part(self, token_lists: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        length_B = np.fromiter(map(len, token_lists), dtype=np.int64, count=len(token_lists))
+        width = int(length_B.max())
+        place_L = np.arange(width)
+        mask_BL = place_L >= width - length_B[:, None] if self._left else place_L < length_B[:, None]
+        token_BL = np.full(mask_BL.shape, self._pad, dtype=np.int64)
+        token_BL[mask_BL] = np.fromiter(chain.from_iterable(token_lists), dtype=np.int64, count=int(length_B.sum()))
+        return {"input_ids": torch.from_numpy(token_BL), "attention_mask": torch.from_numpy(mask_BL.astype(np.int64))}
+
+
+class PairCollator:
+    """Queries and documents as one batch, queries first, each with its own side's prompt: one merged forward."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        query_prompt: str,
+        document_prompt: str,
+        max_length: int,
+        chunks: int = 1,
+    ) -> None:
+        self._prompts = query_prompt, document_prompt
+        self._collate = Collator(tokenizer, prompt="", max_length=max_length, chunks=chunks)
+
+    def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> TokenBatch:
+        """Tokenise a batch of at least one text in all."""
+        query_prompt, document_prompt = self._prompts
+        return self._collate([query_prompt + text for text in queries] + [document_prompt + text for text in documents])
+
+
+def _cuts(lengths: NDArray[np.int64], chunks: int) -> NDArray[np.int64]:
+    """Where to cut falling lengths so that the parts, none of them empty, hold about equally many tokens."""
+    ends = np.cumsum(lengths)
+    targets = ends[-1] * np.arange(1, chunks) / chunks
+    cuts = np.unique(np.searchsorted(ends, targets) + 1)
+    return cuts[cuts < len(lengths)]

@@ -1,0 +1,228 @@
+"""Pairs: (query, positive, negatives, lang, score, weight, group) from JSONL, Parquet or a Hugging Face data set.
+
+Equal queries of a language are one query; equal document texts are one document. Ids are made from the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.data.reading import (
+    BadLine,
+    LanguageColumn,
+    Reading,
+    check_label,
+    check_language,
+    check_number,
+    check_text,
+    find_files,
+    require_text,
+)
+from harness.data.records import Documents
+from harness.data.source import Judgments, Queries, Source
+from harness.recipe import DataSettings
+from harness.runtime.errors import InputError, Problem
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+
+class _Pair(NamedTuple):
+    query: str
+    positives: list[str]
+    negatives: list[str]
+    score: float
+    weight: float
+    group: str
+    key: str
+
+
+def read_pairs(settings: DataSettings, reading: Reading) -> Source:
+    """Read ``data.path`` (or the data set ``data.dataset``) as training pairs and ``data.dev_path``, if given, as dev.
+
+    Raises:
+        InputError: a file can't be found or read; the data set can't be reached.
+    """
+    columns = _columns(settings)
+    wanted = [name for name in columns.values() if name]
+    collector = _Collector(per_language=settings.search_within == "lang")
+    if settings.source == "huggingface":
+        parts: list[tuple[str, str, Rows]] = [("train", *_hub_rows(settings, columns, reading))]
+    else:
+        assert settings.path is not None, "the recipe's validation asks for a path"
+        parts = _file_parts("train", settings.path, "data.path", wanted, reading)
+    if settings.dev_path is not None:
+        parts += _file_parts("dev", settings.dev_path, "data.dev_path", wanted, reading)
+    for split, name, rows in parts:
+        pairs, languages = _parse(rows, columns, name, reading)
+        dropped = languages.settle(reading, name)
+        for row, (pair, language) in enumerate(zip(pairs, languages.values, strict=True)):
+            if row not in dropped:
+                collector.add(split, pair, language)
+    return collector.source()
+
+
+def _columns(settings: DataSettings) -> dict[str, str]:
+    names = settings.columns.model_dump()
+    names["group"] = settings.group or names["group"]
+    return {**names, "key": settings.equivalent or ""}
+
+
+def _file_parts(
+    split: str, paths: str | list[str], key: str, columns: Sequence[str], reading: Reading
+) -> list[tuple[str, str, Rows]]:
+    return [(split, str(path), reading.rows(path, columns)) for path in find_files(paths, key)]
+
+
+def _hub_rows(settings: DataSettings, columns: dict[str, str], reading: Reading) -> tuple[str, Rows]:
+    """The rows of a Hugging Face data set, with the name under which its bad lines are reported."""
+    import datasets
+
+    where = f"data.dataset: {settings.dataset}"
+    try:
+        table = datasets.load_dataset(
+            settings.dataset, settings.subset, split=settings.dataset_split, revision=settings.revision
+        )
+    except Exception as error:  # the library raises what its file systems, parsers and the network raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            Problem("the data set can't be loaded", where=where, got=f"{type(error).__name__}: {reason}",
+                    next="check data.dataset, data.subset, data.dataset_split and the network, or download it and use "
+                    "data.source: pairs")
+        ) from None  # fmt: skip
+    missing = [columns[name] for name in ("query", "positive") if columns[name] not in table.column_names]
+    if missing:
+        raise InputError(
+            Problem(f"no column {', '.join(missing)}", where=where, got=", ".join(table.column_names),
+                    next="name the columns in data.columns")
+        )  # fmt: skip
+    name = f"{settings.dataset}[{settings.dataset_split}]"
+    return name, reading.table(name, table, len(table))
+
+
+def _parse(rows: Rows, columns: dict[str, str], name: str, reading: Reading) -> tuple[list[_Pair], LanguageColumn]:
+    pairs, languages = [], LanguageColumn()
+    for line, value in rows:
+        try:
+            pair = _pair(value, columns)
+            language = check_language(value.get(columns["language"]), columns["language"])
+        except BadLine as problem:
+            reading.bad(name, line, problem)
+            continue
+        pairs.append(pair)
+        languages.add(language, line)
+    return pairs, languages
+
+
+def _pair(value: dict[str, Any], columns: dict[str, str]) -> _Pair:
+    """One line. Raises ``BadLine``."""
+    positives = _texts(value, columns["positive"])
+    if not positives:
+        raise BadLine(f"no text in {columns['positive']!r}")
+    return _Pair(
+        require_text(value.get(columns["query"]), f"text in {columns['query']!r}"),
+        positives,
+        _texts(value, columns["negatives"]),
+        check_number(value.get(columns["score"]), columns["score"]),
+        check_number(value.get(columns["weight"]), columns["weight"], lowest=0.0),
+        check_label(value.get(columns["group"]), columns["group"]),
+        check_label(value.get(columns["key"]), columns["key"]) if columns["key"] else "",
+    )
+
+
+def _texts(value: dict[str, Any], column: str) -> list[str]:
+    """A text or a list of texts, blank ones left out."""
+    given = value.get(column)
+    texts = [check_text(text, f"text in {column!r}") for text in (given if isinstance(given, list) else [given])]
+    return [text for text in texts if text]
+
+
+class _Collector:
+    """Joins lines into queries, documents and judgments."""
+
+    def __init__(self, *, per_language: bool) -> None:
+        self._per_language = per_language  # where a search sees one language, a text is a document of each
+        self._documents = Documents()
+        self._document_rows: dict[tuple[str, str], int] = {}
+        self._queries = Queries()
+        self._query_rows: dict[tuple[str, str], int] = {}
+        self._line_counts: list[int] = []
+        self._judgments: dict[str, Judgments] = {}
+
+    def add(self, split: str, pair: _Pair, language: str) -> None:
+        """Add one line. A text that is a positive on one line and a negative on another is a positive."""
+        judged = self._judgments.setdefault(split, {}).setdefault(self._query(pair, language), {})
+        for texts, score, key in ((pair.positives, pair.score, pair.key), (pair.negatives, 0.0, "")):
+            for text in texts:
+                document = self._document(text, language, key)
+                judged[document] = max(judged.get(document, score), score)
+
+    def _query(self, pair: _Pair, language: str) -> str:
+        queries, row = self._queries, self._query_rows.setdefault((language, pair.query), len(self._queries.ids))
+        if row == len(queries.ids):
+            queries.ids.append(_make_id("q", (language, pair.query)))
+            queries.texts.append(pair.query)
+            queries.languages.append(language)
+            queries.groups.append(())
+            queries.weights.append(0.0)
+            self._line_counts.append(0)
+        queries.weights[row] += pair.weight
+        self._line_counts[row] += 1
+        if pair.group and pair.group not in queries.groups[row]:
+            queries.groups[row] += (pair.group,)
+        return queries.ids[row]
+
+    def _document(self, text: str, language: str, key: str) -> str:
+        documents, identity = self._documents, (language if self._per_language else "", text)
+        row = self._document_rows.setdefault(identity, len(documents))
+        if row == len(documents):
+            documents.ids.append(_make_id("d", identity))
+            documents.texts.append(text)
+            documents.languages.append(language)
+            documents.keys.append("")
+        documents.keys[row] = documents.keys[row] or key
+        return documents.ids[row]
+
+    def source(self) -> Source:
+        """Everything added; a query's weight is the mean over its lines."""
+        weights = zip(self._queries.weights, self._line_counts, strict=True)
+        self._queries.weights = [total / lines for total, lines in weights]
+        return Source(self._documents, [""] * len(self._documents), self._queries, self._judgments)
+
+
+def _make_id(prefix: str, parts: Iterable[str]) -> str:
+    return prefix + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def read_unlabelled(settings: DataSettings, reading: Reading) -> list[tuple[str, str]]:
+    """The (text, language) of the files in ``data.unlabelled``: ``.txt`` (one a line), JSONL or Parquet (text, lang).
+
+    ``language`` in the recipe stands in where a line has none.
+
+    Raises:
+        InputError: a file can't be found or read.
+    """
+    found: list[tuple[str, str]] = []
+    for number, entry in enumerate(settings.unlabelled):
+        for path in find_files(entry.path, f"data.unlabelled[{number}].path"):
+            texts, languages = [], LanguageColumn(entry.language)
+            for line, value in _unlabelled_rows(path, reading):
+                try:
+                    text, language = require_text(value.get("text")), check_language(value.get("lang"))
+                except BadLine as problem:
+                    reading.bad(path, line, problem)
+                    continue
+                texts.append(text)
+                languages.add(language, line)
+            dropped = languages.settle(reading, path)
+            pairs = zip(texts, languages.values, strict=True)
+            found += [pair for row, pair in enumerate(pairs) if row not in dropped]
+    return found
+
+
+def _unlabelled_rows(path: Path, reading: Reading) -> Rows:
+    if path.name.removesuffix(".gz").endswith(".txt"):
+        return ((line, {"text": text}) for line, text in reading.lines(path))
+    return reading.rows(path, ("text", "lang"))

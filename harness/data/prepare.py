@@ -1,0 +1,276 @@
+"""The data step: read, check, normalise, group, split and write."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.data.beir import read_beir
+from harness.data.emoji import make_emoji
+from harness.data.folder import content_sha256, load_dataset, write_folder
+from harness.data.grouping import choose_groups, join_groups
+from harness.data.pairs import read_pairs, read_unlabelled
+from harness.data.reading import PREVIEW_LINES, Reading
+from harness.data.records import UNKNOWN_LANGUAGE, Documents, normal_text
+from harness.data.source import Judged, Queries, Source, Split
+from harness.recipe import DataSettings, QrelsNames
+from harness.runtime.errors import InputError, Problem
+from harness.runtime.process import atomic_folder, write_json
+
+__all__ = ["load_dataset", "prepare_data"]
+
+EVALUATION_SPLITS = ("select", "report", "test")
+
+
+def prepare_data(settings: DataSettings, folder: Path, *, full: bool = True) -> dict[str, Any]:
+    """Read a recipe's data and write it as a BEIR folder with the splits train, select, report and perhaps test.
+
+    Writes ``corpus.jsonl``, ``queries.jsonl``, ``qrels/SPLIT.tsv``, ``unlabelled.jsonl`` (if any) and ``data.json``,
+    all at once or not at all. Queries of one group stay together when a split is made: dev into select and report, and
+    pairs without ``dev_path`` into train and dev. A group in training that also asks in an evaluation is not dropped
+    but counted (``groups_shared_with_train``).
+
+    Args:
+        full: ``False`` reads the first million lines of each file, for a preview.
+
+    Returns:
+        What ``data.json`` holds: counts, languages, what was dropped, bad lines, files read, ``sha256`` of the rest.
+
+    Raises:
+        InputError: files that can't be read; lines that can't be used (unless ``data.on_error: skip``); nothing left to
+            search or to evaluate; a language, field or split that the data doesn't have.
+    """
+    reading = Reading(None if full else PREVIEW_LINES)
+    source = _read(settings, reading)
+    unlabelled = read_unlabelled(settings, reading)
+    if settings.on_error == "stop" and (problems := reading.problems()):
+        raise InputError(problems)
+    _check_fields(settings, source)
+    dropped: Counter[str] = Counter()
+    dropped["bad_lines"] = reading.bad_count
+    judged = _select_queries(settings, source, dropped)
+    judged = _select_languages(settings, source.queries, judged, dropped)
+    documents = _select_documents(settings, source.documents)
+    splits, groups, shared = _split(settings, source, judged)
+    _check_splits(splits, groups, documents, dropped)
+    unlabelled = _select_unlabelled(settings, unlabelled, splits, source.queries, dropped)
+    with atomic_folder(folder) as temporary:
+        write_folder(temporary, documents, source.queries, splits, groups, unlabelled)
+        summary = {
+            "schema": 1,
+            "source": settings.source,
+            "search_within": settings.search_within,
+            "documents": {"count": len(documents), "languages": _counts(documents.languages)},
+            "splits": {name: _describe(split, source.queries, groups) for name, split in splits.items()},
+            "languages": sorted({source.queries.languages[q.row] for split in splits.values() for q in split.values()}),
+            "unlabelled": {"count": len(unlabelled), "languages": _counts(language for _, language in unlabelled)},
+            "groups_shared_with_train": shared,
+            "texts_shared_with_train": _shared_texts(splits, source.queries),
+            "dropped": dict(sorted(dropped.items())),
+            "bad_lines": reading.bad_lines(),
+            "files": {name: vars(count) for name, count in reading.files.items()},
+            "complete": reading.complete,
+            "sha256": content_sha256(temporary),
+        }
+        write_json(temporary / "data.json", summary)
+    return summary
+
+
+def _read(settings: DataSettings, reading: Reading) -> Source:
+    if settings.source == "emoji":
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "emoji"
+            make_emoji(folder, settings.languages)
+            source = read_beir(folder, settings.model_copy(update={"qrels": QrelsNames()}), reading)
+            reading.files = {Path(name).name: count for name, count in reading.files.items()}
+            return source
+    if settings.source == "beir":
+        assert isinstance(settings.path, str), "the recipe's validation asks for one path"
+        return read_beir(Path(settings.path), settings, reading)
+    return read_pairs(settings, reading)
+
+
+# ---------------------------------------------------------------------------------------------- what is kept
+
+
+def _check_fields(settings: DataSettings, source: Source) -> None:
+    problems = []
+    if settings.group and not any(source.document_groups) and not any(source.queries.groups):
+        problems.append(Problem("no query and no document has this field", where="data.group", got=settings.group))
+    if settings.equivalent and not any(source.documents.keys):
+        problems.append(Problem("no document has this field", where="data.equivalent", got=settings.equivalent))
+    if problems:
+        raise InputError(problems)
+
+
+def _select_queries(settings: DataSettings, source: Source, dropped: Counter[str]) -> dict[str, Split]:
+    """Per split of the source, the queries with a positive that they can find."""
+    query_row = {id_: row for row, id_ in enumerate(source.queries.ids)}
+    document_row, document_languages = source.documents.row, source.documents.languages
+    judged: dict[str, Split] = {}
+    for name, judgments in source.judgments.items():
+        split = judged[name] = {}
+        for query, scores in judgments.items():
+            row = query_row[query]
+            if settings.search_within == "lang":
+                language = source.queries.languages[row]
+                near = {id_: s for id_, s in scores.items() if document_languages[document_row[id_]] == language}
+                dropped["positives_in_another_language"] += sum(s > 0 and id_ not in near for id_, s in scores.items())
+                scores = near
+            positives = {id_: score for id_, score in scores.items() if score > 0}
+            if positives:
+                split[query] = Judged(row, positives, tuple(id_ for id_, score in scores.items() if score <= 0))
+            else:
+                dropped["queries_without_positives"] += 1
+    dropped["queries_without_judgments"] = len(source.queries.ids) - len(set().union(*source.judgments.values()))
+    return judged
+
+
+def _select_languages(
+    settings: DataSettings, queries: Queries, judged: dict[str, Split], dropped: Counter[str]
+) -> dict[str, Split]:
+    """The queries in the languages asked for."""
+    if settings.languages is None:
+        return judged
+    found = {queries.languages[query.row] for split in judged.values() for query in split.values()}
+    if missing := [language for language in settings.languages if language not in found]:
+        raise InputError(
+            Problem("no query with a positive in this language", where="data.languages", got=", ".join(missing),
+                    allowed=", ".join(sorted(found)) or "none: no query has a positive")
+        )  # fmt: skip
+    kept = {
+        name: {id_: query for id_, query in split.items() if queries.languages[query.row] in settings.languages}
+        for name, split in judged.items()
+    }
+    dropped["queries_in_other_languages"] = sum(len(judged[name]) - len(kept[name]) for name in judged)
+    return kept
+
+
+def _select_documents(settings: DataSettings, documents: Documents) -> Documents:
+    """All documents, or those in the languages asked for where a query searches only its own."""
+    if settings.search_within is None or settings.languages is None:
+        return documents
+    wanted = set(settings.languages)
+    rows = [row for row, language in enumerate(documents.languages) if language in wanted]
+    columns = (documents.ids, documents.texts, documents.languages, documents.keys)
+    return Documents(*([column[row] for row in rows] for column in columns))
+
+
+def _select_unlabelled(
+    settings: DataSettings,
+    texts: Iterable[tuple[str, str]],
+    splits: Mapping[str, Split],
+    queries: Queries,
+    dropped: Counter[str],
+) -> list[tuple[str, str]]:
+    """Each text once, in the languages asked for (``und`` stays), and none that an evaluation asks."""
+    evaluated = {normal_text(text) for name in EVALUATION_SPLITS for text in _texts(splits.get(name, {}), queries)}
+    wanted = {*settings.languages, UNKNOWN_LANGUAGE} if settings.languages else None
+    kept: dict[tuple[str, str], None] = {}
+    for text, language in texts:
+        if wanted is not None and language not in wanted:
+            dropped["unlabelled_in_other_languages"] += 1
+        elif normal_text(text) in evaluated:
+            dropped["unlabelled_in_evaluation"] += 1
+        elif (text, language) in kept:
+            dropped["unlabelled_twice"] += 1
+        else:
+            kept[text, language] = None
+    return list(kept)
+
+
+def _texts(split: Split, queries: Queries) -> Iterable[str]:
+    return (queries.texts[query.row] for query in split.values())
+
+
+# -------------------------------------------------------------------------------------------- groups and splits
+
+
+def _split(
+    settings: DataSettings, source: Source, judged: Mapping[str, Split]
+) -> tuple[dict[str, Split], dict[str, str], int]:
+    """The final splits, the group of each query, and how many groups of evaluations also stand in training.
+
+    Training and evaluation are joined into groups apart: many training queries with several positives each may all
+    hang together, which says nothing about the queries of an evaluation.
+    """
+    train, dev, test = (judged.get(name, {}) for name in ("train", "dev", "test"))
+    train_names = _names(train, source)
+    train_groups = join_groups(train_names)
+    if "dev" not in judged and settings.source in ("pairs", "huggingface"):
+        held_out = choose_groups(train_groups.values(), settings.hold_out, "hold_out", least=2)  # select and report
+        dev = {query: value for query, value in train.items() if train_groups[query] in held_out}
+        train = {query: value for query, value in train.items() if query not in dev}
+        train_names = {query: train_names[query] for query in train}
+    evaluation_names = _names(dev, source)
+    for query, names in _names(test, source).items():
+        evaluation_names[query] = evaluation_names.get(query, []) + names
+    groups = join_groups(evaluation_names)
+    selected = choose_groups((groups[query] for query in dev), settings.select_share, "select")
+    splits = {
+        "train": train,
+        "select": {query: value for query, value in dev.items() if groups[query] in selected},
+        "report": {query: value for query, value in dev.items() if groups[query] not in selected},
+    }
+    if "test" in judged:
+        splits["test"] = test
+    in_training = {name for names in train_names.values() for name in names}
+    shared = {groups[query] for query, names in evaluation_names.items() if not in_training.isdisjoint(names)}
+    return splits, train_groups | groups, len(shared)
+
+
+def _names(split: Split, source: Source) -> dict[str, list[str]]:
+    """What a query is grouped by: its own group or, failing that, its positives' groups or else their ids."""
+    row, groups = source.documents.row, source.document_groups
+    return {
+        query: list(source.queries.groups[known.row]) or [groups[row[id_]] or id_ for id_ in known.positives]
+        for query, known in split.items()
+    }
+
+
+def _check_splits(
+    splits: Mapping[str, Split], groups: Mapping[str, str], documents: Documents, dropped: Mapping[str, int]
+) -> None:
+    problems = []
+    left_out = ", ".join(f"{name}: {count}" for name, count in sorted(dropped.items()) if count)
+    if not documents:
+        problems.append(Problem("there is no document to search", where="data", next="check the corpus"))
+    dev = {**splits["select"], **splits["report"]}
+    if not dev:
+        problems.append(
+            Problem("no query is left in dev", where="data", got=left_out, allowed="queries with a positive document")
+        )
+    elif not (splits["select"] and splits["report"]):
+        problems.append(
+            Problem("dev can't be split into select and report", where="data.group",
+                    got=f"{len(dev)} queries in one group, {groups[next(iter(dev))]!r}",
+                    next="name a field with at least two values in dev, or add queries")
+        )  # fmt: skip
+    if "test" in splits and not splits["test"]:
+        problems.append(Problem("no query is left in test", where="data.qrels.test", got=left_out, next="set it null"))
+    if problems:
+        raise InputError(problems)
+
+
+def _shared_texts(splits: Mapping[str, Split], queries: Queries) -> int:
+    """How many evaluation queries ask, word for word, what a training query asks."""
+    trained = {normal_text(text) for text in _texts(splits["train"], queries)}
+    evaluated = (text for name in EVALUATION_SPLITS for text in _texts(splits.get(name, {}), queries))
+    return sum(normal_text(text) in trained for text in evaluated)
+
+
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def _describe(split: Split, queries: Queries, groups: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "queries": len(split),
+        "groups": len({groups[query] for query in split}),
+        "positives": sum(len(known.positives) for known in split.values()),
+        "negatives": sum(len(known.negatives) for known in split.values()),
+        "languages": _counts(queries.languages[known.row] for known in split.values()),
+    }

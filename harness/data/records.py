@@ -1,0 +1,69 @@
+"""What the other rooms see of the data: queries, documents, splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+UNKNOWN_LANGUAGE = "und"
+
+
+def normal_text(text: str) -> str:
+    """The form in which two texts count as the same: case folded, runs of whitespace as one space."""
+    return " ".join(text.casefold().split())
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One query.
+
+    Args:
+        positives: document id -> grade, every grade above 0; never empty.
+        negatives: ids of documents judged not relevant, or given as negatives; none of them is a positive.
+        group: queries of one group stay in one split and are resampled together.
+        weight: how much the query counts in a loss.
+    """
+
+    id: str
+    text: str
+    language: str
+    group: str
+    positives: dict[str, float]
+    negatives: tuple[str, ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Columns of equal length; ``keys`` holds the value of ``data.equivalent``, ``""`` where there is none."""
+
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        """Document id -> row, computed once: use it when the columns are complete."""
+        return {id_: row for row, id_ in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared folder in memory.
+
+    Args:
+        splits: ``train`` (empty for evaluation-only data), ``select``, ``report``, and ``test`` if the data has one.
+        unlabelled: (text, language) of query texts without judgments.
+        search_within: a query searches only the documents of its language.
+        sha256: of the prepared folder's content.
+    """
+
+    documents: Documents
+    splits: dict[str, list[Record]]
+    unlabelled: list[tuple[str, str]]
+    search_within: bool
+    sha256: str

@@ -1,0 +1,298 @@
+"""The data step as a whole: filters, groups, splits, what is counted, what is refused, and reading it back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders.tiny_data import LANGUAGES, write_beir, write_jsonl, write_tiny_beir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.data.grouping import join_groups
+from harness.data.prepare import load_dataset, prepare_data
+from harness.data.records import Dataset
+from harness.recipe import DataSettings, QrelsNames, Texts
+from harness.runtime.errors import InputError, StaleArtefactError
+from harness.runtime.process import read_json
+
+
+def _prepare(path: Path, **options: Any) -> tuple[Dataset, dict[str, Any]]:
+    settings_ = DataSettings(**{"source": "beir", "path": str(path), **options})
+    folder = path.parent / "prepared"
+    summary = prepare_data(settings_, folder)
+    return load_dataset(folder), summary
+
+
+def _groups(dataset: Dataset, split: str) -> set[str]:
+    return {record.group for record in dataset.splits[split]}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_beir(tmp_path_factory.mktemp("tiny") / "source")
+
+
+def test_the_tiny_set_can_be_learned(tiny: Path, tmp_path: Path) -> None:
+    dataset, _ = _prepare(tiny)
+    documents = {
+        id_: set(text.split()) for id_, text in zip(dataset.documents.ids, dataset.documents.texts, strict=True)
+    }
+    assert len(documents) == 120 and {record.language for record in dataset.splits["test"]} == set(LANGUAGES)
+    for record in dataset.splits["test"] + dataset.splits["train"]:
+        before, after = LANGUAGES[record.language]
+        words = {word.removeprefix(before).removesuffix(after) for word in record.text.split()}
+        shared = {id_: len(words & roots) for id_, roots in documents.items()}
+        (positive,) = record.positives
+        assert shared[positive] == len(words) == max(shared.values())
+    seen = {word for record in dataset.splits["train"] for word in record.text.split()}
+    asked = {word for record in dataset.splits["test"] for word in record.text.split()}
+    assert len(asked - seen) <= 0.05 * len(asked), "held-out queries are made of known words"
+    assert (
+        write_tiny_beir(tmp_path / "again").joinpath("queries.jsonl").read_bytes()
+        == (tiny / "queries.jsonl").read_bytes()
+    )
+
+
+def test_splits_of_a_beir_folder(tiny: Path) -> None:
+    dataset, summary = _prepare(tiny)
+    assert set(dataset.splits) == {"train", "select", "report", "test"}
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        name: split["queries"] for name, split in summary["splits"].items()
+    }
+    assert len(dataset.splits["train"]) == 36 * 2 * 3 * 2 and len(dataset.splits["test"]) == 12 * 2 * 3 * 2
+    parts = [_groups(dataset, name) for name in dataset.splits]
+    assert len(set().union(*parts)) == sum(map(len, parts)) == 60, "every group is in one split"
+    record = dataset.splits["train"][0]
+    assert (record.id, record.language, record.group) == ("aa-d0-0-all", "aa", "g0")
+    assert record.positives == {"d0-0": 1.0} and record.negatives == ("d0-1",) and record.weight == 1.0
+    assert summary["groups_shared_with_train"] == 0 and not dataset.search_within
+    assert summary["documents"] == {"count": 120, "languages": {"aa": 120}} and summary["languages"] == [
+        "aa",
+        "bb",
+        "cc",
+    ]
+
+
+def test_the_split_of_dev_is_stable(tiny: Path, tmp_path: Path) -> None:
+    dataset, summary = _prepare(tiny)
+    shuffled = write_tiny_beir(tmp_path / "source")
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        path = shuffled / name
+        path.write_text("".join(sorted(path.read_text().splitlines(keepends=True))))
+    again, summary_again = _prepare(shuffled)
+    assert {r.id for r in again.splits["select"]} == {r.id for r in dataset.splits["select"]}
+    assert summary_again["sha256"] != summary["sha256"], "another order is another content"
+    assert _prepare(tiny)[1]["sha256"] == summary["sha256"] == _prepare(tiny)[0].sha256
+    few = _prepare(tiny, select_share=0.2)[0]
+    assert _groups(few, "select") < _groups(dataset, "select"), "a smaller share takes a part of the larger one"
+
+
+def test_what_is_written_is_a_beir_folder(tiny: Path) -> None:
+    dataset, _ = _prepare(tiny, unlabelled=[Texts(path=str(tiny / "unlabelled.jsonl"))])
+    folder = tiny.parent / "prepared"
+    again, _ = _prepare(folder, qrels=QrelsNames(dev="report"))
+    assert again.documents == dataset.documents and again.splits["train"] == dataset.splits["train"]
+    assert dataset.unlabelled and not list(folder.glob("*.tmp"))
+
+
+_OWN = [{"_id": f"q{n}", "text": f"query {n}", "lang": "en"} for n in range(8)]
+_DOCUMENTS = [{"_id": f"d{n}", "text": f"document {n}", "lang": "en", "maker": f"m{n // 2}"} for n in range(8)]
+
+
+def test_default_groups_join_queries_that_share_a_positive(tmp_path: Path) -> None:
+    dev = [("q0", "d0", 1), ("q1", "d0", 1), ("q1", "d1", 1), ("q2", "d1", 1), ("q3", "d3", 1), ("q3", "d0", 0)]
+    write_beir(tmp_path / "s", _DOCUMENTS, _OWN, dev=dev)
+    dataset, _ = _prepare(tmp_path / "s")
+    records = {r.id: r for name in ("select", "report") for r in dataset.splits[name]}
+    assert {id_: r.group for id_, r in records.items()} == {"q0": "d0", "q1": "d0", "q2": "d0", "q3": "d3"}
+    assert dataset.splits["train"] == [], "data without training judgments can still be evaluated"
+
+
+def test_groups_of_the_positives(tmp_path: Path) -> None:
+    dev = [("q0", "d0", 1), ("q1", "d1", 1), ("q2", "d2", 1), ("q2", "d4", 1), ("q3", "d5", 1), ("q4", "d6", 1)]
+    write_beir(tmp_path / "s", _DOCUMENTS, _OWN, dev=dev, train=[("q5", "d7", 1), ("q6", "d1", 1)])
+    dataset, summary = _prepare(tmp_path / "s", group="maker")
+    records = [r for name in ("select", "report") for r in dataset.splits[name]]
+    assert {r.id: r.group for r in records} == {"q0": "m0", "q1": "m0", "q2": "m1", "q3": "m1", "q4": "m3"}
+    assert summary["groups_shared_with_train"] == 2, "m0 through q6, m3 through q5"
+
+
+def test_a_groups_own_field_comes_first(tmp_path: Path) -> None:
+    queries = [{**query, "group": f"g{n // 2}"} if n < 6 else query for n, query in enumerate(_OWN)]
+    write_beir(tmp_path / "s", _DOCUMENTS, queries, dev=[(f"q{n}", "d0", 1) for n in range(7)])
+    dataset, _ = _prepare(tmp_path / "s")
+    found = {r.id: r.group for name in ("select", "report") for r in dataset.splits[name]}
+    assert found == {"q0": "g0", "q1": "g0", "q2": "g1", "q3": "g1", "q4": "g2", "q5": "g2", "q6": "d0"}
+    with pytest.raises(InputError, match=r"data\.group: no query and no document has this field"):
+        _prepare(tmp_path / "s", group="nonsense")
+    with pytest.raises(InputError, match=r"data\.equivalent: no document has this field"):
+        _prepare(tmp_path / "s", equivalent="nonsense")
+
+
+def test_dev_of_one_group_can_not_be_split(tmp_path: Path) -> None:
+    write_beir(tmp_path / "s", _DOCUMENTS, _OWN, dev=[("q0", "d0", 1), ("q1", "d0", 1)])
+    with pytest.raises(InputError, match="dev can't be split into select and report") as error:
+        _prepare(tmp_path / "s")
+    assert "2 queries in one group, 'd0'" in str(error.value)
+    assert not (tmp_path / "prepared").exists()
+
+
+_LANGUAGES = [{"_id": f"{lang}{n}", "text": f"{lang} Text {n}", "lang": lang, "key": f"k{n}"}
+              for lang in ("de", "en", "fr") for n in range(4)]  # fmt: skip
+_ASKING = [{**line, "_id": f"q-{line['_id']}"} for line in _LANGUAGES]
+
+
+def _languages_set(folder: Path) -> Path:
+    """Each query finds its document in its own language and the next; French ones only in another."""
+    dev = [(f"q-{lang}{n}", f"{lang}{n}", 1) for lang in ("de", "en") for n in range(4)]
+    dev += [(f"q-de{n}", f"en{n}", 1) for n in range(4)] + [("q-fr0", "en0", 1), ("q-en0", "fr1", 0)]
+    return write_beir(folder, _LANGUAGES, _ASKING, dev=dev)
+
+
+def test_search_within_a_language(tmp_path: Path) -> None:
+    dataset, summary = _prepare(_languages_set(tmp_path / "s"), search_within="lang", equivalent="key")
+    records = dataset.splits["select"] + dataset.splits["report"]
+    languages = dict(zip(dataset.documents.ids, dataset.documents.languages, strict=True))
+    assert len(records) == 8 and dataset.search_within
+    assert all(
+        languages[id_] == record.language for record in records for id_ in (*record.positives, *record.negatives)
+    )
+    assert summary["dropped"] == {
+        "bad_lines": 0,
+        "positives_in_another_language": 5,
+        "queries_without_judgments": 3,
+        "queries_without_positives": 1,
+    }
+    assert len(dataset.documents) == 12 and dataset.documents.keys[:2] == ["k0", "k1"]
+
+
+def test_chosen_languages(tmp_path: Path) -> None:
+    source = _languages_set(tmp_path / "s")
+    dataset, summary = _prepare(source, languages=["de"])
+    assert summary["languages"] == ["de"] and len(dataset.documents) == 12
+    assert summary["dropped"]["queries_in_other_languages"] == 5
+    dataset, _ = _prepare(source, languages=["de", "en"], search_within="lang")
+    assert set(dataset.documents.languages) == {"de", "en"} and len(dataset.documents) == 8
+    with pytest.raises(InputError) as error:
+        _prepare(source, languages=["de", "xx", "fr"], search_within="lang")
+    assert "got: xx, fr" in str(error.value) and "allowed: de, en" in str(error.value)
+
+
+def test_nothing_left_says_why(tmp_path: Path) -> None:
+    write_beir(tmp_path / "s", _LANGUAGES, _ASKING, dev=[("q-de0", "en0", 1), ("q-en1", "en0", 0)])
+    with pytest.raises(InputError, match="no query is left in dev") as error:
+        _prepare(tmp_path / "s", search_within="lang")
+    assert "positives_in_another_language: 1" in str(error.value)
+
+
+def test_bad_lines_stop_or_are_skipped(tmp_path: Path) -> None:
+    source = _languages_set(tmp_path / "s")
+    with open(source / "corpus.jsonl", "a", encoding="utf-8") as stream:
+        stream.write("{broken\n" * 7)
+    with open(source / "qrels" / "dev.tsv", "a", encoding="utf-8") as stream:
+        stream.write("q-de0\tnothing\t1\n")
+    (tmp_path / "more.jsonl").write_text("[]\n")
+    options: dict[str, Any] = {"unlabelled": [Texts(path=str(tmp_path / "more.jsonl"))]}
+    with pytest.raises(InputError) as error:
+        _prepare(source, **options)
+    assert [problem.what for problem in error.value.problems] == [
+        "not JSON (7 lines)", "unknown corpus-id (1 line)", "not a JSON object (1 line)"
+    ]  # fmt: skip
+    assert error.value.problems[0].where == f"{source}/corpus.jsonl:13"
+    assert error.value.problems[0].got.startswith("line 13 {broken; line 14 {broken")
+    dataset, summary = _prepare(source, on_error="skip", **options)
+    assert len(dataset.documents) == 12 and summary["dropped"]["bad_lines"] == 9
+    corpus = summary["bad_lines"][f"{source}/corpus.jsonl"]
+    assert corpus == {"not JSON": {"count": 7, "first": [13, 14, 15, 16, 17]}}
+    assert read_json(tmp_path / "prepared" / "data.json") == summary
+
+
+def test_an_empty_corpus(tmp_path: Path) -> None:
+    write_beir(tmp_path / "s", [], _OWN, dev=[("q0", "d0", 1)])
+    with pytest.raises(InputError, match="unknown corpus-id"):
+        _prepare(tmp_path / "s")
+    with pytest.raises(InputError) as error:
+        _prepare(tmp_path / "s", on_error="skip")
+    assert [problem.what for problem in error.value.problems] == [
+        "there is no document to search", "no query is left in dev"
+    ]  # fmt: skip
+
+
+def test_unlabelled_texts_hold_no_evaluation_query(tmp_path: Path) -> None:
+    source = _languages_set(tmp_path / "s")
+    lines = [{"text": "new", "lang": "de"}, {"text": "new ", "lang": "de"}, {"text": "DE  text 0", "lang": "de"},
+             {"text": "neu", "lang": "xx"}]  # fmt: skip
+    write_jsonl(tmp_path / "u.jsonl", lines)
+    (tmp_path / "u.txt").write_text("unknown\n")
+    unlabelled = [Texts(path=str(tmp_path / "u.jsonl")), Texts(path=str(tmp_path / "u.txt"))]
+    dataset, summary = _prepare(source, languages=["de", "en"], unlabelled=unlabelled)
+    assert dataset.unlabelled == [("new", "de"), ("unknown", "und")]
+    assert summary["unlabelled"] == {"count": 2, "languages": {"de": 1, "und": 1}}
+    dropped = {name: count for name, count in summary["dropped"].items() if name.startswith("unlabelled")}
+    assert dropped == {"unlabelled_in_other_languages": 1, "unlabelled_in_evaluation": 1, "unlabelled_twice": 1}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.sampled_from(["", "g0", "g1", "g2"])), min_size=6),
+    st.floats(0.05, 0.9),
+)
+def test_pairs_are_split_by_group(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[int, int, str]], hold_out: float
+) -> None:
+    folder = tmp_path_factory.mktemp("pairs")
+    path = write_jsonl(folder / "a.jsonl", ({"query": f"q {q}", "positive": f"p {p}", "group": g} for q, p, g in lines))
+    names: dict[str, list[str]] = {}
+    for query, positive, group in lines:
+        names.setdefault(str(query), []).append(group or f"p {positive}")
+    for query, _, group in lines:  # a query's own groups, where it has any, count alone
+        if group:
+            names[str(query)] = [name for name in names[str(query)] if not name.startswith("p ")]
+    if len(set(join_groups(names).values())) < 3:
+        with pytest.raises(InputError, match=r"dev can't be split|no query is left in dev"):
+            _prepare(path, source="pairs", hold_out=hold_out)
+        return
+    dataset, summary = _prepare(path, source="pairs", hold_out=hold_out)
+    assert set(dataset.splits) == {"train", "select", "report"} and all(dataset.splits.values())
+    assert summary["groups_shared_with_train"] == 0
+    ungrouped = [record for split in dataset.splits.values() for record in split if record.group[0] == "d"]
+    owners: dict[str, str] = {}
+    for record in ungrouped:
+        for document in record.positives:
+            assert owners.setdefault(document, record.group) == record.group
+    assert sum(map(len, dataset.splits.values())) == len({q for q, _, _ in lines})
+
+
+def test_weights_and_grades_survive(tmp_path: Path) -> None:
+    queries = [{**_OWN[0], "weight": 0.25}, *_OWN[1:]]
+    write_beir(
+        tmp_path / "s", _DOCUMENTS, queries, dev=[("q0", "d0", 2), ("q0", "d1", 0.5), ("q0", "d2", -1), ("q1", "d3", 1)]
+    )
+    dataset, _ = _prepare(tmp_path / "s")
+    record = next(r for name in ("select", "report") for r in dataset.splits[name] if r.id == "q0")
+    assert record.positives == {"d0": 2.0, "d1": 0.5} and record.negatives == ("d2",) and record.weight == 0.25
+
+
+def test_emoji_source(tmp_path: Path) -> None:
+    folder = tmp_path / "prepared"
+    summary = prepare_data(DataSettings(source="emoji", languages=["en"]), folder)
+    dataset = load_dataset(folder)
+    assert summary["languages"] == ["en"] and set(dataset.splits) == {"train", "select", "report", "test"}
+    assert set(summary["files"]) == {"corpus.jsonl", "queries.jsonl", "train.tsv", "dev.tsv", "test.tsv"}
+    select = len(_groups(dataset, "select"))
+    assert 0.3 < select / (select + len(_groups(dataset, "report"))) < 0.7
+
+
+def test_a_changed_folder_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "prepared"
+    prepare_data(DataSettings(source="beir", path=str(tiny)), folder)
+    line = json.dumps({"_id": "new", "text": "x", "lang": "aa"})
+    with open(folder / "corpus.jsonl", "a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(StaleArtefactError, match="the prepared data has been changed"):
+        load_dataset(folder)
+    with pytest.raises(InputError, match="no such file"):
+        load_dataset(tmp_path / "nowhere")
