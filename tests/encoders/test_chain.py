@@ -171,7 +171,8 @@ def test_describe_reads_shards_and_leaves_out_heads(tiny_bert: Path, tmp_path: P
 def test_describe_needs_no_torch(tiny_bert: Path) -> None:
     code = (
         "import sys; from harness.encoders.chain import describe_folder, weights_sha256;"
-        "from harness.encoders.tokens import read_tokenizer, unknown_share; import harness.encoders.sources;"
+        "from harness.encoders.tokens import read_tokenizer, unknown_share;"
+        "import harness.encoders.sources, harness.encoders.layers;"
         f"describe_folder({str(tiny_bert)!r}); unknown_share(read_tokenizer({str(tiny_bert)!r}), ['cat']);"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
