@@ -1,0 +1,1 @@
+"""The same ``encode(texts) -> array``, run by different machinery."""

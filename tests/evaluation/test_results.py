@@ -1,0 +1,226 @@
+"""results.json: the contract's shape, the bars, the warnings, and that it is JSON whatever is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from builders.evaluations import per_query
+
+from harness.evaluation.per_query import PerQuery
+from harness.evaluation.results import build_results, headline_set, last_quarter_gain
+from harness.metrics import METRICS
+from harness.recipe import Bars
+from harness.runtime.errors import InputError
+from harness.runtime.process import write_json
+
+FOUND = {"teacher-base": 20, "teacher": 60, "student-untrained": 22, "student-aligned": 50, "student-refined": 58}
+LANGUAGES = ["de", "en"]
+
+
+def evaluation(found: int, languages: Sequence[str] = LANGUAGES) -> PerQuery:
+    """100 groups in every language, of which the first ``found`` are answered well."""
+    names = [language for language in languages for _ in range(100)]
+    return per_query(names, [*range(100)] * len(languages), ([1.0] * found + [0.0] * (100 - found)) * len(languages))
+
+
+def evaluations(sets: Sequence[str] = ("select", "test"), **found: int) -> dict[str, dict[str, PerQuery]]:
+    numbers = FOUND | {name.replace("_", "-"): number for name, number in found.items()}
+    return {system: {name: evaluation(number) for name in sets} for system, number in numbers.items()}
+
+
+def bench_result(teacher: float = 12.0, student: float = 5.0) -> dict[str, Any]:
+    return {
+        "latency": {system: {"torch": {"all": {"batch": 1, "calls": 3, "p50_ms": p50}}}
+                    for system, p50 in (("teacher", teacher), ("student-refined", student))},
+        "throughput": {"teacher": {"torch": {"batch": 32, "queries_per_second": np.float64(80.0)}}},
+        "conditions": {"device": "cpu", "threads": 2},
+    }  # fmt: skip
+
+
+def curve(*values: float) -> dict[str, Any]:
+    points = [{"step": 55 * (i + 1), "metric": "P@1", "value": value} for i, value in enumerate(values)]
+    return {"curve": points, "loss": [], "seconds": 3.5}
+
+
+def results(given: Mapping[str, Mapping[str, PerQuery]] | None = None, **changes: Any) -> dict[str, Any]:
+    given = evaluations() if given is None else given
+    sets = {name for by_set in given.values() for name in by_set}
+    arguments: dict[str, Any] = {
+        "name": "quickstart", "reference": "teacher", "systems": {name: {"layers": 2} for name in given},
+        "sets": {name: {"split": "dev", "queries": 200, "documents": 3963, "languages": LANGUAGES} for name in sets},
+        "provenance": {"commit": "abc", "seed": 7}, "conditions": {"device": "?", "dtype": "float32"},
+        "bench": bench_result(), "training": {"teacher": curve(0.2, 0.4, 0.5, 0.51)}, "resamples": 200,
+        "bars": Bars(teacher={"P@1": 0.5}, recovery={"P@1": 0.95}, latency_ratio=0.5), "confidence": 0.95, "seed": 7,
+        "warn_teacher_gain": 0.03,
+    }  # fmt: skip
+    return build_results(evaluations=given, **{**arguments, **changes})
+
+
+def bars(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {bar["name"]: bar for bar in found["bars"]}
+
+
+def test_the_contract() -> None:
+    found = results()
+    assert list(found) == [
+        "schema", "name", "provenance", "reference", "sets", "systems", "quality", "recovery", "agreement", "latency",
+        "throughput", "conditions", "slices", "tests", "ann", "ledger", "training", "bars", "warnings",
+    ]  # fmt: skip
+    assert found["schema"] == 1 and found["reference"] == "teacher"
+    assert found["sets"]["select"]["selected_on"] is True and found["sets"]["test"]["selected_on"] is False
+    assert found["sets"]["test"]["documents"] == 3963
+    assert set(found["quality"]) == set(FOUND) and set(found["quality"]["teacher"]) == {"select", "test"}
+    assert set(found["quality"]["teacher"]["test"]) == {"de", "en", "macro", "all"}
+    assert set(found["quality"]["teacher"]["test"]["de"]) == {"queries", *METRICS}
+    assert set(found["recovery"]) == set(FOUND) - {"teacher"}
+    assert set(found["recovery"]["student-refined"]["test"]) == {"de", "en", "macro", "micro", "worst"}
+    assert found["recovery"]["student-refined"]["test"]["macro"]["P@1"]["value"] == pytest.approx(58 / 60)
+    assert found["agreement"]["student-refined"]["test"]["all"]["cosine"] == 0.5
+    assert found["conditions"] == {"device": "cpu", "dtype": "float32", "threads": 2}
+    assert found["ann"] == {"verdict": "too small to tell"}
+    assert found["slices"] == {} and found["ledger"] == []
+
+
+def test_the_gain_of_each_stage_is_tested_on_every_set() -> None:
+    tests = results()["tests"]
+    assert len(tests) == 3 * 2 * 2
+    assert set(tests[0]) == {"name", "stage", "systems", "set", "metric", "difference", "low", "high", "verdict"}
+    refined = [t for t in tests if t["stage"] == "refine" and t["set"] == "test"]
+    assert [t["metric"] for t in refined] == ["P@1", "nDCG@10"]
+    assert refined[0]["systems"] == ["student-refined", "student-aligned"]
+    assert refined[0]["difference"] == pytest.approx(0.08) and refined[0]["verdict"] == "gain"
+    without = evaluations()
+    del without["teacher-base"], without["student-aligned"]["select"]
+    assert {(t["stage"], t["set"]) for t in results(without)["tests"]} == {("align", "test"), ("refine", "test")}
+
+
+def test_bars_that_are_reached() -> None:
+    found = results()
+    assert {name: bar["passed"] for name, bar in bars(found).items()} == {
+        "teacher P@1": True, "recovery of P@1": True, "gain of teacher": True, "gain of align": True,
+        "gain of refine": True, "latency ratio": True,
+    }  # fmt: skip
+    assert all(set(bar) == {"name", "what", "value", "low", "bar", "passed"} for bar in found["bars"])
+    recovered = bars(found)["recovery of P@1"]
+    assert "student-refined against teacher on test" in recovered["what"]
+    assert recovered["low"] < recovered["value"] == pytest.approx(58 / 60)
+    assert bars(found)["latency ratio"]["value"] == pytest.approx(5 / 12)
+    assert found["warnings"] == []
+
+
+def test_bars_that_are_missed_or_undecided() -> None:
+    found = results(evaluations(teacher=45, student_refined=40, student_aligned=41), bench=bench_result(8, 5))
+    passed = {name: bar["passed"] for name, bar in bars(found).items()}
+    assert passed["teacher P@1"] is False and passed["recovery of P@1"] is False and passed["latency ratio"] is False
+    assert passed["gain of refine"] is None, "one of a hundred is no proof of a loss, and surely none of a gain"
+    worse = results(evaluations(student_refined=30))
+    assert bars(worse)["gain of refine"]["passed"] is False
+
+
+def test_bars_that_cannot_be_told() -> None:
+    only_teacher = {"teacher": evaluations()["teacher"]}
+    found = results(only_teacher, bench=None, training={"teacher": curve(0.5), "align": {"curve": []}})
+    assert {name: bar["passed"] for name, bar in bars(found).items()} == {
+        "teacher P@1": True, "recovery of P@1": None, "gain of teacher": None, "gain of align": None,
+        "latency ratio": None,
+    }  # fmt: skip
+    assert found["latency"] == {} and found["throughput"] == {}
+    none = results(bars=Bars(stage_gain=False))
+    assert none["bars"] == []
+    for by_set in (given := evaluations()).values():
+        del by_set["test"].metrics["P@10"]
+    unknown = results(given, bars=Bars(teacher={"P@10": 0.1}, recovery={"P@10": 0.1}, stage_gain=False))
+    assert [bar["passed"] for bar in unknown["bars"]] == [None, None]
+
+
+def test_the_last_student_meets_the_bars() -> None:
+    given = evaluations()
+    del given["student-refined"]
+    recovered = bars(results(given))["recovery of P@1"]
+    assert "student-aligned" in recovered["what"] and recovered["value"] == pytest.approx(50 / 60)
+
+
+def test_the_headline_is_test_then_report_then_select() -> None:
+    assert headline_set(["select", "report", "test"]) == "test"
+    assert headline_set(["select", "report"]) == "report"
+    assert "on report" in bars(results(evaluations(["select", "report"])))["teacher P@1"]["what"]
+    found = results(evaluations(["select"]))
+    assert "on select" in bars(found)["teacher P@1"]["what"]
+    assert any("selected on" in warning for warning in found["warnings"])
+
+
+def test_a_student_above_its_teacher_is_a_warning() -> None:
+    (warning,) = results(evaluations(student_refined=66))["warnings"]
+    assert warning == (
+        "student-refined is above its teacher on test (macro recovery of P@1 1.100): the teacher was undertrained"
+    )
+
+
+def test_a_teacher_that_still_learns_is_a_warning() -> None:
+    found = results(training={"teacher": curve(0.2, 0.3, 0.4, 0.45)})
+    assert found["training"]["teacher"]["last_quarter_gain"] == pytest.approx(0.05)
+    (warning,) = found["warnings"]
+    assert "gained 0.050 of P@1 over its last quarter" in warning and "0.03" in warning
+
+
+@pytest.mark.parametrize(
+    "steps, values, gain",
+    [
+        ([55, 110, 165, 220], [0.1, 0.2, 0.3, 0.35], 0.05),
+        ([100, 200], [0.2, 0.4], 0.1),  # half of the way between the two
+        ([0, 10, 20, 30, 40], [0, 0, 0, 0.5, 0.4], -0.1),
+        ([200], [0.4], None),
+        ([190, 200], [0.3, 0.4], None),
+        ([], [], None),
+    ],
+)
+def test_last_quarter_gain(steps: list[int], values: list[float], gain: float | None) -> None:
+    points = [{"step": s, "metric": "P@1", "value": v} for s, v in zip(steps, values, strict=True)]
+    other = [{"step": s, "metric": "loss", "value": 9.0} for s in steps]
+    found = last_quarter_gain([*other, *reversed(points[:-1]), *points[-1:]])
+    assert found == (None if gain is None else pytest.approx(gain))
+
+
+def test_small_languages_are_named() -> None:
+    given = {system: {"test": per_query(["de"] * 40 + ["la"] * 29, range(69), [1.0] * 69)} for system in FOUND}
+    (warning,) = results(given)["warnings"]
+    assert warning == "fewer than 30 queries on test, too few to tell much: la (29)"
+
+
+def test_it_is_json_whatever_is_missing(tmp_path: Any) -> None:
+    given = evaluations()
+    for by_set in given.values():
+        for name, evaluated in by_set.items():
+            evaluated.agreement["cosine"] = np.full(len(evaluated), np.nan)
+            by_set[name] = evaluated
+    given["teacher"]["test"].metrics["P@1"][:] = 0
+    found = results(given)
+    assert found["recovery"]["student-refined"]["test"]["macro"]["P@1"] == {"value": None, "low": None, "high": None}
+    assert found["recovery"]["student-refined"]["select"]["macro"]["P@1"]["value"] is not None
+    assert found["agreement"]["teacher"]["test"]["all"]["cosine"] is None
+    assert bars(found)["recovery of P@1"]["passed"] is None
+    write_json(tmp_path / "results.json", found)
+    assert json.loads((tmp_path / "results.json").read_text()) == found
+
+
+def test_systems_without_the_reference_or_a_common_set() -> None:
+    given = {"teacher": {"select": evaluation(50)}, "student-aligned": {"test": evaluation(40)}}
+    found = results(given)
+    assert found["recovery"] == {} and found["tests"] == []
+    assert found["quality"]["student-aligned"]["test"]["macro"]["P@1"] == pytest.approx(0.4)
+    assert bars(found)["teacher P@1"]["passed"] is None
+
+
+def test_systems_over_different_queries_are_refused_by_set() -> None:
+    given = evaluations()
+    given["student-aligned"]["test"] = evaluation(50, ["de"])
+    with pytest.raises(InputError, match="set test: teacher-base and student-aligned .*\n.*200 and 100 queries"):
+        results(given)
+
+
+def test_a_large_collection_claims_nothing_about_ann() -> None:
+    assert results(sets={"test": {"documents": 100_000}, "select": {}})["ann"] == {}
