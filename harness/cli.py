@@ -17,7 +17,7 @@ from harness.runtime.process import configure_logging, is_main_process
 
 app = typer.Typer(
     name="harness",
-    help="Hand a large embedding model's search to a small query encoder, on the index that is there already, and prove it.",
+    help="A small query encoder for a large embedding model's own index, and the proof of what it keeps.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,14 +25,19 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/quickstart.yaml.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")]
-Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="The run's folder (default outputs/NAME).")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="The run's folder (default outputs/NAME).")
+]
 
 
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    return console if console.is_terminal else Console(width=110)  # a log has no width of its own
 
 
 def _load(recipe: Path, overrides: list[str] | None, output: Path | None) -> tuple[Recipe, Path]:
@@ -59,7 +64,9 @@ def run(
     recipe: RecipePath,
     set_: Set = None,
     output: Output = None,
-    first: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Run this step and what depends on it again.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="STEP", help="Run this step and what depends on it again.")
+    ] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="STEP", help="Stop after this step.")] = None,
     print_: Annotated[bool, typer.Option("--print", help="Show each step's command and run nothing.")] = False,
 ) -> None:
@@ -82,7 +89,9 @@ def run(
 def check(
     recipe: RecipePath,
     set_: Set = None,
-    full: Annotated[bool, typer.Option("--full", help="Read all lines of every file, not only the first million.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read all lines of every file, not only the first million.")
+    ] = False,
 ) -> None:
     """Validate a recipe and its data, and say what a run will do and cost."""
     from harness.pipeline.check import check_recipe
@@ -97,7 +106,9 @@ def search(
     root: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. outputs/quickstart.")],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The query.")],
     k: Annotated[int, typer.Option("--k", min=1, max=1000, help="How many documents to show.")] = 10,
-    language: Annotated[str | None, typer.Option("--language", help="The query's language, where a run searches within one.")] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help="The query's language, where a run searches within one.")
+    ] = None,
 ) -> None:
     """Ask the student and the teacher the same thing on the teacher's index."""
     from rich.markup import escape
@@ -123,7 +134,9 @@ def search(
 @app.command("make-emoji")
 def make_emoji(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the BEIR folder.")],
-    languages: Annotated[str | None, typer.Option("--languages", metavar="DE,EN,...", help="Some of the 14 (default: all).")] = None,
+    languages: Annotated[
+        str | None, typer.Option("--languages", metavar="DE,EN,...", help="Some of the 14 (default: all).")
+    ] = None,
 ) -> None:
     """Write the emoji data set: find an emoji, described in English, by its name in another language."""
     from harness.data.emoji import make_emoji as write
@@ -184,5 +197,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        typer.echo(f"harness: {error}\n    next: make room or repair the disk; the same command goes on from there", err=True)
+        typer.echo(
+            f"harness: {error}\n    next: make room or repair the disk; the same command goes on from there", err=True
+        )
         sys.exit(1)

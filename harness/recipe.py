@@ -580,6 +580,8 @@ def _impossible_models(recipe: Recipe) -> list[tuple[str, str, str]]:
                       "name teacher.model, or give documents.vectors and teacher.query_vectors"))
     if teacher.model is None and teacher.train:
         found.append(("teacher.train", "there is no model to train", "set teacher.train: false"))
+    if teacher.query_vectors and recipe.align and recipe.align.texts != ["queries"]:
+        found.append(("align.texts", "given query vectors hold queries only", "set align.texts: [queries]"))
     if teacher.query_vectors and teacher.train:
         found.append(("teacher.query_vectors", "query vectors of a teacher that is yet to be trained can't be given",
                       "set teacher.train: false"))

@@ -20,7 +20,9 @@ def judgments(records: Sequence[Record], documents: Documents) -> list[dict[int,
     return [{documents.row[i]: grade for i, grade in record.positives.items()} for record in records]
 
 
-def search(index: VectorIndex, query_QD: np.ndarray, records: Sequence[Record], depth: int, within: bool) -> tuple[np.ndarray, np.ndarray]:
+def search(
+    index: VectorIndex, query_QD: np.ndarray, records: Sequence[Record], depth: int, within: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Hits of every query as (score_QK, row_QK); ``within``: only documents of the query's language."""
     partition = [record.language for record in records] if within else None
     return index.search(query_QD, depth, partition)
@@ -33,7 +35,13 @@ def macro(value_Q: np.ndarray, records: Sequence[Record]) -> float:
 
 
 def quick_quality(
-    index: VectorIndex, query_QD: np.ndarray, records: Sequence[Record], documents: Documents, *, metric: str, within: bool
+    index: VectorIndex,
+    query_QD: np.ndarray,
+    records: Sequence[Record],
+    documents: Documents,
+    *,
+    metric: str,
+    within: bool,
 ) -> dict[str, float]:
     """What a stage is judged by while it trains: ``score`` (macro of ``metric``) and the metric by its name."""
     depth = int(metric.split("@")[1])
@@ -66,7 +74,9 @@ def judge(
     )
 
 
-def agreement(query_QD: np.ndarray, own: PerQuery, reference_QD: np.ndarray, reference: PerQuery, k: int = 10) -> dict[str, np.ndarray]:
+def agreement(
+    query_QD: np.ndarray, own: PerQuery, reference_QD: np.ndarray, reference: PerQuery, k: int = 10
+) -> dict[str, np.ndarray]:
     """Label-free likeness to the reference: share of common hits in the top k, and the cosine of the query vectors."""
     row: dict[str, int] = {}
     for hits in (*own.hits, *reference.hits):

@@ -23,7 +23,7 @@ from harness.data.records import Dataset
 from harness.data.sampling import language_shares
 from harness.encoders.chain import describe_folder
 from harness.encoders.sources import resolve_model
-from harness.encoders.surgery import select_layers
+from harness.encoders.layers import select_layers
 from harness.encoders.tokens import read_tokenizer
 from harness.pipeline.checks import refuse_unknown, unknown_shares
 from harness.pipeline.plan import plan
@@ -61,7 +61,7 @@ def check_recipe(recipe: Recipe, *, full: bool = False) -> list[Any]:
     parts: list[Any] = [_data_table(recipe, dataset, shares), _model_table(models), _plan_table(recipe)]
     parts.append(_cost_table(recipe, dataset, models))
     if not told.get("complete", True):
-        parts.append("Only the first million lines of a file were read: counts, shares and costs are estimates (--full reads all).")
+        parts.append("Only the first million lines of a file were read: the figures are estimates (--full reads all).")
     for name, count in sorted(told.get("dropped", {}).items()):
         if count:
             parts.append(f"dropped: {count:,} {name.replace('_', ' ')}")
@@ -135,7 +135,11 @@ def _model_table(models: dict[str, Model]) -> Table:
 
 
 def _trainings(recipe: Recipe) -> dict[str, TrainingSettings]:
-    stages = {"teacher": recipe.teacher if recipe.teacher.train else None, "align": recipe.align, "refine": recipe.refine}
+    stages = {
+        "teacher": recipe.teacher if recipe.teacher.train else None,
+        "align": recipe.align,
+        "refine": recipe.refine,
+    }
     return {name: stage.training for name, stage in stages.items() if stage and stage.training}
 
 
@@ -146,7 +150,9 @@ def _plan_table(recipe: Recipe) -> Table:
         table.add_column(column)
     for step in plan(recipe):
         training = trainings.get(step.name)
-        what = f"{training.steps:,} steps of {training.batch_size:,}, rate {training.learning_rate:g}" if training else ""
+        what = (
+            f"{training.steps:,} steps of {training.batch_size:,}, rate {training.learning_rate:g}" if training else ""
+        )
         table.add_row(step.name, what)
     return table
 
@@ -156,7 +162,9 @@ def _plan_table(recipe: Recipe) -> Table:
 
 def _mean_tokens(recipe: Recipe, dataset: Dataset, sample: int = 2_000) -> dict[str, float]:
     """Mean tokens of a query and of a document under the teacher's tokenizer (or the student's)."""
-    name, settings = (recipe.teacher.model, recipe.teacher) if recipe.teacher.model else (recipe.student.model, recipe.student)
+    name, settings = (
+        (recipe.teacher.model, recipe.teacher) if recipe.teacher.model else (recipe.student.model, recipe.student)
+    )
     tokenizer = read_tokenizer(resolve_model(name or "", settings.revision))
     queries = [r.text for records in dataset.splits.values() for r in records]
     random = np.random.default_rng(0)
@@ -201,8 +209,13 @@ def _cost_table(recipe: Recipe, dataset: Dataset, models: dict[str, Model]) -> T
         if name == "teacher":
             texts["document"] = training.batch_size * (1 + recipe.teacher.hard_negatives)
         used = sum(count * tokens[side] for side, count in texts.items())
-        memory = 16 * model.parameters + sum(activation_bytes(model, n, tokens[side]) for side, n in texts.items()) / training.accumulate
-        table.add_row(name, _size(memory), _size(16 * model.parameters), _time(6 * model.body * used * training.steps / rate))
+        memory = (
+            16 * model.parameters
+            + sum(activation_bytes(model, n, tokens[side]) for side, n in texts.items()) / training.accumulate
+        )
+        table.add_row(
+            name, _size(memory), _size(16 * model.parameters), _time(6 * model.body * used * training.steps / rate)
+        )
     if "teacher" in models:
         documents, queries = len(dataset.documents.ids), len(dataset.splits["train"])
         work = documents * tokens["document"] + (queries + documents) * tokens["query"]

@@ -13,7 +13,10 @@ from harness.runtime.errors import InputError, Problem
 
 def tokenizers_of(recipe: Recipe) -> dict[str, str]:
     """Which model's tokenizer reads queries: teacher and, where it has another, student."""
-    named = {"teacher": recipe.teacher.model, "student": None if recipe.student.model == "teacher" else recipe.student.model}
+    named = {
+        "teacher": recipe.teacher.model,
+        "student": None if recipe.student.model == "teacher" else recipe.student.model,
+    }
     return {role: model for role, model in named.items() if model}
 
 

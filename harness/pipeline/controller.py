@@ -43,8 +43,11 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
     found = [step for step in plan(recipe) if step.name == names] or [s for s in plan(recipe) if s.verb == names]
     if not found:
         raise InputError(
-            Problem(f"this recipe has no step {names!r}", allowed=", ".join(step.name for step in plan(recipe)),
-                    next="add the section to the recipe, or name one of these")
+            Problem(
+                f"this recipe has no step {names!r}",
+                allowed=", ".join(step.name for step in plan(recipe)),
+                next="add the section to the recipe, or name one of these",
+            )
         )
     return found
 
@@ -66,7 +69,9 @@ class StopRequest:
             self.requested = True
             logger.info("stopping after this step; a checkpoint is being saved")
             return
-        raise RunError(f"stopped by {signal.Signals(number).name}; the same command goes on from the last finished part")
+        raise RunError(
+            f"stopped by {signal.Signals(number).name}; the same command goes on from the last finished part"
+        )
 
 
 @contextlib.contextmanager
@@ -133,8 +138,11 @@ class Controller:
         missing = [n for n in step.inputs if n in planned and not self.manifest.done(n, self.keys[n])]
         if missing:
             raise InputError(
-                Problem(f"step {step.name!r} needs {', '.join(missing)}, not done under this recipe", where=str(self.folder.root),
-                        next=f"harness run RECIPE --to {step.name}, or harness {missing[0].split('.')[0]} RECIPE first")
+                Problem(
+                    f"step {step.name!r} needs {', '.join(missing)}, not done under this recipe",
+                    where=str(self.folder.root),
+                    next=f"harness run RECIPE --to {step.name}, or harness {missing[0].split('.')[0]} RECIPE first",
+                )
             )
 
     def _settle_checkpoints(self, step: Step, afresh: bool) -> None:
@@ -155,9 +163,13 @@ class Controller:
         ended = self.manifest.steps.get(step.name, {}).get("key") == found
         if not ended and not afresh:
             raise StaleArtefactError(
-                Problem(f"an unfinished training of step {step.name!r} under other settings lies here", where=str(folder),
-                        got=f"key {found[:12]}", allowed=f"key {self.keys[step.name][:12]}",
-                        next=f"restore the recipe to finish it, or give it up with --from {step.name}")
+                Problem(
+                    f"an unfinished training of step {step.name!r} under other settings lies here",
+                    where=str(folder),
+                    got=f"key {found[:12]}",
+                    allowed=f"key {self.keys[step.name][:12]}",
+                    next=f"restore the recipe to finish it, or give it up with --from {step.name}",
+                )
             )
         logger.info("%s: the checkpoints of earlier settings are removed", step.name)
         shutil.rmtree(folder)

@@ -87,7 +87,8 @@ def outputs_present(recorded: dict[str, list[Any]], root: Path, step: str) -> bo
         got = file_sha256(path)
         if got != sha256:
             problems.append(
-                Problem(f"the file is not what step {step!r} wrote", where=str(path), got=f"{stat.st_size} bytes, sha256 {got[:12]}",
+                Problem(f"the file is not what step {step!r} wrote", where=str(path),
+                        got=f"{stat.st_size} bytes, sha256 {got[:12]}",
                         allowed=f"{size} bytes, sha256 {sha256[:12]}",
                         next=f"restore it, or make it again with --from {step}")
             )  # fmt: skip
@@ -117,6 +118,7 @@ class Manifest:
         """Note that ``step`` is done."""
         self.steps[step] = {
             "key": key,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - seconds)),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(seconds, 1),
             "versions": versions(),
@@ -151,7 +153,9 @@ def hardware() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)}

@@ -47,7 +47,11 @@ def command(step: Step, recipe_path: Path, launch: LaunchSettings, gpus: int) ->
         return [sys.executable, *own]
     processes = processes_of(step, launch, gpus)
     file = launch.accelerate.get(step.name) or launch.accelerate.get(step.verb)
-    options = ["--config_file", file] if file else ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
+    options = (
+        ["--config_file", file]
+        if file
+        else ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
+    )
     if processes > 1 and not file:
         options.append("--multi_gpu")
     return [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", str(processes), *own]
@@ -85,4 +89,3 @@ def check_accelerate_files(launch: LaunchSettings) -> list[Problem]:
         for step, path in launch.accelerate.items()
         if not Path(path).is_file()
     ]
-

@@ -43,20 +43,23 @@ def _embeds_base(recipe: Recipe) -> bool:
     return recipe.mine.base is not None or _wants("teacher-base")(recipe)
 
 
+SAMPLING = ("seed", "data.language_temperature", "evaluate.select_metric")  # what every training also depends on
+
 # In running order; an input that a recipe does not want is left out of the key.
 STEPS = (
     Step("data", 1, (), ("data",), gpu=False),
     Step("embed.base", 1, ("data",), ("teacher.model", "teacher.encoder", "embed"), _embeds_base),
     Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None),
-    Step("teacher", 1, ("data", "mine.base"), ("teacher", "seed", "data.language_temperature", "evaluate.select_metric"), trains=True),
+    Step("teacher", 1, ("data", "mine.base"), ("teacher", *SAMPLING), trains=True),
     Step("embed", 1, ("data", "teacher"), ("documents", "embed", "align.texts", "refine.anchor")),
     Step("student", 1, ("teacher", "embed"), ("student",)),
-    Step("align", 1, ("embed", "student"), ("align", "seed", "data.language_temperature", "evaluate.select_metric"),
+    Step("align", 1, ("embed", "student"), ("align", *SAMPLING),
          lambda r: r.align is not None, trains=True),
     Step("mine.refine", 1, ("embed",), ("mine.refine",), lambda r: r.mine.refine is not None),
     Step("refine", 1, ("align", "embed", "mine.refine"),
-         ("refine", "seed", "data.language_temperature", "evaluate.select_metric"), lambda r: r.refine is not None, trains=True),
-    Step("teacher.more", 1, ("teacher",), ("teacher", "refine.training.steps", "seed"), _wants("teacher-more"), trains=True),
+         ("refine", *SAMPLING), lambda r: r.refine is not None, trains=True),
+    Step("teacher.more", 1, ("teacher",), ("teacher", "refine.training.steps", *SAMPLING),
+         _wants("teacher-more"), trains=True),
     Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more")),
     Step("export", 1, ("align", "refine"), ("export",), lambda r: r.export is not None, gpu=False),
     Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), ("evaluate",)),

@@ -30,7 +30,11 @@ def search_run(root: Path, text: str, k: int, language: str | None = None) -> li
     folder = RunFolder(root)
     if not folder.recipe.exists() or not (folder.index / "manifest.json").exists():
         raise InputError(
-            Problem("not the folder of a run with an index", where=str(root), next="give the folder that `harness run` wrote, e.g. outputs/quickstart")
+            Problem(
+                "not the folder of a run with an index",
+                where=str(root),
+                next="give the folder that `harness run` wrote, e.g. outputs/quickstart",
+            )
         )
     if not text.strip():
         raise InputError(Problem("the query is blank", where="TEXT"))
@@ -40,7 +44,12 @@ def search_run(root: Path, text: str, k: int, language: str | None = None) -> li
     languages = sorted(set(run.dataset.documents.languages))
     if run.dataset.search_within and language not in languages:
         raise InputError(
-            Problem("this run searches within one language: name it", where="--language", got=str(language), allowed=", ".join(languages))
+            Problem(
+                "this run searches within one language: name it",
+                where="--language",
+                got=str(language),
+                allowed=", ".join(languages),
+            )
         )
     return [_ask(run, name, path, text, k, language) for name, path in _encoders(run).items()]
 
@@ -51,12 +60,16 @@ def _encoders(run: object) -> dict[str, Path]:
     assert isinstance(run, Run)
     folder = run.folder
     states = {"student-refined": "refined", "student-aligned": "aligned", "student-untrained": "cut"}
-    newest = next(((name, folder.student(s)) for name, s in states.items() if (folder.student(s) / "modules.json").exists()), None)
+    newest = next(
+        ((name, folder.student(s)) for name, s in states.items() if (folder.student(s) / "modules.json").exists()), None
+    )
     found = dict([newest]) if newest else {}
     if (folder.teacher / "modules.json").exists():
         found["teacher"] = folder.teacher
     if not found:
-        raise InputError(Problem("there is no encoder yet", where=str(folder.root), next="run the recipe to the step `student`"))
+        raise InputError(
+            Problem("there is no encoder yet", where=str(folder.root), next="run the recipe to the step `student`")
+        )
     return found
 
 
@@ -77,5 +90,9 @@ def _ask(run: object, name: str, path: Path, text: str, k: int, language: str | 
     encoded = time.perf_counter()
     score_QK, row_QK = index.search(query_QD, k, partition)
     ended = time.perf_counter()
-    hits = [(documents.ids[row], documents.texts[row], float(score)) for row, score in zip(row_QK[0], score_QK[0], strict=True) if row >= 0]
+    hits = [
+        (documents.ids[row], documents.texts[row], float(score))
+        for row, score in zip(row_QK[0], score_QK[0], strict=True)
+        if row >= 0
+    ]
     return Answer(name, hits, (encoded - started) * 1e3, (ended - encoded) * 1e3)

@@ -25,7 +25,9 @@ def _paths(paths: str | list[str] | None, where: str) -> list[Path]:
     for name in names:
         matches = [Path(name)] if Path(name).exists() else [Path(p) for p in sorted(glob.glob(name))]
         if not matches:
-            raise InputError(Problem("no such file or folder", where=where, got=name, next=f"check the path, or --set {where}=PATH"))
+            raise InputError(
+                Problem("no such file or folder", where=where, got=name, next=f"check the path, or --set {where}=PATH")
+            )
         found += matches
     return found
 
@@ -55,7 +57,9 @@ def _model(name: str | None, revision: str | None) -> Any:
     if name is None:
         return None
     folder = resolve_model(name, revision)
-    kept = [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".safetensors", ".txt", ".model") and p.is_file()]
+    kept = [
+        p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".safetensors", ".txt", ".model") and p.is_file()
+    ]
     return [[p.relative_to(folder).as_posix(), file_sha256(p)] for p in kept]
 
 
@@ -80,7 +84,9 @@ def sources_of(recipe: Recipe) -> dict[str, Any]:
             _vectors(recipe.documents.vectors, "documents.vectors.path"),
             _vectors(recipe.teacher.query_vectors, "teacher.query_vectors.path"),
         ],
-        "student": lambda: None if recipe.student.model == "teacher" else _model(recipe.student.model, recipe.student.revision),
+        "student": lambda: (
+            None if recipe.student.model == "teacher" else _model(recipe.student.model, recipe.student.revision)
+        ),
     }
     for step, look in wanted.items():
         try:

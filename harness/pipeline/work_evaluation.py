@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +78,12 @@ def evaluated_sets(run: Run) -> list[str]:
     missing = [name for name in wanted if name not in present]
     if missing:
         raise InputError(
-            Problem(f"the data has no set {missing[0]!r}", where="evaluate.sets", allowed=", ".join(present),
-                    next="take it out, or give data.qrels")
+            Problem(
+                f"the data has no set {missing[0]!r}",
+                where="evaluate.sets",
+                allowed=", ".join(present),
+                next="take it out, or give data.qrels",
+            )
         )
     return list(wanted)
 
@@ -111,7 +114,10 @@ def do_evaluate(run: Run) -> list[Path]:
         written += list(folders.values())
         if all(_has_key(folder, key) for folder in folders.values()):
             if system == settings.reference:
-                reference = {n: (np.load(f / "query_vectors.npy", allow_pickle=False), PerQuery.load(f)) for n, f in folders.items()}
+                reference = {
+                    n: (np.load(f / "query_vectors.npy", allow_pickle=False), PerQuery.load(f))
+                    for n, f in folders.items()
+                }
             continue
         index = index_of_system(run, system)
         vectors = query_vectors(run, system, texts)
@@ -152,6 +158,7 @@ def do_bench(run: Run) -> list[Path]:
     """Latency and throughput of the systems' query encoders, interleaved, in this process."""
     import torch
 
+    from harness.engines.protocol import Engine
     from harness.engines.torch_eager import TorchEngine
 
     settings = run.recipe.bench
@@ -159,9 +166,11 @@ def do_bench(run: Run) -> list[Path]:
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
-        engines = {system: TorchEngine(open_system(run, system)) for system in settings.systems}
+        engines: dict[str, Engine] = {system: TorchEngine(open_system(run, system)) for system in settings.systems}
         queries = sample_queries(run, settings.queries_per_language)
-        answer = bench(engines, queries, warmup=settings.warmup, repeats=settings.repeats, batch_sizes=settings.batch_sizes)
+        answer = bench(
+            engines, queries, warmup=settings.warmup, repeats=settings.repeats, batch_sizes=settings.batch_sizes
+        )
     finally:
         torch.set_num_threads(threads)
     write_json(run.folder.bench, answer)
@@ -197,8 +206,10 @@ def _describe_systems(run: Run) -> dict[str, dict[str, Any]]:
     from harness.encoders.folder import describe_folder
     from harness.encoders.sources import resolve_model
 
-    described = {}
-    for system in dict.fromkeys([*run.recipe.evaluate.systems, *(run.recipe.bench.systems if run.recipe.bench else [])]):
+    described: dict[str, dict[str, Any]] = {}
+    for system in dict.fromkeys(
+        [*run.recipe.evaluate.systems, *(run.recipe.bench.systems if run.recipe.bench else [])]
+    ):
         folder = system_folder(run, system)
         if folder is None:
             folder = resolve_model(run.recipe.teacher.model or "", run.recipe.teacher.revision)
@@ -254,14 +265,14 @@ def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
 def collect_results(run: Run) -> dict[str, Any]:
     """results.json of a run, from what its steps stored."""
     settings, names = run.recipe.evaluate, evaluated_sets(run)
-    evaluations = {
+    evaluations: dict[str, dict[str, PerQuery]] = {
         system: {name: PerQuery.load(run.folder.evaluations / system / name) for name in names}
         for system in settings.systems
     }
     steps = Manifest(run.folder).steps
     provenance = {
         "commit": commit(), "recipe_sha256": recipe_sha256(run.recipe), "seed": run.recipe.seed, "versions": versions(),
-        "hardware": hardware(), "started": min((s["finished"] for s in steps.values()), default=time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+        "hardware": hardware(), "started": min(step["started"] for step in steps.values()),
         "wall_seconds": round(sum(step["seconds"] for step in steps.values()), 1),
         "steps": {name: step["seconds"] for name, step in steps.items()},
     }  # fmt: skip

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from harness.encoders.encoder import Encoder
 from harness.encoders.chain import weights_sha256
+from harness.encoders.encoder import Encoder
 from harness.encoders.folder import save_encoder
 from harness.encoders.surgery import add_projection, cut_layers, select_layers
 from harness.evaluation.searching import quick_quality
 from harness.pipeline.context import Run
 from harness.pipeline.work_vectors import given_vectors_sha256, negatives_of, query_texts
 from harness.recipe import TrainingSettings
-from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import logger, write_json
 from harness.training import stages
 from harness.training.fit import Fitted
@@ -26,30 +26,39 @@ from harness.vectors.space import Space
 Evaluate = Callable[[], dict[str, float]]
 
 
-def _stage_folder(run: Run, step: str, checkpoints: str) -> StageFolder:
-    trackers = run.recipe.tracking.trackers
+def _ground(run: Run, step: str, stage: str, evaluate: Evaluate) -> stages.Ground:
+    trackers, accelerator = run.recipe.tracking.trackers, run.accelerator
     if trackers:
-        run.accelerator.init_trackers(run.recipe.tracking.project, config={"run": run.recipe.name, "stage": step})
-    return StageFolder(
-        checkpoints=run.folder.checkpoints(checkpoints),
-        log=run.folder.log(checkpoints),
+        accelerator.init_trackers(run.recipe.tracking.project, config={"run": run.recipe.name, "stage": step})
+
+    def track(values: Mapping[str, float], at: int) -> None:
+        if trackers:
+            accelerator.log({f"{step}/{name}": value for name, value in values.items()}, step=at)
+
+    folder = StageFolder(
+        checkpoints=run.folder.checkpoints(stage),
+        log=run.folder.log(stage),
         fingerprint=run.keys[step],
         seed=run.recipe.seed,
         what=step,
         stop=run.stop,
-        track=lambda values, at: run.accelerator.log({f"{step}/{k}": v for k, v in values.items()}, step=at)
-        if trackers
-        else None,
+        track=track,
     )
+    return stages.Ground(folder, accelerator, evaluate, run.recipe.data.language_temperature)
 
 
 def _write_summary(run: Run, stage: str, fitted: Fitted) -> None:
-    summary = {"kept_step": fitted.step, "score": fitted.score, "seconds": round(fitted.seconds, 1), "curve": fitted.curve}
+    summary = {
+        "kept_step": fitted.step,
+        "score": fitted.score,
+        "seconds": round(fitted.seconds, 1),
+        "curve": fitted.curve,
+    }
     write_json(run.folder.root / "logs" / f"{stage}.json", summary)
 
 
 def judge_with(run: Run, encoder: Encoder, training: TrainingSettings | None, *, both_towers: bool) -> Evaluate:
-    """Search with the encoder's ``select`` queries: in the frozen index, or over re-encoded documents (``both_towers``)."""
+    """Search with the encoder's ``select`` queries: the frozen index, or (``both_towers``) its own documents."""
     dataset, metric = run.dataset, run.recipe.evaluate.select_metric
     records, documents = dataset.splits["select"], dataset.documents
     texts = [record.text for record in records]
@@ -59,7 +68,11 @@ def judge_with(run: Run, encoder: Encoder, training: TrainingSettings | None, *,
     def evaluate() -> dict[str, float]:
         index = frozen
         if index is None:
-            index = run.index_over(encoder.encode(documents.texts, side="document", bf16=bf16, batch_tokens=tokens, what="select documents"))
+            index = run.index_over(
+                encoder.encode(
+                    documents.texts, side="document", bf16=bf16, batch_tokens=tokens, what="select documents"
+                )
+            )
         query_QD = encoder.encode(texts, side="query", bf16=bf16, batch_tokens=tokens, what="select queries")
         return quick_quality(index, query_QD, records, documents, metric=metric, within=dataset.search_within)
 
@@ -109,26 +122,22 @@ def _fit_teacher(run: Run, encoder: Encoder, step: str, stage: str) -> None:
     settings, recipe = run.recipe.teacher, run.recipe
     queries = stages.training_queries(run.dataset, "teacher")
     negatives = negatives_of(run, "base" if recipe.mine.base else None) if settings.hard_negatives else None
-    fitted = stages.train_teacher(
-        encoder, queries, settings, _stage_folder(run, step, stage), run.accelerator,
-        judge_with(run, encoder, settings.training, both_towers=True),
-        language_temperature=recipe.data.language_temperature, negatives=negatives,
-    )  # fmt: skip
+    ground = _ground(run, step, stage, judge_with(run, encoder, settings.training, both_towers=True))
+    fitted = stages.train_teacher(encoder, queries, settings, ground, negatives=negatives)
     _write_summary(run, stage, fitted)
 
 
 def _space_without_weights(run: Run) -> Path:
-    import numpy as np
 
     from harness.vectors.files import peek_dimension
 
     files, prompts = run.recipe.documents.vectors, run.recipe.teacher.prompts
     assert files is not None, "validated by the recipe"
     space = Space(
-        teacher=given_vectors_sha256(run.recipe), query_prompt=prompts.query or "", document_prompt=prompts.document or "",
+        teacher=given_vectors_sha256(run.recipe), query_prompt=prompts.query or "",
+        document_prompt=prompts.document or "",
         pooling=run.recipe.teacher.pooling or "unknown", dimension=peek_dimension(files), normalized=True,
     )  # fmt: skip
-    assert np.isfinite(space.dimension)
     write_json(run.folder.teacher / "harness.json", {"space": space.to_json()})
     return run.folder.teacher
 
@@ -149,18 +158,14 @@ def do_student(run: Run) -> list[Path]:
         _bridge(run, student, space)
     student.normalize = space.normalized
     _save(run, student, run.folder.student("cut"), space)
-    logger.info("student: %.1f M parameters, %d layers", sum(p.numel() for p in student.parameters()) / 1e6, student.layer_count)
+    logger.info(
+        "student: %.1f M parameters, %d layers", sum(p.numel() for p in student.parameters()) / 1e6, student.layer_count
+    )
     return [run.folder.student("cut")]
 
 
 def _bridge(run: Run, student: Encoder, space: Space) -> None:
     """A projection to the teacher's dimension, fitted in closed form on training queries' cached vectors."""
-    if student.projection is not None:
-        raise InputError(
-            Problem("the dimension can't be bridged: the student has a projection already", where="student.model",
-                    got=f"{student.dimension} dimensions", allowed=f"{space.dimension}, the teacher's",
-                    next="name a student without a Dense module, or truncate the teacher with teacher.dimension")
-        )
     store = run.store("queries")
     ids, texts, _ = query_texts(run.dataset, ["queries"])
     if not ids:
@@ -170,8 +175,8 @@ def _bridge(run: Run, student: Encoder, space: Space) -> None:
     source_NE = student.encode([texts[i] for i in chosen], side="query", what="bridge")
     student.normalize = normalize
     target_ND = store.vectors(np.array([store.row[ids[i]] for i in chosen], dtype=np.int64))
-    weight_DE, bias_D = ridge(source_NE, target_ND, run.recipe.student.ridge)
-    add_projection(student, weight_DE, bias_D)
+    weight_DE, _ = ridge(source_NE, target_ND, run.recipe.student.ridge)
+    add_projection(student, torch.from_numpy(weight_DE))
 
 
 # ------------------------------------------------------------------------------------------------ align and refine
@@ -182,11 +187,8 @@ def do_align(run: Run) -> list[Path]:
     settings, store = run.recipe.align, run.store("queries")
     assert settings is not None, "planned only with the section"
     student = run.open(run.folder.student("cut"), attention=run.attention(settings.training))
-    fitted = stages.align(
-        student, query_texts(run.dataset, settings.texts), store, settings, _stage_folder(run, "align", "align"),
-        run.accelerator, judge_with(run, student, settings.training, both_towers=False),
-        language_temperature=run.recipe.data.language_temperature,
-    )  # fmt: skip
+    ground = _ground(run, "align", "align", judge_with(run, student, settings.training, both_towers=False))
+    fitted = stages.align(student, query_texts(run.dataset, settings.texts), store, settings, ground)
     _write_summary(run, "align", fitted)
     _save(run, student, run.folder.student("aligned"), run.space(run.folder.student("cut")))
     return [run.folder.student("aligned")]
@@ -198,12 +200,11 @@ def do_refine(run: Run) -> list[Path]:
     assert settings is not None, "planned only with the section"
     student = run.open(run.folder.student("aligned"), attention=run.attention(settings.training))
     mined = negatives_of(run, "refine" if recipe.mine.refine else None) if settings.mined else None
+    ground = _ground(run, "refine", "refine", judge_with(run, student, settings.training, both_towers=False))
+    queries = stages.training_queries(run.dataset, "refine")
     fitted = stages.refine(
-        student, stages.training_queries(run.dataset, "refine"), run.store("documents"), run.store("queries"), settings,
-        _stage_folder(run, "refine", "refine"), run.accelerator, judge_with(run, student, settings.training, both_towers=False),
-        language_temperature=recipe.data.language_temperature, mined=mined,
+        student, queries, run.store("documents"), run.store("queries"), settings, ground, mined=mined
     )  # fmt: skip
     _write_summary(run, "refine", fitted)
     _save(run, student, run.folder.student("refined"), run.space(run.folder.student("aligned")))
     return [run.folder.student("refined")]
-

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from harness.data.prepare import prepare_data
 from harness.data.records import Dataset
 from harness.data.relevance import Relevance
-from harness.encoders.encoder import Encoder
 from harness.encoders.chain import weights_sha256
+from harness.encoders.encoder import Encoder, Side
 from harness.encoders.sources import resolve_model
 from harness.pipeline.checks import check_unknown_shares
 from harness.pipeline.context import Run
@@ -23,6 +24,9 @@ from harness.vectors.space import Space
 from harness.vectors.store import VectorStore
 from harness.vectors.writer import write_store
 
+QUERY = "query:"  # prefixes of the ids in vectors/queries
+DOCUMENT = "document:"
+TEXT = "text:"
 Texts = tuple[list[str], list[str], list[str]]  # ids, texts, languages
 
 
@@ -36,7 +40,7 @@ def do_data(run: Run) -> list[Path]:
 # ----------------------------------------------------------------------------------------------------- embedding
 
 
-def encode_with(encoder: Encoder, side: str, run: Run, what: str) -> Callable[[Sequence[str]], np.ndarray]:
+def encode_with(encoder: Encoder, side: Side, run: Run, what: str) -> Callable[[Sequence[str]], np.ndarray]:
     """The encoder's one side as a function of texts, in fp32."""
 
     def encode(texts: Sequence[str]) -> np.ndarray:
@@ -45,14 +49,28 @@ def encode_with(encoder: Encoder, side: str, run: Run, what: str) -> Callable[[S
     return encode
 
 
+def _write(
+    run: Run, encoder: Encoder, side: Side, rows: tuple[list[str], list[str]], space: Space, name: str
+) -> VectorStore:
+    """Encode (ids, texts) into ``vectors/NAME``; the key names what the space leaves out."""
+    embed, (ids, texts) = run.recipe.embed, rows
+    encode = encode_with(encoder, side, run, f"embed {name}")
+    return write_store(
+        run.folder.vectors / name, ids, texts, encode, space,
+        dtype=embed.dtype, shard_rows=embed.shard_rows, key=f"{side}, {encoder.max_length} tokens",
+    )  # fmt: skip
+
+
 def write_documents(run: Run, encoder: Encoder, space: Space, name: str) -> VectorStore:
     """Encode all documents into ``vectors/NAME``."""
-    embed, documents = run.recipe.embed, run.dataset.documents
-    encode = encode_with(encoder, "document", run, f"embed {name}")
-    return write_store(
-        run.folder.vectors / name, documents.ids, documents.texts, encode, space,
-        dtype=embed.dtype, shard_rows=embed.shard_rows,
-    )  # fmt: skip
+    documents = run.dataset.documents
+    return _write(run, encoder, "document", (documents.ids, documents.texts), space, name)
+
+
+def _write_queries(run: Run, encoder: Encoder, space: Space, name: str, kinds: Sequence[str]) -> Path:
+    ids, texts, _ = query_texts(run.dataset, kinds)
+    _write(run, encoder, "query", (ids, texts), space, name)
+    return run.folder.vectors / name
 
 
 def query_texts(dataset: Dataset, kinds: Sequence[str]) -> Texts:
@@ -68,14 +86,14 @@ def query_texts(dataset: Dataset, kinds: Sequence[str]) -> Texts:
 
     if "queries" in kinds:
         for record in dataset.splits["train"]:
-            add(f"query:{record.id}", record.text, record.language)
+            add(f"{QUERY}{record.id}", record.text, record.language)
     if "documents" in kinds:
         columns = dataset.documents
         for key, text, language in zip(columns.ids, columns.texts, columns.languages, strict=True):
-            add(f"document:{key}", text, language)
+            add(f"{DOCUMENT}{key}", text, language)
     if "unlabelled" in kinds:
         for number, (text, language) in enumerate(dataset.unlabelled):
-            add(f"text:{number}", text, language)
+            add(f"{TEXT}{number}", text, language)
     return ids, texts, languages
 
 
@@ -90,7 +108,9 @@ def embedded_kinds(recipe: Recipe) -> list[str]:
 def do_embed_base(run: Run) -> list[Path]:
     """Vectors of the teacher before its training."""
     encoder = run.load(run.recipe.teacher)
-    space = Space.of(encoder, weights_sha256(resolve_model(run.recipe.teacher.model or "", run.recipe.teacher.revision)))
+    space = Space.of(
+        encoder, weights_sha256(resolve_model(run.recipe.teacher.model or "", run.recipe.teacher.revision))
+    )
     write_documents(run, encoder, space, "base-documents")
     written = [run.folder.vectors / "base-documents"]
     if run.recipe.mine.base:
@@ -105,17 +125,6 @@ def do_embed_more(run: Run) -> list[Path]:
     return [run.folder.vectors / "more-documents"]
 
 
-def _write_queries(run: Run, encoder: Encoder, space: Space, name: str, kinds: Sequence[str]) -> Path:
-    ids, texts, _ = query_texts(run.dataset, kinds)
-    embed = run.recipe.embed
-    encode = encode_with(encoder, "query", run, f"embed {name}")
-    write_store(
-        run.folder.vectors / name, ids, texts, encode, space,
-        dtype=embed.dtype, shard_rows=embed.shard_rows,
-    )  # fmt: skip
-    return run.folder.vectors / name
-
-
 def do_embed(run: Run) -> list[Path]:
     """The frozen index, and the teacher's vectors of the queries it is to be imitated on."""
     recipe, documents = run.recipe, run.dataset.documents
@@ -128,13 +137,14 @@ def do_embed(run: Run) -> list[Path]:
             check_sample(
                 store, texts, encode_with(encoder, "document", run, "check sample"),
                 sample=recipe.documents.sample, min_cosine=recipe.documents.min_cosine,
+                alternatives=_other_ways(run, encoder),
             )  # fmt: skip
     else:
         assert encoder is not None, "validated by the recipe"
         store = write_documents(run, encoder, space, "documents")
     if recipe.teacher.query_vectors:
-        ids, _, _ = query_texts(run.dataset, embedded_kinds(recipe))
-        _import(run, recipe.teacher.query_vectors, "queries", space, ids)
+        ids = [f"{QUERY}{record.id}" for records in run.dataset.splits.values() for record in records]
+        _import(run, recipe.teacher.query_vectors, "queries", space, ids, prefix=QUERY)
     else:
         assert encoder is not None, "validated by the recipe"
         _write_queries(run, encoder, space, "queries", embedded_kinds(recipe))
@@ -142,11 +152,38 @@ def do_embed(run: Run) -> list[Path]:
     return [run.folder.vectors / "documents", run.folder.vectors / "queries", run.folder.index]
 
 
-def _import(run: Run, files: VectorFiles, name: str, space: Space, ids: Sequence[str]) -> VectorStore:
-    embed = run.recipe.embed
-    return import_vectors(
-        files, run.folder.vectors / name, space, ids, dtype=embed.dtype, shard_rows=embed.shard_rows
-    )  # fmt: skip
+def _other_ways(run: Run, encoder: Encoder) -> dict[str, Callable[[Sequence[str]], np.ndarray]]:
+    """Other set-ups of the encoder that the given vectors may come from, to be named when they don't match."""
+
+    def without_prompt(texts: Sequence[str]) -> np.ndarray:
+        prompts, encoder.prompts = encoder.prompts, {"query": "", "document": ""}
+        try:
+            return encoder.encode(texts, side="document")
+        finally:
+            encoder.prompts = prompts
+
+    def pooled(pooling: Literal["mean", "cls", "lasttoken"]) -> Callable[[Sequence[str]], np.ndarray]:
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            own, encoder.pooling = encoder.pooling, pooling
+            try:
+                return encoder.encode(texts, side="document")
+            finally:
+                encoder.pooling = own
+
+        return encode
+
+    ways = {"with the query prompt": encode_with(encoder, "query", run, "check sample")}
+    if encoder.prompts["document"]:
+        ways["without a prompt"] = without_prompt
+    poolings: tuple[Literal["mean", "cls", "lasttoken"], ...] = ("mean", "cls", "lasttoken")
+    return ways | {f"with {name} pooling": pooled(name) for name in poolings if name != encoder.pooling}
+
+
+def _import(
+    run: Run, files: VectorFiles, name: str, space: Space, ids: Sequence[str], *, prefix: str = ""
+) -> VectorStore:
+    embed, folder = run.recipe.embed, run.folder.vectors / name
+    return import_vectors(files, folder, space, ids, dtype=embed.dtype, shard_rows=embed.shard_rows, prefix=prefix)
 
 
 def given_vectors_sha256(recipe: Recipe) -> str:
@@ -172,7 +209,7 @@ def do_mine_refine(run: Run) -> list[Path]:
 
 def _mine(run: Run, name: str, settings: MineSettings, documents: VectorStore, queries: VectorStore) -> list[Path]:
     records = run.dataset.splits["train"]
-    query_QD = queries.vectors(np.array([queries.row[f"query:{record.id}"] for record in records], dtype=np.int64))
+    query_QD = queries.vectors(np.array([queries.row[f"{QUERY}{record.id}"] for record in records], dtype=np.int64))
     relevance = Relevance(run.dataset.documents, records, within_language=run.dataset.search_within)
     partition = [record.language for record in records] if run.dataset.search_within else None
     row_QM, score_QM = mine(
@@ -189,9 +226,14 @@ def _mine(run: Run, name: str, settings: MineSettings, documents: VectorStore, q
 
 def _best_positive(run: Run, documents: VectorStore, query_QD: np.ndarray) -> np.ndarray:
     """The score of each training query's best positive, for the audit."""
-    best_Q = np.empty(len(query_QD), dtype=np.float32)
-    for query, record in enumerate(run.dataset.splits["train"]):
-        best_Q[query] = (documents.vectors(documents.rows_of(list(record.positives))) @ query_QD[query]).max()
+    records = run.dataset.splits["train"]
+    query_P = np.repeat(np.arange(len(records)), [len(record.positives) for record in records])
+    row_P = documents.rows_of([positive for record in records for positive in record.positives])
+    best_Q = np.full(len(records), -np.inf, dtype=np.float32)
+    for start in range(0, len(row_P), 65_536):
+        part = slice(start, start + 65_536)
+        score_P = np.einsum("pd,pd->p", documents.vectors(row_P[part]), query_QD[query_P[part]])
+        np.maximum.at(best_Q, query_P[part], score_P)
     return best_Q
 
 

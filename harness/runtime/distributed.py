@@ -39,13 +39,13 @@ def require_processes(wanted: int) -> None:
                 where="launch.processes",
                 got=f"{seen} running",
                 allowed=f"{wanted}",
-                next="start the step with `harness run`, or under `accelerate launch` with a file from recipes/accelerate/",
+                next="start it with `harness run`, or under `accelerate launch` with a file of recipes/accelerate/",
             )
         )
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed torch's generators for one step: randomness is a function of (seed, step), so a resume needs no RNG state."""
+    """Seed torch for one step: randomness is a function of (seed, step), so a resume needs no RNG state."""
     torch.manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
@@ -58,8 +58,13 @@ def pick_device(wanted: str = "auto") -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise InputError(
-            Problem("no GPU is visible", where="launch.device", got="cuda", allowed="auto, cpu",
-                    next="check CUDA_VISIBLE_DEVICES and the driver, or set launch.device: cpu")
+            Problem(
+                "no GPU is visible",
+                where="launch.device",
+                got="cuda",
+                allowed="auto, cpu",
+                next="check CUDA_VISIBLE_DEVICES and the driver, or set launch.device: cpu",
+            )
         )
     if wanted == "cpu" or not available:
         return torch.device("cpu")

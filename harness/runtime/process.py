@@ -181,8 +181,12 @@ def folder_lock(folder: Path) -> Iterator[None]:
         stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, held meanwhile
     except OSError as error:
         raise InputError(
-            Problem("the output folder can't be written", where=str(folder), got=str(error),
-                    next="choose another with --output DIR")
+            Problem(
+                "the output folder can't be written",
+                where=str(folder),
+                got=str(error),
+                next="choose another with --output DIR",
+            )
         ) from None
     with stream:
         try:
@@ -191,8 +195,12 @@ def folder_lock(folder: Path) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise InputError(
-                Problem("another run works in this folder", where=str(folder), got=f"process {holder}",
-                        next="wait for it, stop it, or choose another folder with --output DIR")
+                Problem(
+                    "another run works in this folder",
+                    where=str(folder),
+                    got=f"process {holder}",
+                    next="wait for it, stop it, or choose another folder with --output DIR",
+                )
             ) from None
         stream.truncate(0)
         stream.write(str(os.getpid()))

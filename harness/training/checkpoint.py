@@ -55,8 +55,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in wanted.items()}:
         different = sorted(set(saved) ^ set(wanted)) or [n for n in saved if saved[n].shape != wanted[n].shape]
         raise InputError(
-            Problem("the checkpoint is of another model", where=str(path), got=", ".join(different[:3]),
-                    next="delete the checkpoint's folder, or go back to the model that it was made with")
+            Problem(
+                "the checkpoint is of another model",
+                where=str(path),
+                got=", ".join(different[:3]),
+                next="delete the checkpoint's folder, or go back to the model that it was made with",
+            )
         )
     with torch.no_grad():
         for name, parameter in wanted.items():
@@ -111,8 +115,13 @@ def load_checkpoint(
     state = TrainingState(**read_json(path / "state.json"))
     if state.fingerprint != fingerprint:
         raise StaleArtefactError(
-            Problem("the checkpoint is of another training", where=str(path), got=state.fingerprint[:12],
-                    allowed=fingerprint[:12], next=f"delete {folder} to start afresh, or restore the recipe it was made with")
+            Problem(
+                "the checkpoint is of another training",
+                where=str(path),
+                got=state.fingerprint[:12],
+                allowed=fingerprint[:12],
+                next=f"delete {folder} to start afresh, or restore the recipe it was made with",
+            )
         )
     try:
         load_weights(model, path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The one trainer core. It knows models, optimisers and checkpoints; what is learnt, and how it is judged, are handed in."""
+"""The one trainer core: models, optimisers, checkpoints. What is learnt, and how it is judged, are handed in."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from harness.training.schedule import learning_rate
 
 
 class Batches(Protocol):
-    """Micro-batches of a step, a pure function of the step: tensors on the CPU in nested dicts and lists, and ``ids``."""
+    """Micro-batches of a step, a pure function of the step: CPU tensors in nested dicts and lists, and ``ids``."""
 
     def __call__(self, step: int) -> list[Mapping[str, Any]]:
         """The ``accumulate`` micro-batches of 0-based ``step`` for this process."""
@@ -182,7 +182,10 @@ class _Trainer:
             if is_main_process():
                 save_best(self.run.checkpoints, self.model, self.state)
         logger.info(
-            "%s: step %d, %s", self.run.what, self.state.step, ", ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "score")
+            "%s: step %d, %s",
+            self.run.what,
+            self.state.step,
+            ", ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "score"),
         )
 
     def save(self) -> None:
@@ -214,9 +217,10 @@ def fit(
     model.train()
     if trainer.state.step:
         logger.info("%s: goes on from step %d", run.what, trainer.state.step)
-    with contextlib.closing(trainer.log_stream), progress(
-        what=run.what, total=settings.steps, initial=trainer.state.step, unit="step"
-    ) as bar:
+    with (
+        contextlib.closing(trainer.log_stream),
+        progress(what=run.what, total=settings.steps, initial=trainer.state.step, unit="step") as bar,
+    ):
         while (step := trainer.state.step) < settings.steps:
             logs = trainer.step(objective, batches(step))
             bar.update(1)

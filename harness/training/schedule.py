@@ -8,7 +8,7 @@ from harness.recipe import TrainingSettings
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
-    """The rate of 0-based ``step``: linear warm-up over ``warmup_share`` of the steps, then the decay, to zero at the end."""
+    """The rate of 0-based ``step``: linear warm-up over ``warmup_share`` of the steps, then the decay, to zero."""
     warmup = round(settings.warmup_share * settings.steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from accelerate import Accelerator
@@ -15,11 +16,21 @@ from harness.encoders.encoder import Encoder
 from harness.recipe import AlignSettings, RefineSettings, TeacherSettings, TrainingSettings
 from harness.runtime.errors import InputError, Problem
 from harness.training.batches import AlignmentBatches, RefinementBatches, TeacherBatches, TrainingQueries
-from harness.training.fit import Fitted, RunFolder, fit
-from harness.training.objectives import Alignment, Contrastive, Refinement
+from harness.training.fit import Batches, Fitted, RunFolder, fit
+from harness.training.objectives import Alignment, Contrastive, Objective, Refinement
 from harness.vectors.store import VectorStore
 
 Evaluate = Callable[[], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What every stage stands on: where it writes, which processes, how it is judged, how languages are sampled."""
+
+    run: RunFolder
+    accelerator: Accelerator
+    evaluate: Evaluate
+    language_temperature: float = 1.0
 
 
 def prepare_parameters(encoder: Encoder, settings: TrainingSettings) -> None:
@@ -31,8 +42,8 @@ def prepare_parameters(encoder: Encoder, settings: TrainingSettings) -> None:
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = settings.dropout
-        if hasattr(module, "attention_dropout"):  # read by attention functions of decoder models
-            module.attention_dropout = settings.dropout
+        if isinstance(getattr(module, "attention_dropout", None), float):  # read by decoder models' attention
+            setattr(module, "attention_dropout", settings.dropout)  # noqa: B010 - a plain attribute, no parameter
 
 
 def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
@@ -44,22 +55,28 @@ def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
     records = dataset.splits["train"]
     if not records:
         raise InputError(
-            Problem(f"{stage} needs training queries with positives, and the data has none", where="data",
-                    next=f"give qrels/train.tsv, or leave out the {stage} section")
+            Problem(
+                f"{stage} needs training queries with positives, and the data has none",
+                where="data",
+                next=f"give qrels/train.tsv, or leave out the {stage} section",
+            )
         )
     relevance = Relevance(dataset.documents, records, within_language=dataset.search_within)
     return TrainingQueries(records, dataset.documents, relevance)
+
+
+def _fit(
+    model: nn.Module, objective: Objective, batches: Batches, settings: TrainingSettings, ground: Ground
+) -> Fitted:
+    return fit(model, objective, batches, ground.evaluate, settings, ground.run, ground.accelerator)
 
 
 def train_teacher(
     encoder: Encoder,
     queries: TrainingQueries,
     settings: TeacherSettings,
-    run: RunFolder,
-    accelerator: Accelerator,
-    evaluate: Evaluate,
+    ground: Ground,
     *,
-    language_temperature: float,
     negatives: Sequence[np.ndarray] | None = None,
 ) -> Fitted:
     """Stage 1: contrastive fine-tuning of the large encoder, both towers. Trains ``encoder`` in place."""
@@ -74,10 +91,10 @@ def train_teacher(
         chunks=training.chunks,
     )
     batches = TeacherBatches(
-        queries, collate, training, seed=run.seed, language_temperature=language_temperature,
+        queries, collate, training, seed=ground.run.seed, language_temperature=ground.language_temperature,
         hard_negatives=settings.hard_negatives, negatives=negatives,
     )  # fmt: skip
-    return fit(encoder, Contrastive(settings.temperature), batches, evaluate, training, run, accelerator)
+    return _fit(encoder, Contrastive(settings.temperature), batches, training, ground)
 
 
 def align(
@@ -85,11 +102,7 @@ def align(
     texts: tuple[Sequence[str], Sequence[str], Sequence[str]],
     teacher_vectors: VectorStore,
     settings: AlignSettings,
-    run: RunFolder,
-    accelerator: Accelerator,
-    evaluate: Evaluate,
-    *,
-    language_temperature: float,
+    ground: Ground,
 ) -> Fitted:
     """Stage 2: L2 to the teacher's query vectors over ``texts`` (ids in the store, texts, languages)."""
     prepare_parameters(student, settings.training)
@@ -97,9 +110,9 @@ def align(
     store_rows = np.array([teacher_vectors.row[i] for i in ids], dtype=np.int64)
     batches = AlignmentBatches(
         words, languages, store_rows, teacher_vectors, student.collator("query", settings.training.chunks),
-        settings.training, seed=run.seed, language_temperature=language_temperature,
+        settings.training, seed=ground.run.seed, language_temperature=ground.language_temperature,
     )  # fmt: skip
-    return fit(student, Alignment(), batches, evaluate, settings.training, run, accelerator)
+    return _fit(student, Alignment(), batches, settings.training, ground)
 
 
 def refine(
@@ -108,18 +121,15 @@ def refine(
     document_vectors: VectorStore,
     teacher_vectors: VectorStore | None,
     settings: RefineSettings,
-    run: RunFolder,
-    accelerator: Accelerator,
-    evaluate: Evaluate,
+    ground: Ground,
     *,
-    language_temperature: float,
     mined: Sequence[np.ndarray] | None = None,
 ) -> Fitted:
     """Stage 3: contrastive against the frozen documents, anchored to the teacher's query vectors."""
     prepare_parameters(student, settings.training)
     batches = RefinementBatches(
         queries, document_vectors, teacher_vectors if settings.anchor else None,
-        student.collator("query", settings.training.chunks), settings, seed=run.seed,
-        language_temperature=language_temperature, mined=mined,
+        student.collator("query", settings.training.chunks), settings, seed=ground.run.seed,
+        language_temperature=ground.language_temperature, mined=mined,
     )  # fmt: skip
-    return fit(student, Refinement(settings.temperature, settings.anchor), batches, evaluate, settings.training, run, accelerator)
+    return _fit(student, Refinement(settings.temperature, settings.anchor), batches, settings.training, ground)

@@ -31,6 +31,7 @@ def import_vectors(
     *,
     dtype: str = "float32",
     shard_rows: int = 100_000,
+    prefix: str = "",
 ) -> VectorStore:
     """Write the vectors of ``ids_wanted`` from files into a store, in that order. Other rows of the files are left out.
 
@@ -41,6 +42,7 @@ def import_vectors(
         space: the space that they are said to be of.
         ids_wanted: distinct ids.
         dtype, shard_rows: as for ``write_store``.
+        prefix: what the ids wanted have before the files' ids.
 
     Raises:
         InputError: every problem of the files at once: unreadable, counts that differ, ids missing or double, another
@@ -62,7 +64,8 @@ def import_vectors(
         twice = [name for name, count in Counter(ids).items() if count > 1]
         problems.append(Problem(f"{len(twice)} ids stand more than once", where=files.ids or files.path,
                                 got=name_some(twice), next="keep one vector for each id"))
-    missing = [name for name in ids_wanted if name not in row]
+    row = {prefix + name: at for name, at in row.items()} if prefix else row
+    missing = [name.removeprefix(prefix) for name in ids_wanted if name not in row]
     if missing:
         problems.append(Problem(f"{len(missing)} of {len(ids_wanted)} ids have no vector", got=name_some(missing),
                                 where=files.ids or files.path, next="add them, or take them out of the data"))
