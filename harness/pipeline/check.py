@@ -22,8 +22,8 @@ from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
 from harness.encoders.chain import describe_folder
-from harness.encoders.sources import resolve_model
 from harness.encoders.layers import select_layers
+from harness.encoders.sources import resolve_model
 from harness.encoders.tokens import read_tokenizer
 from harness.pipeline.checks import refuse_unknown, unknown_shares
 from harness.pipeline.plan import plan

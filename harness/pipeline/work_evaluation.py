@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,11 @@ from harness.evaluation.per_query import PerQuery
 from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
 from harness.evaluation.searching import agreement, judge
+from harness.export.student import export_student
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
 from harness.runtime.errors import InputError, Problem
-from harness.runtime.process import atomic_file, atomic_folder, fingerprint, logger, read_json, write_json
+from harness.runtime.process import atomic_file, fingerprint, logger, read_json, write_json
 from harness.vectors.index import VectorIndex
 from harness.vectors.space import require_same_space
 
@@ -29,8 +29,7 @@ def do_export(run: Run) -> list[Path]:
     settings = run.recipe.export
     assert settings is not None, "planned only with the section"
     source = run.folder.student(settings.system.removeprefix("student-"))
-    with atomic_folder(run.folder.export) as temporary:
-        shutil.copytree(source, temporary / "student")
+    export_student(source, run.folder.export / "student")
     return [run.folder.export]
 
 
@@ -266,7 +265,7 @@ def collect_results(run: Run) -> dict[str, Any]:
     """results.json of a run, from what its steps stored."""
     settings, names = run.recipe.evaluate, evaluated_sets(run)
     evaluations: dict[str, dict[str, PerQuery]] = {
-        system: {name: PerQuery.load(run.folder.evaluations / system / name) for name in names}
+        system: {name: PerQuery.load(run.folder.evaluations / system / name, hits=False) for name in names}
         for system in settings.systems
     }
     steps = Manifest(run.folder).steps

@@ -14,7 +14,11 @@ from builders.tiny_models import write_tiny_bert
 def write_tiny_inputs(root: Path) -> dict[str, str]:
     """A data folder and a model folder below ``root``; the overrides that make any recipe use them."""
     data = write_tiny_beir(root / "data")
-    texts = [json.loads(line)["text"] for name in ("corpus", "queries") for line in (data / f"{name}.jsonl").open(encoding="utf-8")]
+    texts = [
+        json.loads(line)["text"]
+        for name in ("corpus", "queries")
+        for line in (data / f"{name}.jsonl").open(encoding="utf-8")
+    ]
     write_tiny_bert(root / "model", texts=texts)
     return {"data": str(data), "model": str(root / "model")}
 
@@ -33,7 +37,10 @@ def tiny_tree(root: Path, **changes: Any) -> dict[str, Any]:
         "align": {"training": {**training, "steps": 60}},
         "refine": {"training": {**training, "steps": 20, "learning_rate": 1e-3}},
         "export": {},
-        "evaluate": {"systems": ["teacher", "teacher-base", "student-untrained", "student-aligned", "student-refined"], "resamples": 200},
+        "evaluate": {
+            "systems": ["teacher", "teacher-base", "student-untrained", "student-aligned", "student-refined"],
+            "resamples": 200,
+        },
         "bench": {"queries_per_language": 3, "warmup": 1, "repeats": 1, "batch_sizes": [4]},
         "launch": {"device": "cpu", "processes": 1},
     }

@@ -1,0 +1,140 @@
+"""Combinations of settings that can't work, each with its reason and what to do."""
+
+from __future__ import annotations
+
+from harness.recipe.settings import DataSettings, Recipe
+
+
+def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Combinations that can't work, as (key, reason, what to do)."""
+    found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_stages(recipe)]
+    lists = {
+        "data.languages": recipe.data.languages, "align.texts": recipe.align and recipe.align.texts,
+        "student.layers": recipe.student.layers, "evaluate.systems": recipe.evaluate.systems,
+        "evaluate.sets": recipe.evaluate.sets, "bench.systems": recipe.bench and recipe.bench.systems,
+    }  # fmt: skip
+    for key, values in lists.items():
+        if isinstance(values, list) and len(set(values)) < len(values):
+            found.append((key, "one of them stands twice", "name each once"))
+    return found
+
+
+def _impossible_data(data: DataSettings) -> list[tuple[str, str, str]]:
+    found = []
+    if data.source in ("beir", "pairs") and not data.path:
+        found.append(("data.path", f"data.source {data.source!r} needs a path", "add data.path: --set data.path=DIR"))
+    if data.source == "beir" and isinstance(data.path, list):
+        found.append(("data.path", "a BEIR data set is one folder, not a list", "give one path"))
+    if data.source == "huggingface" and not data.dataset:
+        found.append(("data.dataset", "data.source 'huggingface' needs a data set id", "add data.dataset"))
+    if data.source in ("pairs", "huggingface") and not data.dev_path and data.hold_out == 0:
+        found.append(("data.hold_out", "nothing is left to evaluate on", "set data.hold_out above 0, or data.dev_path"))
+    return found
+
+
+def _impossible_models(recipe: Recipe) -> list[tuple[str, str, str]]:
+    teacher, student, found = recipe.teacher, recipe.student, []
+    if teacher.train and teacher.training is None:
+        found.append(
+            (
+                "teacher.training",
+                "a teacher that is trained needs a training section",
+                "add teacher.training, or set teacher.train: false",
+            )
+        )
+    if teacher.train and recipe.documents.vectors:
+        found.append(
+            (
+                "documents.vectors",
+                "existing document vectors fix the teacher: training would move its space",
+                "set teacher.train: false",
+            )
+        )
+    if teacher.model is None and not (recipe.documents.vectors and teacher.query_vectors):
+        found.append(
+            (
+                "teacher.model",
+                "without teacher weights, both its document and its query vectors must be given",
+                "name teacher.model, or give documents.vectors and teacher.query_vectors",
+            )
+        )
+    if teacher.model is None and teacher.train:
+        found.append(("teacher.train", "there is no model to train", "set teacher.train: false"))
+    if teacher.query_vectors and recipe.align and recipe.align.texts != ["queries"]:
+        found.append(("align.texts", "given query vectors hold queries only", "set align.texts: [queries]"))
+    if teacher.query_vectors and teacher.train:
+        found.append(
+            (
+                "teacher.query_vectors",
+                "query vectors of a teacher that is yet to be trained can't be given",
+                "set teacher.train: false",
+            )
+        )
+    if student.model == "teacher" and teacher.model is None:
+        found.append(
+            (
+                "student.model",
+                "the student is to be cut from the teacher, which has no weights here",
+                "name student.model",
+            )
+        )
+    if isinstance(student.layers, list) and sorted(student.layers) != student.layers:
+        found.append(("student.layers", "layers keep their order", "list them in rising order"))
+    if student.prompts.document is not None:
+        found.append(("student.prompts.document", "the student never sees a document", "remove it"))
+    if teacher.hard_negatives and not recipe.mine.base and recipe.data.source == "emoji":
+        found.append(
+            (
+                "teacher.hard_negatives",
+                "there are no negatives: emoji carries none and mine.base is absent",
+                "add mine.base, or set teacher.hard_negatives: 0",
+            )
+        )
+    if recipe.mine.base and not teacher.train:
+        found.append(("mine.base", "negatives for the teacher's training, but the teacher is not trained", "remove it"))
+    return found
+
+
+def _impossible_stages(recipe: Recipe) -> list[tuple[str, str, str]]:
+    found = []
+    needs = {"student-aligned": recipe.align, "student-refined": recipe.refine}
+    wanted = {"evaluate.systems": recipe.evaluate.systems, "evaluate.reference": [recipe.evaluate.reference]}
+    if recipe.bench:
+        wanted["bench.systems"] = recipe.bench.systems
+    if recipe.export:
+        wanted["export.system"] = [recipe.export.system]
+    for key, systems in wanted.items():
+        for system in systems:
+            if system in needs and needs[system] is None:
+                section = {"student-aligned": "align", "student-refined": "refine"}[system]
+                found.append(
+                    (
+                        key,
+                        f"{system} does not exist: the recipe has no {section} section",
+                        f"add {section}, or take {system} out of {key}",
+                    )
+                )
+            if system in ("teacher-base", "teacher-more") and not recipe.teacher.train:
+                found.append((key, f"{system} does not exist: the teacher is not trained", f"take it out of {key}"))
+    if recipe.evaluate.reference not in recipe.evaluate.systems:
+        found.append(("evaluate.reference", "the reference is not among evaluate.systems", "add it there"))
+    if recipe.refine and not recipe.align:
+        found.append(("refine", "refinement starts from the aligned student", "add an align section"))
+    if recipe.refine and recipe.refine.mined and not recipe.mine.refine:
+        found.append(("refine.mined", "nothing is mined", "add mine.refine, or set refine.mined: 0"))
+    if recipe.align and "unlabelled" in recipe.align.texts and not recipe.data.unlabelled:
+        found.append(("align.texts", "data.unlabelled names no file", "add data.unlabelled, or take unlabelled out"))
+    if recipe.bench and recipe.teacher.model is None and "teacher" in recipe.bench.systems:
+        found.append(("bench.systems", "a teacher without weights can't be timed", "take teacher out of bench.systems"))
+    stages = {"teacher": recipe.teacher, "align": recipe.align, "refine": recipe.refine}
+    for name, stage in stages.items():
+        training = stage.training if stage else None
+        if training and training.batch_size % training.accumulate:
+            found.append(
+                (
+                    f"{name}.training.accumulate",
+                    "the global batch must split into equal parts",
+                    "choose accumulate to divide batch_size",
+                )
+            )
+    return found

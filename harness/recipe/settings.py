@@ -1,0 +1,313 @@
+"""The sections of a recipe: every key with its type, range and default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+Pooling = Literal["mean", "cls", "lasttoken"]
+TextKind = Literal["queries", "documents", "unlabelled"]
+SetName = Literal["select", "report", "test"]
+Metric = Literal["P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100"]
+SYSTEMS = ("teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined")
+System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, a number in quotes is not a number, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+# -------------------------------------------------------------------------------------------------------- data
+
+
+class Texts(Section):
+    """A file of unlabelled query texts: one a line (``.txt``), or JSONL / Parquet with ``text`` and ``lang``."""
+
+    path: Name
+    language: str | None = None
+
+
+class Columns(Section):
+    """The names of the columns in a pairs file or a Hugging Face data set."""
+
+    query: Name = "query"
+    positive: Name = "positive"
+    negatives: Name = "negatives"
+    language: Name = "lang"
+    score: Name = "score"
+    weight: Name = "weight"
+    group: Name = "group"
+
+
+class QrelsNames(Section):
+    """Which qrels file (without ``.tsv``) plays which part; ``test`` may be absent."""
+
+    train: Name = "train"
+    dev: Name = "dev"
+    test: str | None = "test"
+
+
+class DataSettings(Section):
+    """Where texts come from and how they are split and grouped.
+
+    ``source``: ``emoji`` (built from the installed package), ``beir`` (a folder), ``pairs`` (JSONL or Parquet files of
+    query, positive, negatives, lang, score, weight, group) or ``huggingface`` (a data set id, read as pairs).
+    """
+
+    source: Literal["emoji", "beir", "pairs", "huggingface"]
+    path: str | list[Name] | None = None
+    dev_path: str | list[Name] | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    dataset_split: Name = "train"
+    revision: str | None = None
+    columns: Columns = Columns()
+    qrels: QrelsNames = QrelsNames()
+    hold_out: Share = 0.1
+    select_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    languages: Annotated[list[Name], Field(min_length=1)] | None = None
+    group: str | None = None
+    search_within: Literal["lang"] | None = None
+    equivalent: str | None = None
+    unlabelled: list[Texts] = []
+    language_temperature: Annotated[float, Field(ge=0, le=1)] = 1.0
+    max_unknown_share: Share = 0.02
+    on_error: Literal["stop", "skip"] = "stop"
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+class TrainingSettings(Section):
+    """What the trainer core reads; ``batch_size`` is the global batch of one optimiser step."""
+
+    steps: Positive
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: PositiveFloat
+    warmup_share: Share = 0.1
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+    accumulate: Positive = 1
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    token_table: Literal["trained", "frozen"] = "trained"
+    chunks: Positive = 8
+    evaluate_every: Count = 0
+    checkpoint_every: Count = 0
+    keep: Literal["best", "last"] = "best"
+
+
+# ------------------------------------------------------------------------------------------- teacher, documents
+
+
+class Prompts(Section):
+    """What is put before a text on either side; ``null`` keeps the model's own."""
+
+    query: str | None = None
+    document: str | None = None
+
+
+class VectorFiles(Section):
+    """Vectors that exist already: ``npy`` with a text file of ids, ``parquet`` (id, vector), ``faiss`` with ids."""
+
+    format: Literal["npy", "parquet", "faiss"]
+    path: Name
+    ids: str | None = None
+
+
+class EncoderSettings(Section):
+    """Which checkpoint and how it turns a text into a vector; ``null`` keeps what the checkpoint says.
+
+    ``model``: a local folder, a hub id, or ``package:NAME`` for weights carried by an installed Python package.
+    """
+
+    model: str | None = None
+    sha256: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    prompts: Prompts = Prompts()
+    pooling: Pooling | None = None
+    max_length: Positive | None = None
+    dimension: Positive | None = None
+
+
+class TeacherSettings(EncoderSettings):
+    """Stage 1. ``dimension`` truncates to a Matryoshka dimension; ``temperature`` is that of its contrastive loss."""
+
+    train: bool = True
+    temperature: PositiveFloat = 0.05
+    hard_negatives: Count = 0
+    training: TrainingSettings | None = None
+    query_vectors: VectorFiles | None = None
+
+
+class DocumentSettings(Section):
+    """Bring your own document vectors; ``sample`` of them are re-encoded by the teacher and must match."""
+
+    vectors: VectorFiles | None = None
+    sample: Positive = 64
+    min_cosine: Annotated[float, Field(gt=0, le=1)] = 0.999
+
+
+class EmbedSettings(Section):
+    """How vectors are written: storage type, rows a shard, tokens a batch."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    shard_rows: Positive = 100_000
+    batch_tokens: Positive = 16_384
+
+
+class MineSettings(Section):
+    """Top-k of the index without the positives; the first ``skip`` ranks may be left out as likely false negatives."""
+
+    top_k: Positive = 50
+    skip: Count = 0
+    keep: Positive = 16
+
+
+class MineSections(Section):
+    """``base``: with the untrained teacher, for its training; ``refine``: with the teacher, for the student."""
+
+    base: MineSettings | None = None
+    refine: MineSettings | None = None
+
+
+# ----------------------------------------------------------------------------------------------------- student
+
+
+class LayerRule(Section):
+    """Keep ``count`` layers: the ``first``, the ``last``, or the first one and the last ones (``middle-skip``)."""
+
+    rule: Literal["first", "last", "middle-skip"]
+    count: Positive
+
+
+class StudentSettings(EncoderSettings):
+    """``model``: any encoder, or ``teacher``. ``layers``: from 1, or a rule. ``ridge``: the bridge's penalty."""
+
+    model: str = "teacher"
+    layers: Annotated[list[Positive], Field(min_length=1)] | LayerRule | None = None
+    ridge: NonNegativeFloat = 1e-3
+
+
+class AlignSettings(Section):
+    """Stage 2: L2 to the teacher's query vectors over the named kinds of text."""
+
+    texts: Annotated[list[TextKind], Field(min_length=1)] = ["queries", "documents"]
+    training: TrainingSettings
+
+
+class RefineSettings(Section):
+    """Stage 3: contrastive against frozen document vectors.
+
+    ``candidates``: ``all`` documents, ``sampled`` (positives in the batch + mined + ``sampled`` random ones), or
+    ``auto`` (all while scores of a batch over all documents stay below ``all_limit``). ``anchor`` weighs the L2 to the
+    teacher's query vector.
+    """
+
+    temperature: PositiveFloat = 0.05
+    anchor: NonNegativeFloat = 1.0
+    candidates: Literal["auto", "all", "sampled"] = "auto"
+    all_limit: Positive = 200_000
+    sampled: Count = 1024
+    mined: Count = 0
+    training: TrainingSettings
+
+
+# -------------------------------------------------------------------------------------------- after the training
+
+
+class ExportSettings(Section):
+    """What is deployed: the refined student as a sentence-transformers folder."""
+
+    system: Literal["student-refined", "student-aligned"] = "student-refined"
+
+
+class EvaluateSettings(Section):
+    """Which systems search which sets; ``reference`` is the denominator of every recovery."""
+
+    systems: Annotated[list[System], Field(min_length=1)] = [
+        "teacher", "student-untrained", "student-aligned", "student-refined"
+    ]  # fmt: skip
+    reference: System = "teacher"
+    sets: Annotated[list[SetName], Field(min_length=1)] | None = None
+    select_metric: Metric = "nDCG@10"
+    searcher: Literal["auto", "faiss", "exact"] = "auto"
+    depth: Annotated[int, Field(ge=10)] = 100
+    resamples: Annotated[int, Field(ge=100)] = 10_000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class BenchSettings(Section):
+    """One process, an idle machine: batch-1 latency, systems interleaved, and throughput."""
+
+    systems: Annotated[list[System], Field(min_length=1)] = ["teacher", "student-refined"]
+    queries_per_language: Positive = 50
+    warmup: Positive = 10
+    repeats: Positive = 3
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [32, 128]
+    threads: Positive | None = None
+
+
+class Bars(Section):
+    """What the run must reach; the report says which bars were reached. ``null`` sets none."""
+
+    teacher: dict[Metric, Share] = {}
+    recovery: dict[Metric, NonNegativeFloat] = {}
+    stage_gain: bool = True
+    latency_ratio: PositiveFloat | None = None
+
+
+class ReportSettings(Section):
+    """``warn_teacher_gain``: a teacher that gained more than this (absolute) in its last quarter was undertrained."""
+
+    bars: Bars = Bars()
+    warn_teacher_gain: NonNegativeFloat = 0.03
+
+
+class LaunchSettings(Section):
+    """Where steps run; left out of every step's key. ``accelerate``: step name -> accelerate configuration file."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: Positive | Literal["auto"] = "auto"
+    threads: Positive | None = None
+    accelerate: dict[str, str] = {}
+
+
+class TrackingSettings(Section):
+    """Where metrics go besides ``logs/*.jsonl``."""
+
+    trackers: list[Literal["wandb", "tensorboard"]] = []
+    project: Name = "harness"
+
+
+class Recipe(Section):
+    """A complete run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Count = 0
+    data: DataSettings
+    teacher: TeacherSettings
+    documents: DocumentSettings = DocumentSettings()
+    mine: MineSections = MineSections()
+    embed: EmbedSettings = EmbedSettings()
+    student: StudentSettings = StudentSettings()
+    align: AlignSettings | None = None
+    refine: RefineSettings | None = None
+    export: ExportSettings | None = None
+    evaluate: EvaluateSettings = EvaluateSettings()
+    bench: BenchSettings | None = BenchSettings()
+    report: ReportSettings = ReportSettings()
+    launch: LaunchSettings = LaunchSettings()
+    tracking: TrackingSettings = TrackingSettings()
