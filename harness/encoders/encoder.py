@@ -119,21 +119,44 @@ class Encoder(nn.Module):
         """Parameters without the token table, which costs memory but hardly any time."""
         return self.parameter_count - self.token_table.weight.numel()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Encode token ids.
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        chunks: Sequence[Mapping[str, Tensor]] | None = None,
+    ) -> Tensor:
+        """Encode token ids: one padded batch, or the chunks of a batch that were padded apart.
 
         Args:
             input_ids: int64_BT.
             attention_mask: int64_BT, 1 for tokens and 0 for padding on either side.
+            chunks: instead of the two, any number of maps with both. Their tokens are looked up together: the token
+                table's gradient is as large as the table, and so is made once a batch, not once a chunk.
 
         Returns:
-            vector_BD, float32 also under autocast; length 1 when ``normalize``.
+            vector_BD, float32 also under autocast; length 1 when ``normalize``; chunks one after the other.
         """
-        hidden_BTH = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if chunks is None:
+            assert input_ids is not None and attention_mask is not None
+            return self._finish(self.backbone(input_ids=input_ids, attention_mask=attention_mask), attention_mask)
+        shapes = [chunk["input_ids"].shape for chunk in chunks]
+        row_NH = self.token_table(torch.cat([chunk["input_ids"].flatten() for chunk in chunks]))
+        parts = row_NH.split([shape.numel() for shape in shapes])
+        vectors = []
+        for chunk, shape, part in zip(chunks, shapes, parts, strict=True):
+            mask_BT = chunk["attention_mask"]
+            output = self.backbone(inputs_embeds=part.view(*shape, -1), attention_mask=mask_BT)
+            vectors.append(self._finish(output, mask_BT))
+        return torch.cat(vectors)
+
+    def _finish(self, output: Any, mask_BT: Tensor) -> Tensor:
+        """Pool, project and normalise the backbone's output, in float32."""
+        hidden_BTH = output.last_hidden_state
         with torch.autocast(hidden_BTH.device.type, enabled=False):
-            vector_BD = pool(hidden_BTH, attention_mask, self.pooling)
+            vector_BD = pool(hidden_BTH, mask_BT, self.pooling)
             if self.projection is not None:
-                vector_BD = self.projection(vector_BD.to(self.projection.weight.dtype)).float()
+                vector_BD = self.projection(vector_BD)
             if self.tanh:
                 vector_BD = torch.tanh(vector_BD)
             return nn.functional.normalize(vector_BD, dim=-1) if self.normalize else vector_BD

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from harness.runtime.distributed import gather
@@ -27,8 +26,8 @@ class Objective(Protocol):
 
 
 def forward_chunks(model: nn.Module, chunks: list[dict[str, Tensor]], restore: Tensor) -> Tensor:
-    """Encode length-sorted chunks one after the other, without padding across them; rows in the batch's order."""
-    return torch.cat([model(**chunk) for chunk in chunks])[restore]
+    """Encode length-sorted chunks without padding across them; rows in the batch's order."""
+    return model(chunks=chunks)[restore]
 
 
 def anchored(loss: Tensor, anchor: Tensor | None, weight: float) -> tuple[Tensor, dict[str, Tensor]]:

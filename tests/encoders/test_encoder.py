@@ -141,3 +141,34 @@ def test_tiny_models_are_the_same_for_the_same_seed(tmp_path: Path, texts: list[
         for name in ("model.safetensors", "tokenizer.json", "config.json", "harness.json"):
             assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
         assert (folders[0] / "model.safetensors").read_bytes() != (folders[2] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen3", "xlm-roberta"])
+def test_chunks_give_the_vectors_and_gradients_of_plain_batches(tmp_path: Path, family: str) -> None:
+    """One lookup in the token table for all chunks changes nothing, on either padding side."""
+    texts = ["a b c", "a", "c d e f g", "b d"]
+    if family == "qwen3":
+        encoder = open_encoder(write_tiny_qwen3(tmp_path, texts=texts))
+    else:
+        encoder = open_encoder(write_tiny_bert(tmp_path, texts=texts))
+    if family == "xlm-roberta":
+        from transformers import XLMRobertaConfig, XLMRobertaModel
+
+        config = XLMRobertaConfig(
+            vocab_size=200, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            pad_token_id=encoder.tokenizer.pad_token_id,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        encoder.backbone = XLMRobertaModel(config, add_pooling_layer=False)
+    encoder.eval()
+    batch = encoder.collator("query", chunks=3)(texts)
+    assert len(batch.chunks) > 1
+    one_by_one = torch.cat([encoder(**chunk) for chunk in batch.chunks])
+    together = encoder(chunks=batch.chunks)
+    torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-6)
+    target = torch.linspace(-1, 1, together.numel()).view_as(together)
+    expected = torch.autograd.grad((one_by_one * target).sum(), list(encoder.parameters()), allow_unused=True)
+    found = torch.autograd.grad((together * target).sum(), list(encoder.parameters()), allow_unused=True)
+    for name, left, right in zip(dict(encoder.named_parameters()), found, expected, strict=True):
+        if right is not None:
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6, msg=name)
