@@ -53,7 +53,7 @@ def _show_report(root: Path) -> None:
     from harness.runtime.process import read_json
 
     console = _console()
-    for table in terminal_tables(read_json(RunFolder(root).results)):
+    for table in terminal_tables(read_json(RunFolder(root).results), console.width):
         console.print(table)
     for name in ("report.html", "report.md", "results.json"):
         console.print(f"{root / name}", highlight=False, soft_wrap=True)

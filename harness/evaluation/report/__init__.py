@@ -37,8 +37,8 @@ def write_report(results: Mapping[str, Any], folder: Path) -> None:
             stream.write(content)
 
 
-def terminal_tables(results: Mapping[str, Any]) -> list[Table]:
+def terminal_tables(results: Mapping[str, Any], width: int = 100) -> list[Table]:
     """The tables that end a run, readable at 100 columns: quality, recovery, gains, cost, bars, warnings."""
     from harness.evaluation.report.terminal import tables
 
-    return tables(View(results))
+    return tables(View(results), width)

@@ -1,4 +1,4 @@
-"""The report's tables for a terminal of 100 columns."""
+"""The report's tables for a terminal of 80 columns or more."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from harness.evaluation.report import tables as plain
 from harness.evaluation.report.tables import Grid, Row
 from harness.evaluation.report.view import MISSING, View, clean, count, decimals
 
-WIDTH = 100
 METRICS = ("P@1", "P@10", "nDCG@10", "MRR@10")
 STYLES = {"reached": "green", "missed": "red", "undecided": "yellow"}
-INTERVAL_COLUMNS = 3  # what fits beside the language and the overlap
+INTERVAL_WIDTH = 22
+LEAST_WIDTH = 17
 
 
 def rendered(grid: Grid) -> Table:
@@ -35,7 +35,11 @@ def rendered(grid: Grid) -> Table:
     )
     for column, name in enumerate(grid.header):
         left = column in grid.left
-        table.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
+        longest = max((len(word) for row in grid.rows for word in row.cells[column].split()), default=0)
+        least = min(max(longest, len(name)), LEAST_WIDTH) if left else None  # a name is not broken into letters
+        table.add_column(
+            Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left, min_width=least
+        )
     for index, row in enumerate(grid.rows):
         if index in grid.starts:
             table.add_section()
@@ -44,25 +48,25 @@ def rendered(grid: Grid) -> Table:
     return table
 
 
-def _portions(view: View) -> Iterator[list[str]]:
+def _portions(view: View, width: int) -> Iterator[list[str]]:
     """The languages in portions whose columns fit beside the metric's and system's names."""
-    room = WIDTH - 20 - max((len(clean(name)) for name in view.systems), default=0)
+    room = width - 20 - max((len(clean(name)) for name in view.systems), default=0)
     portion: list[str] = []
     used = 0
     for language in view.languages:
-        width = 2 + max(5, len(clean(language)))
-        if portion and used + width > room:
+        wanted = 2 + max(5, len(clean(language)))
+        if portion and used + wanted > room:
             yield portion
             portion, used = [], 0
         portion.append(language)
-        used += width
+        used += wanted
     yield portion
 
 
-def quality(view: View) -> Iterator[Grid]:
+def quality(view: View, width: int) -> Iterator[Grid]:
     """Rows: systems under each metric; columns: macro and the languages, in several tables where they are many."""
     metrics = [metric for metric in METRICS if metric in view.metrics] or view.metrics[:4]
-    for languages in _portions(view) if view.systems else ():
+    for languages in _portions(view, width) if view.systems else ():
         scopes = ["macro", *languages]
         rows: list[Row] = []
         starts = set()
@@ -104,12 +108,12 @@ def _bars(view: View) -> Grid | None:
     return replace(grid, title=verdict) if grid else None
 
 
-def tables(view: View) -> list[Table]:
+def tables(view: View, width: int) -> list[Table]:
     """Quality, recovery, gains, cost, bars, warnings: those for which there is something to show."""
-    shown = view.compared[:INTERVAL_COLUMNS]
+    shown = view.compared[: (width - 30) // INTERVAL_WIDTH]  # beside the language and the overlap
     warnings = [Row([text]) for text in view.warnings]
     grids = [
-        *quality(view),
+        *quality(view, width),
         plain.recovery(view, shown),
         plain.recovery_of_all_metrics(view, shown),
         _gains(view),

@@ -1,0 +1,72 @@
+"""`harness check`: what it says of a good recipe, what it refuses, and that it needs no torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders.tiny_run import tiny_tree, write_recipe
+
+from harness.encoders.chain import describe_folder
+from harness.pipeline.check import Model, activation_bytes, check_recipe
+from harness.recipe import load_recipe
+from harness.runtime.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("check")
+    return write_recipe(root, tiny_tree(root))
+
+
+def _text(parts: list[object]) -> str:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    for part in parts:
+        console.print(part)
+    return console.export_text()
+
+
+def test_check_says_what_a_run_will_do(recipe: Path) -> None:
+    text = _text(check_recipe(load_recipe(recipe)))
+    loaded = load_recipe(recipe)
+    told = describe_folder(Path(loaded.teacher.model or ""))
+    assert f"{told['parameters']:,}" in text and "33.3%" in text
+    for word in ("40 steps of 32", "memory", "disk", "time here", "fine", "unknown tokens (teacher)"):
+        assert word in text, word
+
+
+def test_check_needs_no_torch(recipe: Path) -> None:
+    code = "import sys; from harness.cli import app\ntry: app(['check', sys.argv[1]])\nexcept SystemExit as e: code = e.code\n"
+    code += "assert not code, code; assert 'torch' not in sys.modules, 'torch was imported'"
+    done = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_languages_that_the_tokenizer_cannot_read_are_refused(recipe: Path, tmp_path: Path) -> None:
+    from builders.tiny_models import write_tiny_bert
+
+    write_tiny_bert(tmp_path / "stranger", texts=["0 1 2"])
+    with pytest.raises(InputError, match=r"does not know 100\.0% of the tokens in 'bb' queries") as caught:
+        check_recipe(load_recipe(recipe, [f"teacher.model={tmp_path / 'stranger'}"]))
+    assert len(caught.value.problems) == 3, "one for each language, all at once"
+
+
+def test_all_missing_files_are_named_at_once(recipe: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        check_recipe(load_recipe(recipe, ["data.path=nowhere", "teacher.model=./no-model"]))
+    assert len(caught.value.problems) == 2
+
+
+def test_an_unreachable_hub_id_is_a_clear_error(recipe: Path) -> None:
+    with pytest.raises(InputError, match="some-team/no-such-model"):
+        check_recipe(load_recipe(recipe, ["teacher.model=some-team/no-such-model"]))
+
+
+def test_activation_memory_follows_the_published_formula() -> None:
+    """Korthikanti et al. 2022, eq. 2: s b h (34 + 5 a s / h) bytes a layer; here 10 * 2 * 8 * (34 + 5 * 2 * 10 / 8)."""
+    assert activation_bytes(Model(0, 0, layers=3, hidden=8, heads=2, dimension=8), rows=2, tokens=10) == 3 * 7440
