@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.runtime.errors import InputError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 def rank() -> int:
@@ -45,8 +45,11 @@ def require_processes(wanted: int) -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed torch for one step: randomness is a function of (seed, step), so a resume needs no RNG state."""
-    torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+    """Seed torch for one step: randomness is a function of (seed, step, rank), so a resume needs no RNG state.
+
+    The rank plays a part so that two processes don't draw the same dropout masks for different texts.
+    """
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank()) % 2**63)
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
@@ -88,13 +91,15 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, local_BD: Tensor) -> Tensor:
+        local_BD = local_BD.contiguous()
         parts = [torch.empty_like(local_BD) for _ in range(world_size())]
-        dist.all_gather(parts, local_BD.contiguous())
+        dist.all_gather(parts, local_BD)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient_GD = gradients[0].contiguous()
+        # A copy: autograd may hand the same tensor to other branches of the graph.
+        gradient_GD = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient_GD)
         rows = gradient_GD.shape[0] // world_size()
         return gradient_GD[rank() * rows : (rank() + 1) * rows]
@@ -108,6 +113,15 @@ def gather(local_BD: Tensor) -> Tensor:
     the one-process gradient. Equal numbers of rows on every rank are required.
     """
     return local_BD if world_size() == 1 else _Gather.apply(local_BD)
+
+
+def mean_over_processes(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """The mean of each number over all ranks, so that every rank logs, and decides, the same."""
+    if world_size() == 1:
+        return dict(values)
+    mean_V = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(mean_V)
+    return dict(zip(values, (mean_V / world_size()).tolist(), strict=True))
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

@@ -19,6 +19,7 @@ from harness.data.relevance import Relevance
 from harness.data.sampling import EpochSampler
 from harness.recipe import RefineSettings, TrainingSettings
 from harness.runtime.distributed import rank, world_size
+from harness.runtime.errors import InputError, Problem
 from harness.vectors.store import VectorStore
 
 Batch = Mapping[str, Any]
@@ -27,8 +28,28 @@ PairCollate = Callable[[Sequence[str], Sequence[str]], TokenBatch]
 
 def mine(rows_B: np.ndarray) -> np.ndarray:
     """This process's equal share of a global batch's rows."""
-    share = len(rows_B) // world_size()
+    share, rest = divmod(len(rows_B), world_size())
+    assert rest == 0, "see require_equal_parts"
     return rows_B[rank() * share : (rank() + 1) * share]
+
+
+def require_equal_parts(settings: TrainingSettings) -> None:
+    """Stop when a global batch can't be shared out equally.
+
+    Raises:
+        InputError: naming batch size, ``accumulate`` and the number of processes.
+    """
+    parts = settings.accumulate * world_size()
+    if settings.batch_size % parts:
+        raise InputError(
+            Problem(
+                "the batch can't be shared out equally",
+                where="training.batch_size",
+                got=f"{settings.batch_size} for accumulate {settings.accumulate} x {world_size()} processes",
+                allowed=f"a multiple of {parts}",
+                next="change batch_size, accumulate, or launch.processes",
+            )
+        )
 
 
 def _weights(weight_R: np.ndarray) -> Callable[[np.ndarray], Tensor | None]:
@@ -85,6 +106,7 @@ class TeacherBatches:
         hard_negatives: int = 0,
         negatives: Sequence[np.ndarray] | None = None,
     ) -> None:
+        require_equal_parts(settings)
         self.queries, self.collate, self.settings, self.seed = queries, collate, settings, seed
         self.hard_negatives, self.negatives = (hard_negatives, negatives) if negatives is not None else (0, [])
         languages = [record.language for record in queries.records]
@@ -136,6 +158,7 @@ class AlignmentBatches:
         seed: int,
         language_temperature: float,
     ) -> None:
+        require_equal_parts(settings)
         self.texts, self.store_rows, self.store, self.collate = texts, store_rows, store, collate
         self.settings = settings
         self.sampler = EpochSampler(languages, temperature=language_temperature, seed=seed)
@@ -169,6 +192,7 @@ class RefinementBatches:
         language_temperature: float,
         mined: Sequence[np.ndarray] | None = None,
     ) -> None:
+        require_equal_parts(settings.training)
         self.queries, self.documents, self.teacher, self.collate = queries, documents, teacher, collate
         self.settings, self.seed, self.mined = settings, seed, mined
         languages = [record.language for record in queries.records]

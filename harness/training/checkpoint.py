@@ -8,17 +8,18 @@ and so need no state. A checkpoint appears whole, by a rename, and the one befor
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
-from harness.runtime.process import atomic_folder, read_json, write_json
+from harness.runtime.process import atomic_folder, logger, read_json, write_json
 
-_STEP = "step-{:08d}"
+_STEP, _BEST = "step-{:08d}", "best"
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,27 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_file({name: _copy(parameter) for name, parameter in trainable(model).items()}, path)
 
 
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            Problem(
+                "the checkpoint is damaged",
+                where=str(path),
+                got=str(error),
+                next=f"delete {path.parent.parent} to start afresh",
+            )
+        ) from None
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Put saved trainable parameters back.
 
     Raises:
-        InputError: the file's names or shapes are not the model's.
+        InputError: the file is damaged, or its names or shapes are not the model's.
     """
-    saved, wanted = load_file(path), trainable(model)
+    saved, wanted = _read_tensors(path), trainable(model)
     if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in wanted.items()}:
         different = sorted(set(saved) ^ set(wanted)) or [n for n in saved if saved[n].shape != wanted[n].shape]
         raise InputError(
@@ -90,9 +105,19 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 def save_best(folder: Path, model: nn.Module, state: TrainingState) -> None:
     """Write the weights with the best score so far to ``folder/best``, and which step they are of."""
-    with atomic_folder(folder / "best") as temporary:
+    with atomic_folder(folder / _BEST) as temporary:
         save_weights(model, temporary / "model.safetensors")
         write_json(temporary / "state.json", asdict(state))
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Put the weights of ``save_best`` back. Raises what ``load_weights`` raises."""
+    load_weights(model, folder / _BEST / "model.safetensors")
+
+
+def _best_step(folder: Path) -> int | None:
+    path = folder / _BEST / "state.json"
+    return TrainingState(**read_json(path)).best_step if path.exists() else None
 
 
 def latest(folder: Path) -> Path | None:
@@ -104,6 +129,9 @@ def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
 ) -> TrainingState | None:
     """Put the newest checkpoint back into model and optimiser; None when there is none.
+
+    A run that was killed after this checkpoint may have put later weights into ``best/``. The steps since are done
+    again, so nothing is lost; but the best score that the checkpoint knows has no weights any more and is forgotten.
 
     Raises:
         StaleArtefactError: the checkpoint belongs to another training (other data, model or settings).
@@ -123,19 +151,15 @@ def load_checkpoint(
                 next=f"delete {folder} to start afresh, or restore the recipe it was made with",
             )
         )
-    try:
-        load_weights(model, path / "model.safetensors")
-        moments = load_file(path / "optimizer.safetensors")
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            Problem("the checkpoint is damaged", where=str(path), got=str(error), next=f"delete {path}")
-        ) from None
+    moments = _read_tensors(path / "optimizer.safetensors")
+    load_weights(model, path / "model.safetensors")
     parameters = trainable(model)
     for name, value in moments.items():
         key, _, parameter_name = name.partition("/")
         parameter = parameters[parameter_name]
         # AdamW keeps its step count on the CPU unless it is capturable; fused kernels want it beside the parameter.
         optimizer.state[parameter][key] = value.to(parameter.device)
-    return state
+    if state.best_step is None or _best_step(folder) == state.best_step:
+        return state
+    logger.warning("%s: weights kept as the best are not those of step %s any more", folder, state.best_step)
+    return replace(state, best_score=None, best_step=None)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from harness.recipe import TrainingSettings
-from harness.runtime.distributed import average_gradients, seed_step, use_bf16
+from harness.runtime.distributed import average_gradients, mean_over_processes, rank, seed_step, use_bf16
 from harness.runtime.errors import RunError
 from harness.runtime.process import atomic_file, is_main_process, logger, progress, write_json
 from harness.training.checkpoint import (
     TrainingState,
+    load_best,
     load_checkpoint,
-    load_weights,
     save_best,
     save_checkpoint,
     trainable,
@@ -126,7 +126,8 @@ class _Trainer:
         """One optimiser step over all micro-batches; returns the mean of what the objective logs."""
         number = self.state.step
         seed_step(self.run.seed, number)
-        logs: dict[str, float] = {}
+        self.optimizer.zero_grad(set_to_none=True)  # what a step that failed half-way may have left
+        values: list[Mapping[str, float]] = []
         for index, batch in enumerate(micro_batches):
             last_batch = index == len(micro_batches) - 1
 
@@ -136,33 +137,36 @@ class _Trainer:
                     average_gradients(self.parameters)
 
             with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
-                values = objective.step(self.model, _to_device(batch, self.accelerator.device), backward)
-            self._require_finite(values, batch)
-            for name, value in values.items():
-                logs[name] = logs.get(name, 0.0) + value / len(micro_batches)
+                values.append(objective.step(self.model, _to_device(batch, self.accelerator.device), backward))
+        for part, batch in zip(values, micro_batches, strict=True):  # only now: other processes wait for our gradients
+            self._require_finite(part, batch["ids"])
+        logs = {name: sum(part[name] for part in values) / len(values) for name in values[0]}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         if not torch.isfinite(norm):
-            self._require_finite({"gradient norm": float(norm)}, micro_batches[-1])
+            ids = [name for batch in micro_batches for name in batch["ids"]]
+            self._require_finite({"gradient norm": float(norm)}, ids)
         rate = learning_rate(number, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state = replace(self.state, step=number + 1)
+        logs = mean_over_processes(logs, self.accelerator.device)
         logs |= {"learning_rate": rate, "gradient_norm": float(norm)}
         self._write({"step": self.state.step, **logs})
         self.run.track(logs, self.state.step)
         return logs
 
-    def _require_finite(self, values: Mapping[str, float], batch: Mapping[str, Any]) -> None:
+    def _require_finite(self, values: Mapping[str, float], ids: Sequence[str]) -> None:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if not bad:
             return
-        path = self.run.log.with_name(f"{self.run.log.stem}-nonfinite.json")
-        write_json(path, {"step": self.state.step + 1, "not_finite": bad, "ids": list(batch["ids"])})
+        # Each process names its own texts: a gradient carries one process's NaN to all.
+        path = self.run.log.with_name(f"{self.run.log.stem}-nonfinite{rank() or ''}.json")
+        write_json(path, {"step": self.state.step + 1, "not_finite": bad, "ids": list(ids)})
         raise RunError(
             f"{self.run.what}: {bad[0]} is not finite at step {self.state.step + 1}; the batch holds "
-            f"{', '.join(map(str, batch['ids'][:3]))}... (all ids: {path}).\n"
+            f"{', '.join(map(str, ids[:3]))}... (all ids: {path}).\n"
             f"    next: look at those texts, lower {self.run.what}.training.learning_rate, or set precision: fp32"
         )
 
@@ -177,7 +181,7 @@ class _Trainer:
         self._write(line)
         self.run.track(values, self.state.step)
         score = values["score"]
-        if self.state.best_score is None or score > self.state.best_score:
+        if self.settings.keep == "best" and (self.state.best_score is None or score > self.state.best_score):
             self.state = replace(self.state, best_score=score, best_step=self.state.step)
             if is_main_process():
                 save_best(self.run.checkpoints, self.model, self.state)
@@ -187,6 +191,10 @@ class _Trainer:
             self.state.step,
             ", ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "score"),
         )
+
+    def stopping(self) -> bool:
+        """Whether any process was asked to stop: all of them do so after the same step."""
+        return mean_over_processes({"stop": float(self.run.stop())}, self.accelerator.device)["stop"] > 0
 
     def save(self) -> None:
         """A checkpoint of the step just done."""
@@ -229,7 +237,7 @@ def fit(
             last = done == settings.steps
             if evaluate and (last or (settings.evaluate_every and done % settings.evaluate_every == 0)):
                 trainer.judge(evaluate)
-            stopping = run.stop() and not last
+            stopping = trainer.stopping() and not last
             if last or stopping or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
                 trainer.save()
             if stopping:
@@ -239,7 +247,7 @@ def fit(
     state = trainer.state
     kept = state.step
     if settings.keep == "best" and state.best_step not in (None, state.step):
-        load_weights(model, run.checkpoints / "best" / "model.safetensors")
+        load_best(run.checkpoints, model)
         kept = state.best_step or kept
     score = next((line["score"] for line in trainer.curve if line["step"] == kept), None)
     return Fitted(kept, score, time.monotonic() - started, trainer.curve)
