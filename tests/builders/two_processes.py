@@ -1,0 +1,121 @@
+"""What each of two real processes does: ``python -m builders.two_processes FOLDER RANK``, with a launcher's variables.
+
+Whatever a check needs is written below FOLDER, one file a rank; the comparing is done by the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from builders.toy_problem import LineBatches, Squares, line
+from builders.training import (
+    ENCODERS,
+    STAGES,
+    Toy,
+    gradients,
+    hash_score,
+    one_step,
+    open_toy,
+    run_folder,
+    run_stage,
+    stage_parts,
+    toy_training,
+)
+from safetensors.torch import save_file
+
+from harness.runtime.distributed import average_gradients, gather, rank, require_processes, seed_step
+from harness.runtime.errors import InputError, RunError
+from harness.training.fit import fit
+
+TRAINING = toy_training(batch_size=16, max_grad_norm=0.5)
+# ``keep: last``, since the score that tells every bit apart makes another step the best one.
+WHOLE = toy_training(batch_size=16, accumulate=2, steps=4, evaluate_every=2, learning_rate=1e-3, keep="last")
+
+
+def gradients_of(stage: str, kind: str, toy: Toy, step: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Loss and averaged gradients of a global batch, however many processes share it."""
+    encoder = toy.encoder(kind)
+    objective, batches = stage_parts(stage, toy, encoder, TRAINING)
+    logs, _ = one_step(objective, encoder, batches(step)[0])
+    average_gradients(encoder.parameters())
+    return logs, gradients(encoder)
+
+
+def whole_run(stage: str, toy: Toy, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights after a whole training."""
+    encoder = toy.encoder()
+    run_stage(stage, toy, encoder, WHOLE, run_folder(folder), hash_score(encoder))
+    return {name: value.contiguous() for name, value in encoder.state_dict().items()}
+
+
+def gathered() -> dict[str, torch.Tensor]:
+    """``gather`` of different rows, and gradients of a loss in which autograd shares one tensor between branches."""
+    local_BD = (torch.arange(6.0).view(3, 2) + 10 * rank()).requires_grad_()
+    other_GD = torch.zeros(6, 2, requires_grad=True)
+    everything_GD = gather(local_BD)
+    weight_GD = torch.arange(12.0).view(6, 2) + rank()
+    ((everything_GD + other_GD) * weight_GD).sum().backward()
+    strided_BD = torch.arange(6.0).view(2, 3).T  # not contiguous
+    return {
+        "everything": everything_GD.detach().contiguous(), "local_gradient": local_BD.grad,
+        "other_gradient": other_GD.grad, "strided": gather(strided_BD),
+    }  # fmt: skip
+
+
+def outcome(work: Callable[[], Any]) -> dict[str, str]:
+    """What was raised, if anything."""
+    try:
+        work()
+    except (RunError, InputError) as error:
+        return {"kind": type(error).__name__, "text": str(error)}
+    return {"kind": "", "text": ""}
+
+
+def fit_line(folder: Path, batches: LineBatches, **run: Any) -> None:
+    training = toy_training(learning_rate=0.1, accumulate=batches.micro)
+    fit(line(), Squares(), batches, None, training, run_folder(folder, **run), Accelerator(cpu=True))
+
+
+def random_numbers(step: int) -> list[float]:
+    """What a step would draw for dropout."""
+    seed_step(7, step)
+    return torch.rand(3).tolist()
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", timeout=timedelta(seconds=60),
+                            rank=int(sys.argv[2]), world_size=2)  # fmt: skip
+    torch.set_num_threads(1)
+    toy, answers = open_toy(folder / "toy"), {}
+    save_file(gathered(), folder / f"gather-{rank()}.safetensors")
+    for stage in STAGES:
+        for kind in ENCODERS:
+            for step in range(3):
+                name = f"{stage}-{kind}-{step}"
+                answers[name], found = gradients_of(stage, kind, toy, step)
+                save_file(found, folder / f"{name}-{rank()}.safetensors")
+        save_file(whole_run(stage, toy, folder / stage), folder / f"{stage}-{rank()}.safetensors")
+    answers["count"] = [outcome(lambda wanted=wanted: require_processes(wanted)) for wanted in (1, 2, 3)]
+    answers["random"] = [random_numbers(step) for step in (3, 4, 3)]
+    calls = iter(range(2))
+    in_third_step_of_second = lambda: rank() == 1 and next(calls, None) is None  # noqa: E731
+    answers["stop"] = outcome(lambda: fit_line(folder / "stop", LineBatches(), stop=in_third_step_of_second))
+    # Only the second process meets a NaN, and not in the last micro-batch.
+    poisoned = LineBatches(micro=2, poison=2 if rank() == 1 else None, point=0)
+    answers["nan"] = outcome(lambda: fit_line(folder / "nan", poisoned))
+    answers["odd"] = outcome(lambda: stage_parts("align", toy, toy.encoder(), toy_training(batch_size=15)))
+    (folder / f"answers-{rank()}.json").write_text(json.dumps(answers))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
