@@ -185,7 +185,7 @@ class Controller:
         stop.patient = step.trains
         outputs = _work()[step.name](Run(self.recipe, self.folder, self.keys, stop))
         stop.patient = False
-        self.manifest.record(step.name, self.keys[step.name], time.monotonic() - started, outputs)
+        self.manifest.record(step.name, self.keys, step.inputs, time.monotonic() - started, outputs)
         if stop.requested:
             raise RunError(f"stopped after step {step.name!r} was finished; the same command goes on from there")
         logger.info("  %s done in %.1f s", step.name, time.monotonic() - started)
@@ -211,6 +211,7 @@ def run_recipe(
     with folder_lock(output):
         remove_leftovers(output)
         controller = Controller(recipe, folder)
+        controller.manifest.keep_only(controller.keys)
         controller.manifest.forget([step.name for step in steps if step.name in forced])
         dump_recipe(recipe, folder.recipe)
         ran = []

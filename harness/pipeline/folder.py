@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -114,10 +114,20 @@ class Manifest:
         entry = self.steps.get(step)
         return bool(entry and entry["key"] == key and outputs_present(entry["outputs"], self.folder.root, step))
 
-    def record(self, step: str, key: str, seconds: float, outputs: Sequence[Path]) -> None:
-        """Note that ``step`` is done."""
+    def current(self, step: str) -> bool:
+        """Whether ``step`` was done, and with inputs that have not been made anew since."""
+        entry = self.steps.get(step)
+        return entry is not None and all(
+            self.steps.get(name, {}).get("key") == key and self.current(name) for name, key in entry["inputs"].items()
+        )
+
+    def record(
+        self, step: str, keys: Mapping[str, str], inputs: Sequence[str], seconds: float, outputs: Sequence[Path]
+    ) -> None:
+        """Note that ``step`` is done; ``keys`` are those of all planned steps."""
         self.steps[step] = {
-            "key": key,
+            "key": keys[step],
+            "inputs": {name: keys[name] for name in inputs if name in keys},
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - seconds)),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(seconds, 1),
@@ -127,11 +137,14 @@ class Manifest:
         }
         self._write()
 
+    def keep_only(self, planned: Collection[str]) -> None:
+        """Drop steps that the recipe no longer has."""
+        self.forget([step for step in self.steps if step not in planned])
+
     def forget(self, steps: Sequence[str]) -> None:
         """Drop steps, so that they run again."""
-        for step in steps:
-            self.steps.pop(step, None)
-        self._write()
+        if any([self.steps.pop(step, None) for step in steps]):
+            self._write()
 
     def _write(self) -> None:
         write_json(self.folder.manifest, {"schema": 1, "commit": commit(), "steps": self.steps})

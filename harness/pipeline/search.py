@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.pipeline.folder import RunFolder
+from harness.pipeline.folder import Manifest, RunFolder
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from harness.pipeline.context import Run
 
 
 @dataclass(frozen=True)
@@ -54,31 +58,26 @@ def search_run(root: Path, text: str, k: int, language: str | None = None) -> li
     return [_ask(run, name, path, text, k, language) for name, path in _encoders(run).items()]
 
 
-def _encoders(run: object) -> dict[str, Path]:
-    from harness.pipeline.context import Run
-
-    assert isinstance(run, Run)
-    folder = run.folder
-    states = {"student-refined": "refined", "student-aligned": "aligned", "student-untrained": "cut"}
-    newest = next(
-        ((name, folder.student(s)) for name, s in states.items() if (folder.student(s) / "modules.json").exists()), None
-    )
-    found = dict([newest]) if newest else {}
-    if (folder.teacher / "modules.json").exists():
-        found["teacher"] = folder.teacher
-    if not found:
+def _encoders(run: Run) -> dict[str, Path]:
+    """The newest student whose step is done with today's inputs, and the teacher if its weights are here."""
+    folder, manifest = run.folder, Manifest(run.folder)
+    states = {"refine": "refined", "align": "aligned", "student": "cut"}
+    names = {"refined": "student-refined", "aligned": "student-aligned", "cut": "student-untrained"}
+    found = {names[state]: folder.student(state) for step, state in states.items() if manifest.current(step)}
+    newest = dict(list(found.items())[:1])
+    if manifest.current("teacher") and (folder.teacher / "modules.json").exists():
+        newest["teacher"] = folder.teacher
+    if not newest:
         raise InputError(
             Problem("there is no encoder yet", where=str(folder.root), next="run the recipe to the step `student`")
         )
-    return found
+    return newest
 
 
-def _ask(run: object, name: str, path: Path, text: str, k: int, language: str | None) -> Answer:
+def _ask(run: Run, name: str, path: Path, text: str, k: int, language: str | None) -> Answer:
     from harness.engines.torch_eager import TorchEngine
-    from harness.pipeline.context import Run
     from harness.vectors.space import require_same_space
 
-    assert isinstance(run, Run)
     documents, index = run.dataset.documents, run.frozen_index()
     require_same_space(run.space(path), run.space(run.folder.teacher), name, "the index")
     engine = TorchEngine(run.open(path))

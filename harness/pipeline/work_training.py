@@ -47,7 +47,10 @@ def _ground(run: Run, step: str, stage: str, evaluate: Evaluate) -> stages.Groun
     return stages.Ground(folder, accelerator, evaluate, run.recipe.data.language_temperature)
 
 
-def _write_summary(run: Run, stage: str, fitted: Fitted) -> None:
+def _finish(run: Run, stage: str, fitted: Fitted) -> None:
+    """Write the stage's summary and close its trackers."""
+    if run.recipe.tracking.trackers:
+        run.accelerator.end_training()
     summary = {
         "kept_step": fitted.step,
         "score": fitted.score,
@@ -124,7 +127,7 @@ def _fit_teacher(run: Run, encoder: Encoder, step: str, stage: str) -> None:
     negatives = negatives_of(run, "base" if recipe.mine.base else None) if settings.hard_negatives else None
     ground = _ground(run, step, stage, judge_with(run, encoder, settings.training, both_towers=True))
     fitted = stages.train_teacher(encoder, queries, settings, ground, negatives=negatives)
-    _write_summary(run, stage, fitted)
+    _finish(run, stage, fitted)
 
 
 def _space_without_weights(run: Run) -> Path:
@@ -189,7 +192,7 @@ def do_align(run: Run) -> list[Path]:
     student = run.open(run.folder.student("cut"), attention=run.attention(settings.training))
     ground = _ground(run, "align", "align", judge_with(run, student, settings.training, both_towers=False))
     fitted = stages.align(student, query_texts(run.dataset, settings.texts), store, settings, ground)
-    _write_summary(run, "align", fitted)
+    _finish(run, "align", fitted)
     _save(run, student, run.folder.student("aligned"), run.space(run.folder.student("cut")))
     return [run.folder.student("aligned")]
 
@@ -205,6 +208,6 @@ def do_refine(run: Run) -> list[Path]:
     fitted = stages.refine(
         student, queries, run.store("documents"), run.store("queries"), settings, ground, mined=mined
     )  # fmt: skip
-    _write_summary(run, "refine", fitted)
+    _finish(run, "refine", fitted)
     _save(run, student, run.folder.student("refined"), run.space(run.folder.student("aligned")))
     return [run.folder.student("refined")]

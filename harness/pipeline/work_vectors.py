@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from harness.encoders.sources import resolve_model
 from harness.pipeline.checks import check_unknown_shares
 from harness.pipeline.context import Run
 from harness.recipe import MineSettings, Recipe, VectorFiles
-from harness.runtime.process import file_sha256
+from harness.runtime.process import file_sha256, logger
 from harness.vectors.files import check_sample, import_vectors
 from harness.vectors.mining import load_mined, mine, save_mined
 from harness.vectors.space import Space
@@ -32,9 +32,21 @@ Texts = tuple[list[str], list[str], list[str]]  # ids, texts, languages
 
 def do_data(run: Run) -> list[Path]:
     """Read, check, split and write the data; refuse languages that the models' tokenizers can't read."""
-    prepare_data(run.recipe.data, run.folder.data)
+    _tell(prepare_data(run.recipe.data, run.folder.data))
     check_unknown_shares(run.recipe, run.dataset)
     return [run.folder.data]
+
+
+def _tell(summary: Mapping[str, Any]) -> None:
+    """Log what was dropped and which lines were bad: nothing is left out in silence."""
+    for what, count in summary["dropped"].items():
+        if count:
+            logger.info("  data: %s %s dropped", f"{count:,}", what.replace("_", " "))
+    for file, kinds in summary["bad_lines"].items():
+        for kind, told in kinds.items():
+            logger.info("  data: %s: %d bad lines (%s), first %s", file, told["count"], kind, told["first"])
+    if summary["groups_shared_with_train"]:
+        logger.info("  data: %d evaluation groups also stand in training", summary["groups_shared_with_train"])
 
 
 # ----------------------------------------------------------------------------------------------------- embedding

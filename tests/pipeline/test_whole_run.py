@@ -269,3 +269,29 @@ def test_a_baseline_teacher_is_trained_on(tmp_path: Path) -> None:
     _, ran = run_recipe(_tree_with(tmp_path, evaluate=systems), tmp_path / "out")
     assert {"teacher.more", "embed.more"} <= set(ran)
     assert "teacher-more" in read_json(tmp_path / "out" / "results.json")["quality"]
+
+
+def test_search_leaves_out_a_student_whose_inputs_were_made_anew(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    import shutil
+
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    run_recipe(load_recipe(whole[0], ["align.training.steps=2"]), out, last="align")
+    assert [answer.system for answer in search_run(out, "baba", 3)] == ["student-aligned", "teacher"]
+
+
+def test_metrics_reach_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run_recipe(_tree_with(tmp_path, tracking={"trackers": ["tensorboard"]}), tmp_path / "out", last="align")
+    assert len(list((tmp_path / "out" / "logs").rglob("events.out.tfevents.*"))) >= 2
+
+
+def test_bad_lines_stop_a_run_or_are_skipped_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = _tree_with(tmp_path)
+    with open(Path(str(recipe.data.path)) / "queries.jsonl", "a", encoding="utf-8") as stream:
+        stream.write('{"_id": "broken", "text": \n')
+    with pytest.raises(InputError, match=r"queries\.jsonl"):
+        run_recipe(recipe, tmp_path / "out", last="data")
+    skipping = recipe.model_copy(update={"data": recipe.data.model_copy(update={"on_error": "skip"})})
+    caplog.set_level("INFO", logger="harness")
+    run_recipe(skipping, tmp_path / "out", last="data")
+    assert "1 bad lines" in caplog.text
