@@ -1,4 +1,4 @@
-"""Run a recipe afresh, on an otherwise idle machine, and print what it measured as Markdown; write it as JSON.
+"""Run a recipe afresh, on an otherwise idle machine, and print what it measured as Markdown.
 
     python benchmarks/run_recipe.py recipes/quickstart.yaml --output outputs/measured/quickstart
     python benchmarks/run_recipe.py benchmarks/recipes/product-offers.yaml --set data.path=DIR
@@ -32,75 +32,90 @@ def headline(results: dict[str, Any]) -> str:
     return next(name for name in ("test", "report", "select") if name in results["sets"])
 
 
+def row(cells: list[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
 def systems_table(results: dict[str, Any], name: str) -> list[str]:
     """Macro quality, recovery, agreement and cost of every system."""
-    reference = results["reference"]
-    lines = [
-        f"| system | parameters | {' | '.join(f'{m}' for m in METRICS)} | recovery of P@1 against {reference} | overlap@10 | p50 ms | p99 ms | queries/s |",
-        "|---|" + "---|" * (len(METRICS) + 6),
-    ]
+    recovery_of = f"recovery of P@1 against {results['reference']}"
+    header = ["system", "parameters", *METRICS, recovery_of, "overlap@10", "p50 ms", "p99 ms", "queries/s"]
+    lines = [row(header), "|---" * len(header) + "|"]
     for system, sets in results["quality"].items():
-        macro = sets[name]["macro"]
-        recovery = results["recovery"].get(system, {}).get(name, {}).get("macro", {}).get("P@1")
         agreement = results["agreement"].get(system, {}).get(name, {}).get("all", {})
         latency = results["latency"].get(system, {}).get("torch", {}).get("all", {})
         throughput = results["throughput"].get(system, {}).get("torch", {})
-        cells = [system, f"{results['systems'][system].get('parameters', 0) / 1e6:.1f} M", *(f"{macro[m]:.3f}" for m in METRICS)]
-        cells.append(interval(recovery))
+        parameters = results["systems"][system].get("parameters", 0) / 1e6
+        cells = [system, f"{parameters:.1f} M", *(f"{sets[name]['macro'][metric]:.3f}" for metric in METRICS)]
+        cells.append(interval(recovery(results, system, name, "macro")))
         cells.append(f"{agreement['overlap@10']:.3f}" if "overlap@10" in agreement else "-")
-        cells += [f"{latency[k]:.2f}" if k in latency else "-" for k in ("p50_ms", "p99_ms")]
+        cells += [f"{latency[key]:.2f}" if key in latency else "-" for key in ("p50_ms", "p99_ms")]
         cells.append(f"{throughput['queries_per_second']:,.0f}" if throughput else "-")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(row(cells))
     return lines
+
+
+def recovery(results: dict[str, Any], system: str, name: str, scope: str) -> dict[str, Any] | None:
+    """Recovery of P@1."""
+    return results["recovery"].get(system, {}).get(name, {}).get(scope, {}).get("P@1")
 
 
 def languages_table(results: dict[str, Any], name: str) -> list[str]:
-    """P@1 per language of every system, and the refined student's recovery."""
+    """P@1 per language of every system, and the last student's recovery."""
     systems = list(results["quality"])
     student = systems[-1]
-    languages = [lang for lang in results["quality"][student][name] if lang not in ("macro", "all")]
-    lines = [f"| language | queries | {' | '.join(systems)} | recovery of {student} |", "|---|---|" + "---|" * (len(systems) + 1)]
+    header = ["language", "queries", *systems, f"recovery of {student}"]
+    lines = [row(header), "|---" * len(header) + "|"]
+    languages = [language for language in results["quality"][student][name] if language not in ("macro", "all")]
     for language in [*languages, "macro"]:
-        rows = [results["quality"][system][name][language] for system in systems]
-        recovery = results["recovery"].get(student, {}).get(name, {}).get(language, {}).get("P@1")
+        values = [f"{results['quality'][system][name][language]['P@1']:.3f}" for system in systems]
         count = results["quality"][student][name]["all" if language == "macro" else language]["queries"]
-        lines.append(f"| {language} | {count:,} | {' | '.join(f'{row["P@1"]:.3f}' for row in rows)} | {interval(recovery)} |")
-    worst = results["recovery"].get(student, {}).get(name, {}).get("worst", {}).get("P@1")
-    lines.append(f"| worst | | {' | '.join('' for _ in systems)} | {interval(worst)} |")
-    return lines
+        lines.append(row([language, f"{count:,}", *values, interval(recovery(results, student, name, language))]))
+    worst = interval(recovery(results, student, name, "worst"))
+    return [*lines, row(["worst", *("" for _ in range(len(systems) + 1)), worst])]
+
+
+def conditions(results: dict[str, Any], name: str) -> list[str]:
+    """Commit, machine, versions, how latency was measured, what was searched."""
+    told, measured, data = results["provenance"], results["conditions"], results["sets"][name]
+    hardware, versions = told["hardware"], told["versions"]
+    kept = ("device", "threads", "dtype", "max_length", "warmup", "repeats")
+    return [
+        f"Commit {told['commit']}; {told['started'][:10]}; {hardware['cpu']}, {hardware['cores']} cores, "
+        f"{hardware['memory_gib']:.0f} GiB; Python {versions['python']}, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}. Latency: batch 1, systems interleaved; throughput: the best batch size; "
+        + ", ".join(f"{key} {measured[key]}" for key in kept if key in measured) + ".",
+        f"Set `{name}`: {data['queries']:,} queries, {data['documents']:,} documents; macro: mean over languages; "
+        "intervals: 95 %, paired bootstrap over groups.",
+    ]  # fmt: skip
+
+
+def outcome(results: dict[str, Any], name: str, seconds: float | None) -> list[str]:
+    """What each stage won, the bars, the seconds, the warnings."""
+    words = {True: "reached", False: "not reached", None: "undecided"}
+    tests = [test for test in results["tests"] if test["set"] == name and test["metric"] == "P@1"]
+    gains = [
+        f"{test['systems'][0]} over {test['systems'][1]} {test['difference']:+.3f} "
+        f"[{test['low']:+.3f}, {test['high']:+.3f}], {test['verdict']}"
+        for test in tests
+    ]
+    bars = [
+        f"{bar['name']} {bar['value']:.3f}: {words[bar['passed']]}"
+        for bar in results["bars"]
+        if bar["value"] is not None
+    ]
+    steps = ", ".join(f"{step} {spent:.0f}" for step, spent in results["provenance"]["steps"].items())
+    whole = f"; the whole command {seconds:.0f}" if seconds is not None else ""
+    lines = [f"Macro P@1: {'; '.join(gains)}.", f"Bars: {'; '.join(bars) or 'none'}.", f"Seconds: {steps}{whole}."]
+    return [*lines, *(f"Warning: {warning}." for warning in results["warnings"])]
 
 
 def markdown(results: dict[str, Any], command: str, seconds: float | None) -> str:
     """Everything, ready for RESULTS.md."""
-    name, told = headline(results), results["provenance"]
-    hardware, versions, conditions = told["hardware"], told["versions"], results["conditions"]
-    kept = ("device", "threads", "dtype", "max_length", "warmup", "repeats")
-    lines = [
-        f"`{command}`",
-        "",
-        f"Commit {told['commit']}; {told['started'][:10]}; {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']:.0f} GiB; "
-        f"Python {versions['python']}, torch {versions['torch']}, transformers {versions['transformers']}. "
-        + "Latency and throughput: " + ", ".join(f"{k} {conditions[k]}" for k in kept if k in conditions) + ".",
-        f"Set `{name}`: {results['sets'][name]['queries']:,} queries, {results['sets'][name]['documents']:,} documents; macro = mean over languages; "
-        "intervals: 95 %, paired bootstrap over groups.",
-        "",
-        *systems_table(results, name),
-        "",
-        *languages_table(results, name),
-        "",
-        "Stages (after - before, macro): "
-        + "; ".join(
-            f"{t['systems'][0]} - {t['systems'][1]} {t['metric']} {t['difference']:+.3f} [{t['low']:+.3f}, {t['high']:+.3f}] {t['verdict']}"
-            for t in results["tests"] if t["set"] == name and t["metric"] == "P@1"
-        ) + ".",
-        "Bars: " + ("; ".join(f"{b['name']} {b['value']:.3f} (bar {b['bar']}): {'reached' if b['passed'] else 'not reached' if b['passed'] is False else 'undecided'}"
-                    for b in results["bars"] if b["value"] is not None) or "none") + ".",
-        f"Seconds: {', '.join(f'{step} {s:.0f}' for step, s in told['steps'].items())}"
-        + (f"; the whole command {seconds:.0f}" if seconds is not None else "") + ".",
-    ]  # fmt: skip
-    if results["warnings"]:
-        lines += ["", *(f"- warning: {warning}" for warning in results["warnings"])]
-    return "\n".join(lines)
+    name = headline(results)
+    parts = [[f"`{command}`"], conditions(results, name), systems_table(results, name), languages_table(results, name)]
+    return "\n\n".join("\n".join(part) for part in [*parts, outcome(results, name, seconds)])
 
 
 def main() -> None:
@@ -118,7 +133,8 @@ def main() -> None:
         if output.exists():
             parser.error(f"{output} exists: a measurement starts afresh; give another --output, or --only-print")
         started = time.monotonic()
-        subprocess.run([sys.executable, "-m", "harness", "run", str(options.recipe), *overrides, "--output", str(output)], check=True)
+        arguments = ["run", str(options.recipe), *overrides, "--output", str(output)]
+        subprocess.run([sys.executable, "-m", "harness", *arguments], check=True)
         seconds = time.monotonic() - started
         (output / "seconds.json").write_text(json.dumps({"whole_command": seconds}))
     elif (output / "seconds.json").exists():

@@ -25,7 +25,8 @@ def _blocks(repository: Path) -> list[str]:
 
 
 def _commands(repository: Path, program: str) -> list[list[str]]:
-    lines = [line for block in _blocks(repository) for line in block.splitlines() if line.startswith(f"{program} ")]
+    everything = "\n".join(_blocks(repository)).splitlines()
+    lines = [line for line in everything if line.startswith(f"{program} ")]
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -35,7 +36,8 @@ def _tiny(root: Path) -> list[str]:
     stages = ("teacher", "align", "refine")
     values = [
         "data.source=beir", f"data.path={inputs['data']}", "data.languages=null", "teacher.sha256=null",
-        f"teacher.model={inputs['model']}", "student.layers=[1, 4]", "evaluate.resamples=100", "bench.queries_per_language=2",
+        f"teacher.model={inputs['model']}", "student.layers=[1, 4]", "evaluate.resamples=100",
+        "bench.queries_per_language=2",
         *(f"{stage}.training.{key}" for stage in stages for key in ("steps=2", "batch_size=8")),
     ]  # fmt: skip
     return [word for value in values for word in ("--set", value)]

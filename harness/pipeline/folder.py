@@ -143,7 +143,8 @@ class Manifest:
 
     def forget(self, steps: Sequence[str]) -> None:
         """Drop steps, so that they run again."""
-        if any([self.steps.pop(step, None) for step in steps]):
+        gone = [step for step in steps if self.steps.pop(step, None)]
+        if gone:
             self._write()
 
     def _write(self) -> None:

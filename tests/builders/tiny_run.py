@@ -1,4 +1,4 @@
-"""A whole run at the size of a test: a tiny model and a tiny data set, made in memory, and the recipe that joins them."""
+"""A whole run at the size of a test: a tiny model, a tiny data set, and the recipe that joins them."""
 
 from __future__ import annotations
 

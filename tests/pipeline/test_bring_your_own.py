@@ -44,7 +44,9 @@ def test_given_document_vectors_are_searched_as_they_are(tmp_path: Path) -> None
     tree = tiny_tree(tmp_path)
     model = tree["teacher"]["model"]
     files = _write_vectors(tmp_path, open_encoder(Path(model)), "document", "documents")
-    recipe = _recipe(tmp_path, tree, teacher={"model": model, "train": False}, documents={"vectors": files, "sample": 10})
+    recipe = _recipe(
+        tmp_path, tree, teacher={"model": model, "train": False}, documents={"vectors": files, "sample": 10}
+    )
     run_recipe(recipe, tmp_path / "out")
     given, stored = np.load(tmp_path / "documents.npy"), np.load(tmp_path / "out/vectors/documents/shard-00000.npy")
     np.testing.assert_array_equal(stored, given[: len(stored)])
@@ -56,7 +58,9 @@ def test_vectors_of_another_set_up_stop_the_run_and_name_the_difference(tmp_path
     encoder = open_encoder(Path(model))
     encoder.pooling = "cls"
     files = _write_vectors(tmp_path, encoder, "document", "documents")
-    recipe = _recipe(tmp_path, tree, teacher={"model": model, "train": False}, documents={"vectors": files, "sample": 10})
+    recipe = _recipe(
+        tmp_path, tree, teacher={"model": model, "train": False}, documents={"vectors": files, "sample": 10}
+    )
     with pytest.raises(InputError, match="with cls pooling"):
         run_recipe(recipe, tmp_path / "out")
     assert not (tmp_path / "out" / "student").exists()

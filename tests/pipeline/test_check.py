@@ -41,7 +41,8 @@ def test_check_says_what_a_run_will_do(recipe: Path) -> None:
 
 
 def test_check_needs_no_torch(recipe: Path) -> None:
-    code = "import sys; from harness.cli import app\ntry: app(['check', sys.argv[1]])\nexcept SystemExit as e: code = e.code\n"
+    code = "import sys; from harness.cli import app\n"
+    code += "try: app(['check', sys.argv[1]])\nexcept SystemExit as e: code = e.code\n"
     code += "assert not code, code; assert 'torch' not in sys.modules, 'torch was imported'"
     done = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,19 @@ from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError, StaleArtefactError
 from harness.runtime.process import folder_lock, read_json
 
-STEPS = ["data", "embed.base", "teacher", "embed", "student", "align", "refine", "export", "evaluate", "bench", "report"]
+STEPS = [
+    "data",
+    "embed.base",
+    "teacher",
+    "embed",
+    "student",
+    "align",
+    "refine",
+    "export",
+    "evaluate",
+    "bench",
+    "report",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +46,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_artefacts_have_their_names(whole: tuple[Path, Path]) -> None:
     _, out = whole
     for name in (
-        "recipe.resolved.yaml", "manifest.json", "teacher/modules.json", "student/cut/modules.json", "student/aligned/modules.json",
-        "student/refined/modules.json", "vectors/documents/manifest.json", "vectors/queries/manifest.json", "index/manifest.json",
-        "export/student/modules.json", "evaluations/student-refined/test/per_query.parquet", "bench.json", "results.json",
+        "recipe.resolved.yaml", "manifest.json", "teacher/modules.json", "student/cut/modules.json",
+        "student/aligned/modules.json", "student/refined/modules.json", "vectors/documents/manifest.json", "vectors/queries/manifest.json",
+        "index/manifest.json",
+        "export/student/modules.json", "evaluations/student-refined/test/per_query.parquet", "bench.json",
+        "results.json",
         "report.md", "report.html", "logs/align.jsonl",
     ):  # fmt: skip
         assert (out / name).exists(), name
@@ -46,7 +60,9 @@ def test_the_artefacts_have_their_names(whole: tuple[Path, Path]) -> None:
 def test_results_keep_the_contract(whole: tuple[Path, Path]) -> None:
     results = read_json(whole[1] / "results.json")
     assert results["schema"] == 1 and results["reference"] == "teacher"
-    assert {"commit", "recipe_sha256", "seed", "versions", "hardware", "started", "wall_seconds"} <= set(results["provenance"])
+    assert {"commit", "recipe_sha256", "seed", "versions", "hardware", "started", "wall_seconds"} <= set(
+        results["provenance"]
+    )
     assert set(results["quality"]["teacher"]["test"]) == {"aa", "bb", "cc", "macro", "all"}
     assert set(results["recovery"]["student-refined"]["test"]["macro"]["P@1"]) >= {"value", "low", "high"}
     assert results["latency"]["teacher"]["torch"]["all"]["batch"] == 1
@@ -118,7 +134,9 @@ def test_one_run_per_folder(whole: tuple[Path, Path]) -> None:
         pass
 
 
-@pytest.mark.parametrize("edited", ["teacher/1_Pooling/config.json", "student/aligned/model.safetensors", "data/queries.jsonl"])
+@pytest.mark.parametrize(
+    "edited", ["teacher/1_Pooling/config.json", "student/aligned/model.safetensors", "data/queries.jsonl"]
+)
 def test_an_edited_artefact_is_refused_by_name(whole: tuple[Path, Path], tmp_path: Path, edited: str) -> None:
     import shutil
 
@@ -145,7 +163,9 @@ def test_the_exported_student_is_the_one_evaluated(whole: tuple[Path, Path]) -> 
     from harness.encoders.folder import open_encoder
 
     texts = ["baba", "", "bido rock"]
-    vectors = [open_encoder(whole[1] / path).encode(texts, side="query") for path in ("student/refined", "export/student")]
+    vectors = [
+        open_encoder(whole[1] / path).encode(texts, side="query") for path in ("student/refined", "export/student")
+    ]
     np.testing.assert_array_equal(*vectors)
 
 
@@ -178,7 +198,8 @@ def test_a_foreign_student_is_refused(whole: tuple[Path, Path], tmp_path: Path) 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}, timeout=120
+        [sys.executable, "-m", "harness", *arguments], capture_output=True, text=True,
+        env={**os.environ, "COLUMNS": "120"}, timeout=120,
     )  # fmt: skip
 
 
@@ -215,7 +236,9 @@ def test_mined_negatives_reach_both_trainings(tmp_path: Path) -> None:
         teacher={"model": str(tmp_path / "model"), "hard_negatives": 2},
         refine={"candidates": "sampled", "sampled": 16, "mined": 3},
     )
-    recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"training": recipe.align.training})})  # type: ignore[union-attr]
+    recipe = recipe.model_copy(
+        update={"teacher": recipe.teacher.model_copy(update={"training": recipe.align.training})}
+    )  # type: ignore[union-attr]
     _, ran = run_recipe(recipe, tmp_path / "out")
     assert "mine.base" in ran and "mine.refine" in ran and ran.index("mine.base") < ran.index("teacher")
     audit = read_json(tmp_path / "out" / "mined" / "refine" / "audit.json")
@@ -230,14 +253,25 @@ def test_search_within_a_language_and_equivalent_documents(tmp_path: Path) -> No
     for number in range(40):
         for language in ("xx", "yy"):
             key = f"{language}{number}"
-            corpus.append({"_id": f"d{key}", "text": f"{language} thing {number}", "lang": language, "key": f"k{number % 38}"})
+            corpus.append(
+                {"_id": f"d{key}", "text": f"{language} thing {number}", "lang": language, "key": f"k{number % 38}"}
+            )
             queries.append({"_id": f"q{key}", "text": f"{language} ask {number}", "lang": language})
             qrels["train" if number < 20 else "dev"].append(f"q{key}\td{key}\t1")
     for name, lines in (("corpus", corpus), ("queries", queries)):
         (data / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name, rows in qrels.items():
         (data / "qrels" / f"{name}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(rows) + "\n")
-    recipe = _tree_with(tmp_path, data={"path": str(data), "search_within": "lang", "equivalent": "key", "group": "key", "max_unknown_share": 1.0})
+    recipe = _tree_with(
+        tmp_path,
+        data={
+            "path": str(data),
+            "search_within": "lang",
+            "equivalent": "key",
+            "group": "key",
+            "max_unknown_share": 1.0,
+        },
+    )
     run_recipe(recipe, tmp_path / "out")
     answers = search_run(tmp_path / "out", "xx ask 3", 50, "xx")
     assert all(hit[1].startswith("xx") for answer in answers for hit in answer.hits) and len(answers[0].hits) == 40
@@ -249,7 +283,8 @@ def test_a_student_of_another_family_is_bridged_and_a_teacher_truncated(tmp_path
     from builders.tiny_models import write_tiny_qwen3
 
     tree = tiny_tree(tmp_path)
-    texts = [json.loads(line)["text"] for line in open(Path(tree["data"]["path"]) / "queries.jsonl", encoding="utf-8")]
+    lines = (Path(tree["data"]["path"]) / "queries.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
     write_tiny_qwen3(tmp_path / "other", texts=texts, hidden=24)
     recipe = _tree_with(
         tmp_path,
