@@ -60,9 +60,10 @@ def gathered() -> dict[str, torch.Tensor]:
     """``gather`` of different rows, and gradients of a loss in which autograd shares one tensor between branches."""
     local_BD = (torch.arange(6.0).view(3, 2) + 10 * rank()).requires_grad_()
     other_GD = torch.zeros(6, 2, requires_grad=True)
+    earlier_GD = 1.0 * other_GD  # made before the gather, so its backward pass comes after the gather's
     everything_GD = gather(local_BD)
     weight_GD = torch.arange(12.0).view(6, 2) + rank()
-    ((everything_GD + other_GD) * weight_GD).sum().backward()
+    ((everything_GD + earlier_GD) * weight_GD).sum().backward()
     strided_BD = torch.arange(6.0).view(2, 3).T  # not contiguous
     return {
         "everything": everything_GD.detach().contiguous(), "local_gradient": local_BD.grad,

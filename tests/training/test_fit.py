@@ -138,6 +138,31 @@ def test_accumulation_of_a_stage_is_the_mean_over_its_micro_batches(
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-9)
 
 
+def test_gradients_are_averaged_over_processes_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+
+    def average(parameters: list[nn.Parameter]) -> None:
+        norms.append(float(torch.cat([p.grad.flatten() for p in parameters]).norm()))
+
+    monkeypatch.setattr("harness.training.fit.average_gradients", average)
+    run_fit(tmp_path, line(), steps=3, accumulate=2, batches=LineBatches(micro=2))
+    assert norms == pytest.approx([entry["gradient_norm"] for entry in read_log(tmp_path)])
+
+
+def test_each_step_draws_its_own_random_numbers_and_draws_them_again(tmp_path: Path) -> None:
+    drawn: list[float] = []
+
+    class Drawing(Squares):
+        def step(self, model: nn.Module, batch: Any, backward: Any) -> dict[str, float]:
+            drawn.append(float(torch.rand(())))
+            return super().step(model, batch, backward)
+
+    for folder in ("once", "again"):
+        run_fit(tmp_path / folder, line(), objective=Drawing(), accumulate=2, batches=LineBatches(micro=2))
+        torch.rand(3)
+    assert len(drawn) == 24 and drawn[:12] == drawn[12:] and len(set(drawn)) == 12
+
+
 def test_gradients_are_clipped_to_the_norm_and_the_true_norm_is_logged(tmp_path: Path, spy: list[list[Tensor]]) -> None:
     run_fit(tmp_path, line(), steps=2, max_grad_norm=0.25)
     model = line()
