@@ -47,7 +47,8 @@ def test_the_artefacts_have_their_names(whole: tuple[Path, Path]) -> None:
     _, out = whole
     for name in (
         "recipe.resolved.yaml", "manifest.json", "teacher/modules.json", "student/cut/modules.json",
-        "student/aligned/modules.json", "student/refined/modules.json", "vectors/documents/manifest.json", "vectors/queries/manifest.json",
+        "student/aligned/modules.json", "student/refined/modules.json", "vectors/documents/manifest.json",
+        "vectors/queries/manifest.json",
         "index/manifest.json",
         "export/student/modules.json", "evaluations/student-refined/test/per_query.parquet", "bench.json",
         "results.json",
