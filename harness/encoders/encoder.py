@@ -156,7 +156,8 @@ class Encoder(nn.Module):
         with torch.autocast(hidden_BTH.device.type, enabled=False):
             vector_BD = pool(hidden_BTH, mask_BT, self.pooling)
             if self.projection is not None:
-                vector_BD = self.projection(vector_BD)
+                bias_D = None if self.projection.bias is None else self.projection.bias.float()
+                vector_BD = nn.functional.linear(vector_BD, self.projection.weight.float(), bias_D)
             if self.tanh:
                 vector_BD = torch.tanh(vector_BD)
             return nn.functional.normalize(vector_BD, dim=-1) if self.normalize else vector_BD
@@ -173,7 +174,7 @@ class Encoder(nn.Module):
         texts: Sequence[str],
         *,
         side: Side,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         bf16: bool = False,
         what: str | None = None,
     ) -> np.ndarray:
@@ -182,13 +183,15 @@ class Encoder(nn.Module):
         Args:
             texts: N texts without prompts.
             side: whose prompt is put before them.
-            batch_tokens: bounds memory; a longer text is a batch of its own.
+            batch_tokens: bounds memory; a longer text is a batch of its own. None: as many as the device likes, 2,048
+                on a CPU (more leave its caches) and 16,384 on a GPU.
             bf16: run the backbone under bfloat16 autocast.
             what: title of a progress bar; None shows none.
 
         Returns:
             vector_ND, float32, in the order of ``texts``.
         """
+        batch_tokens = batch_tokens or (2_048 if self.device.type == "cpu" else 16_384)
         vector_ND = np.empty((len(texts), self.dimension), dtype=np.float32)
         training = self.training
         self.eval()

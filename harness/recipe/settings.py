@@ -102,7 +102,7 @@ class TrainingSettings(Section):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     token_table: Literal["trained", "frozen"] = "trained"
-    chunks: Positive = 8
+    chunks: Positive = 4
     evaluate_every: Count = 0
     checkpoint_every: Count = 0
     keep: Literal["best", "last"] = "best"
@@ -161,11 +161,11 @@ class DocumentSettings(Section):
 
 
 class EmbedSettings(Section):
-    """How vectors are written: storage type, rows a shard, tokens a batch."""
+    """How vectors are written: storage type, rows a shard, tokens a batch (null: 2,048 on a CPU, 16,384 on a GPU)."""
 
     dtype: Literal["float32", "float16"] = "float32"
     shard_rows: Positive = 100_000
-    batch_tokens: Positive = 16_384
+    batch_tokens: Positive | None = None
 
 
 class MineSettings(Section):
