@@ -180,6 +180,9 @@ class Controller:
 
         if step.trains:
             self._settle_checkpoints(step, afresh)
+        from harness.runtime.distributed import require_processes
+
+        require_processes(1)
         started = time.monotonic()
         logger.info("> %s", step.name)
         stop.patient = step.trains

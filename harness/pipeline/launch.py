@@ -25,19 +25,9 @@ def visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
 
 
-def processes_of(step: Step, launch: LaunchSettings, gpus: int) -> int:
-    """How many processes a step gets: what is asked for; ``auto`` is every visible GPU, and one for timing."""
-    if not step.gpu or step.verb in ("bench", "evaluate"):
-        return 1
-    if launch.processes != "auto":
-        return launch.processes
-    return max(1, gpus) if launch.device != "cpu" else 1
-
-
 def runs_inside(step: Step, launch: LaunchSettings, gpus: int) -> bool:
-    """Whether the controller runs the step itself: no GPU and one process."""
-    on_gpu = step.gpu and launch.device != "cpu" and gpus > 0
-    return not on_gpu and processes_of(step, launch, gpus) == 1
+    """Whether the controller runs the step itself: it uses no GPU."""
+    return not (step.gpu and launch.device != "cpu" and gpus > 0)
 
 
 def command(step: Step, recipe_path: Path, launch: LaunchSettings, gpus: int) -> list[str]:
@@ -45,16 +35,13 @@ def command(step: Step, recipe_path: Path, launch: LaunchSettings, gpus: int) ->
     own = ["-m", "harness", step.verb, str(recipe_path), "--only", step.name]
     if runs_inside(step, launch, gpus):
         return [sys.executable, *own]
-    processes = processes_of(step, launch, gpus)
     file = launch.accelerate.get(step.name) or launch.accelerate.get(step.verb)
     options = (
         ["--config_file", file]
         if file
         else ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
     )
-    if processes > 1 and not file:
-        options.append("--multi_gpu")
-    return [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", str(processes), *own]
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", "1", *own]
 
 
 _HOLDER = "HARNESS_CONTROLLER"  # the folder whose lock the controller holds for the steps that it starts

@@ -8,6 +8,10 @@ from harness.recipe.settings import DataSettings, Recipe
 def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Combinations that can't work, as (key, reason, what to do)."""
     found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_stages(recipe)]
+    processes = recipe.launch.processes
+    if processes not in ("auto", 1):
+        found.append(("launch.processes", f"steps over {processes} processes are not supported yet",
+                      "set it to 1; the trainer core is ready for more, the steps around it are not"))  # fmt: skip
     lists = {
         "data.languages": recipe.data.languages, "align.texts": recipe.align and recipe.align.texts,
         "student.layers": recipe.student.layers, "evaluate.systems": recipe.evaluate.systems,

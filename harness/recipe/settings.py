@@ -277,7 +277,10 @@ class ReportSettings(Section):
 
 
 class LaunchSettings(Section):
-    """Where steps run; left out of every step's key. ``accelerate``: step name -> accelerate configuration file."""
+    """Where steps run; left out of every step's key. ``accelerate``: step name -> accelerate configuration file.
+
+    ``processes``: one for now, also with ``auto``.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Positive | Literal["auto"] = "auto"

@@ -331,3 +331,13 @@ def test_bad_lines_stop_a_run_or_are_skipped_and_told(tmp_path: Path, caplog: py
     caplog.set_level("INFO", logger="harness")
     run_recipe(skipping, tmp_path / "out", last="data")
     assert "1 bad lines" in caplog.text
+
+
+def test_more_processes_than_are_supported_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the recipe, and when a launcher starts them unasked."""
+    path = write_recipe(tmp_path, tiny_tree(tmp_path))
+    with pytest.raises(InputError, match="launch.processes.*2 processes are not supported yet"):
+        load_recipe(path, ["launch.processes=2"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="number of processes is not the one asked for"):
+        run_recipe(load_recipe(path), tmp_path / "out", last="data")
