@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.pipeline.plan import Step
+from harness.pipeline.plan import STEPS, Step
 from harness.recipe import LaunchSettings
 from harness.runtime.errors import Problem, RunError
 
@@ -70,9 +70,16 @@ def run_command(arguments: list[str], step: str, output: Path) -> None:
 
 
 def check_accelerate_files(launch: LaunchSettings) -> list[Problem]:
-    """Every named accelerate file exists."""
-    return [
-        Problem("no such accelerate file", where=f"launch.accelerate.{step}", got=path, next="see recipes/accelerate/")
-        for step, path in launch.accelerate.items()
+    """Every named accelerate file exists and belongs to a step or verb."""
+    known = {name for step in STEPS for name in (step.name, step.verb)}
+    unknown = [
+        Problem(f"no step or verb {name!r}", where=f"launch.accelerate.{name}", allowed=", ".join(sorted(known)))
+        for name in launch.accelerate
+        if name not in known
+    ]
+    missing = [
+        Problem("no such accelerate file", where=f"launch.accelerate.{name}", got=path, next="check the path")
+        for name, path in launch.accelerate.items()
         if not Path(path).is_file()
     ]
+    return unknown + missing

@@ -51,7 +51,7 @@ STEPS = (
     Step("embed.base", 1, ("data",), ("teacher.model", "teacher.encoder", "embed"), _embeds_base),
     Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None),
     Step("teacher", 1, ("data", "mine.base"), ("teacher", *SAMPLING), trains=True),
-    Step("embed", 1, ("data", "teacher"), ("documents", "embed", "align.texts", "refine.anchor")),
+    Step("embed", 1, ("data", "teacher"), ("documents", "embed", "embedded kinds")),
     Step("student", 1, ("teacher", "embed"), ("student",)),
     Step("align", 1, ("embed", "student"), ("align", *SAMPLING),
          lambda r: r.align is not None, trains=True),
@@ -74,8 +74,18 @@ def plan(recipe: Recipe) -> list[Step]:
     return [step for step in STEPS if step.wanted(recipe)]
 
 
+def embedded_kinds(recipe: Recipe) -> list[str]:
+    """Which texts the teacher encodes as queries: those of the alignment, and training queries for the anchor."""
+    kinds = set(recipe.align.texts if recipe.align else ["queries"])
+    if recipe.refine or recipe.mine.refine:
+        kinds.add("queries")
+    return sorted(kinds)
+
+
 def _setting(recipe: Recipe, path: str) -> Any:
     """A part of the recipe as plain data; ``teacher.encoder`` is the teacher without its training."""
+    if path == "embedded kinds":
+        return embedded_kinds(recipe)
     tree = recipe.model_dump(mode="json")
     if path == "teacher.encoder":
         names = ("model", "sha256", "revision", "trust_remote_code", "prompts", "pooling", "max_length", "dimension")

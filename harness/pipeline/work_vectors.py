@@ -16,6 +16,7 @@ from harness.encoders.encoder import Encoder, Side
 from harness.encoders.sources import resolve_model
 from harness.pipeline.checks import check_unknown_shares
 from harness.pipeline.context import Run
+from harness.pipeline.plan import embedded_kinds
 from harness.recipe import MineSettings, Recipe, VectorFiles
 from harness.runtime.process import file_sha256, logger
 from harness.vectors.files import check_sample, import_vectors
@@ -107,14 +108,6 @@ def query_texts(dataset: Dataset, kinds: Sequence[str]) -> Texts:
         for number, (text, language) in enumerate(dataset.unlabelled):
             add(f"{TEXT}{number}", text, language)
     return ids, texts, languages
-
-
-def embedded_kinds(recipe: Recipe) -> list[str]:
-    """Which texts the teacher encodes as queries: those of the alignment, and training queries for the anchor."""
-    kinds = set(recipe.align.texts if recipe.align else ["queries"])
-    if recipe.refine or recipe.mine.refine:
-        kinds.add("queries")
-    return sorted(kinds)
 
 
 def do_embed_base(run: Run) -> list[Path]:

@@ -244,7 +244,7 @@ class EvaluateSettings(Section):
     sets: Annotated[list[SetName], Field(min_length=1)] | None = None
     select_metric: Metric = "nDCG@10"
     searcher: Literal["auto", "faiss", "exact"] = "auto"
-    depth: Annotated[int, Field(ge=10)] = 100
+    depth: Annotated[int, Field(ge=100)] = 100  # Recall@100 needs as many
     resamples: Annotated[int, Field(ge=100)] = 10_000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
