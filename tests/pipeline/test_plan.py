@@ -11,7 +11,6 @@ from harness.pipeline.launch import check_accelerate_files, command
 from harness.pipeline.plan import STEPS, VERBS, depends_on, keys, plan
 from harness.recipe import Recipe, load_recipe
 
-
 AFTER_TEACHER = {"teacher", "embed", "student", "align", "refine", "export", "evaluate", "bench", "report"}
 
 
