@@ -174,6 +174,24 @@ def backbone_files(folder: Path) -> list[Path]:
     )
 
 
+def verify_sha256(wanted: str | None, files: list[Path]) -> None:
+    """Compare the hash of a model's one weights file with the recipe's; None compares nothing.
+
+    Raises:
+        InputError: it differs (both are named), or the model has several files.
+    """
+    if wanted is None:
+        return
+    if len(files) != 1:
+        raise InputError(Problem("sha256 is the hash of one weights file, this model has several",
+                                 where=str(files[0].parent), got=f"{len(files)} files", next="remove sha256"))
+    got = file_sha256(files[0])
+    if got != wanted.lower():
+        raise InputError(Problem("the weights are not those that the recipe names", where=str(files[0]),
+                                 got=f"sha256 {got}", allowed=f"sha256 {wanted.lower()}",
+                                 next="get the right file, or correct sha256"))
+
+
 def weights_sha256(folder: str | Path) -> str:
     """One sha256 over the safetensors files of the chain (backbone, Dense): equal files, equal hash."""
     folder = Path(folder)

@@ -19,6 +19,7 @@ from harness.encoders.chain import (
     backbone_files,
     describe_folder,
     read_chain,
+    verify_sha256,
     weights_sha256,
 )
 from harness.encoders.encoder import Encoder
@@ -26,7 +27,7 @@ from harness.encoders.sources import resolve_model
 from harness.encoders.surgery import compose, linear, truncate
 from harness.recipe import EncoderSettings, Pooling
 from harness.runtime.errors import InputError, Problem
-from harness.runtime.process import atomic_folder, file_sha256, read_json, write_json
+from harness.runtime.process import atomic_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ def load_encoder(
     folder = resolve_model(settings.model, settings.revision)
     chain = read_chain(folder)
     files = backbone_files(folder)
-    _verify_hash(settings, files)
+    verify_sha256(settings.sha256, files)
     pooling: Pooling | None = settings.pooling or chain.pooling
     if pooling is None:
         raise InputError(Problem("the folder does not say how tokens are pooled (it has no modules.json)",
@@ -168,19 +169,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _verify_hash(settings: EncoderSettings, files: list[Path]) -> None:
-    if settings.sha256 is None:
-        return
-    if len(files) != 1:
-        raise InputError(Problem("sha256 is the hash of one weights file, this model has several",
-                                 where=str(files[0].parent), got=f"{len(files)} files", next="remove sha256"))
-    got = file_sha256(files[0])
-    if got != settings.sha256.lower():
-        raise InputError(Problem("the weights are not those that the recipe names", where=str(files[0]),
-                                 got=f"sha256 {got}", allowed=f"sha256 {settings.sha256.lower()}",
-                                 next="get the right file, or correct sha256"))
 
 
 def _load_backbone(folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool) -> PreTrainedModel:

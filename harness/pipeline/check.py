@@ -25,10 +25,11 @@ from harness.encoders.chain import describe_folder
 from harness.encoders.layers import select_layers
 from harness.encoders.sources import resolve_model
 from harness.encoders.tokens import read_tokenizer
-from harness.pipeline.checks import refuse_unknown, unknown_shares
+from harness.pipeline.checks import check_data, check_models, unknown_shares
 from harness.pipeline.plan import plan
 from harness.pipeline.sources import sources_of
 from harness.recipe import Recipe, TrainingSettings
+from harness.runtime.errors import gather_problems
 
 _BF16_SPEED_UP = 2.0  # of matrix products, where the processor has bf16 instructions
 
@@ -51,12 +52,12 @@ def check_recipe(recipe: Recipe, *, full: bool = False) -> list[Any]:
     Raises:
         InputError: what is wrong with data or models, all of it.
     """
-    sources_of(recipe)  # every path and model is there
+    gather_problems(lambda: sources_of(recipe), lambda: check_models(recipe))
     with tempfile.TemporaryDirectory() as temporary:
         told = prepare_data(recipe.data, Path(temporary) / "data", full=full)
         dataset = load_dataset(Path(temporary) / "data")
+    check_data(recipe, dataset)
     shares = unknown_shares(recipe, dataset)
-    refuse_unknown(recipe, shares)
     models = _models(recipe)
     parts: list[Any] = [_data_table(recipe, dataset, shares), _model_table(models), _plan_table(recipe)]
     parts.append(_cost_table(recipe, dataset, models))

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from harness.pipeline.checks import check_models
 from harness.pipeline.folder import Manifest, RunFolder
 from harness.pipeline.launch import (
     check_accelerate_files,
@@ -23,7 +24,7 @@ from harness.pipeline.launch import (
 from harness.pipeline.plan import Step, depends_on, keys, plan
 from harness.pipeline.sources import sources_of
 from harness.recipe import Recipe, dump_recipe
-from harness.runtime.errors import InputError, Problem, RunError, StaleArtefactError
+from harness.runtime.errors import InputError, Problem, RunError, StaleArtefactError, gather_problems
 from harness.runtime.process import folder_lock, logger, read_json, remove_leftovers
 
 
@@ -118,10 +119,13 @@ class Controller:
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe, self.folder = recipe, folder
-        problems = check_accelerate_files(recipe.launch)
-        if problems:
-            raise InputError(problems)
-        self.keys = keys(recipe, sources_of(recipe))
+        sources: dict[str, Any] = {}
+        gather_problems(
+            lambda: check_accelerate_files(recipe.launch),
+            lambda: sources.update(sources_of(recipe)),
+            lambda: check_models(recipe),
+        )
+        self.keys = keys(recipe, sources)
         self.manifest = Manifest(folder)
 
     def todo(self, steps: Sequence[Step]) -> list[Step]:

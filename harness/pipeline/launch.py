@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.pipeline.plan import STEPS, Step
 from harness.recipe import LaunchSettings
-from harness.runtime.errors import Problem, RunError
+from harness.runtime.errors import InputError, Problem, RunError
 
 
 def visible_gpus() -> int:
@@ -69,8 +69,12 @@ def run_command(arguments: list[str], step: str, output: Path) -> None:
         raise RunError(f"step {step!r} failed with exit code {code}: {shlex.join(arguments)}")
 
 
-def check_accelerate_files(launch: LaunchSettings) -> list[Problem]:
-    """Every named accelerate file exists and belongs to a step or verb."""
+def check_accelerate_files(launch: LaunchSettings) -> None:
+    """Every named accelerate file exists and belongs to a step or verb.
+
+    Raises:
+        InputError: naming those that don't.
+    """
     known = {name for step in STEPS for name in (step.name, step.verb)}
     unknown = [
         Problem(f"no step or verb {name!r}", where=f"launch.accelerate.{name}", allowed=", ".join(sorted(known)))
@@ -82,4 +86,5 @@ def check_accelerate_files(launch: LaunchSettings) -> list[Problem]:
         for name, path in launch.accelerate.items()
         if not Path(path).is_file()
     ]
-    return unknown + missing
+    if unknown or missing:
+        raise InputError(unknown + missing)

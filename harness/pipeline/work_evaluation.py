@@ -13,9 +13,9 @@ from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
 from harness.evaluation.searching import agreement, judge
 from harness.export.student import export_student
+from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
-from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import atomic_file, fingerprint, logger, read_json, write_json
 from harness.vectors.index import VectorIndex
 from harness.vectors.space import require_same_space
@@ -66,27 +66,6 @@ def index_of_system(run: Run, system: str) -> VectorIndex:
     return run.frozen_index()
 
 
-def evaluated_sets(run: Run) -> list[str]:
-    """The sets to evaluate: those named, or all that the data has.
-
-    Raises:
-        InputError: a set is named that the data does not have.
-    """
-    present = [name for name in ("select", "report", "test") if run.dataset.splits.get(name)]
-    wanted = run.recipe.evaluate.sets or present
-    missing = [name for name in wanted if name not in present]
-    if missing:
-        raise InputError(
-            Problem(
-                f"the data has no set {missing[0]!r}",
-                where="evaluate.sets",
-                allowed=", ".join(present),
-                next="take it out, or give data.qrels",
-            )
-        )
-    return list(wanted)
-
-
 def query_vectors(run: Run, system: str, texts: dict[str, list[str]]) -> dict[str, np.ndarray]:
     """The system's vectors of every set's queries, fp32."""
     if system == "teacher" and run.recipe.teacher.model is None:
@@ -102,7 +81,7 @@ def query_vectors(run: Run, system: str, texts: dict[str, list[str]]) -> dict[st
 
 def do_evaluate(run: Run) -> list[Path]:
     """Search with every system's queries and store what was found, per query. What is there already is kept."""
-    settings, dataset, names = run.recipe.evaluate, run.dataset, evaluated_sets(run)
+    settings, dataset, names = run.recipe.evaluate, run.dataset, evaluated_sets(run.recipe, run.dataset)
     texts = {name: [record.text for record in dataset.splits[name]] for name in names}
     order = [settings.reference, *(s for s in settings.systems if s != settings.reference)]
     reference: dict[str, tuple[np.ndarray, PerQuery]] = {}
@@ -263,7 +242,7 @@ def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
 
 def collect_results(run: Run) -> dict[str, Any]:
     """results.json of a run, from what its steps stored."""
-    settings, names = run.recipe.evaluate, evaluated_sets(run)
+    settings, names = run.recipe.evaluate, evaluated_sets(run.recipe, run.dataset)
     evaluations: dict[str, dict[str, PerQuery]] = {
         system: {name: PerQuery.load(run.folder.evaluations / system / name, hits=False) for name in names}
         for system in settings.systems

@@ -14,7 +14,7 @@ from harness.data.relevance import Relevance
 from harness.encoders.chain import weights_sha256
 from harness.encoders.encoder import Encoder, Side
 from harness.encoders.sources import resolve_model
-from harness.pipeline.checks import check_unknown_shares
+from harness.pipeline.checks import check_data
 from harness.pipeline.context import Run
 from harness.pipeline.plan import embedded_kinds
 from harness.recipe import MineSettings, Recipe, VectorFiles
@@ -34,7 +34,7 @@ Texts = tuple[list[str], list[str], list[str]]  # ids, texts, languages
 def do_data(run: Run) -> list[Path]:
     """Read, check, split and write the data; refuse languages that the models' tokenizers can't read."""
     _tell(prepare_data(run.recipe.data, run.folder.data))
-    check_unknown_shares(run.recipe, run.dataset)
+    check_data(run.recipe, run.dataset)
     return [run.folder.data]
 
 

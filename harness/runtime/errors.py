@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -41,6 +41,22 @@ class InputError(ValueError):
 
 class StaleArtefactError(InputError):
     """An artefact was made from something else than what is at hand; both are named."""
+
+
+def gather_problems(*checks: Callable[[], object]) -> None:
+    """Run every check, so that all problems are told at once, each of them once.
+
+    Raises:
+        InputError: what any of them found.
+    """
+    problems: list[Problem] = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise InputError(problems)
 
 
 class RunError(RuntimeError):

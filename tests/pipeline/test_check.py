@@ -71,3 +71,14 @@ def test_an_unreachable_hub_id_is_a_clear_error(recipe: Path) -> None:
 def test_activation_memory_follows_the_published_formula() -> None:
     """Korthikanti et al. 2022, eq. 2: s b h (34 + 5 a s / h) bytes a layer; here 10 * 2 * 8 * (34 + 5 * 2 * 10 / 8)."""
     assert activation_bytes(Model(0, 0, layers=3, hidden=8, heads=2, dimension=8), rows=2, tokens=10) == 3 * 7440
+
+
+def test_what_a_later_step_would_refuse_is_refused_first(recipe: Path) -> None:
+    overrides = ["student.layers=[1, 9]", "teacher.max_length=4000", "evaluate.sets=[test]", "data.qrels.test=null"]
+    with pytest.raises(InputError) as caught:
+        check_recipe(load_recipe(recipe, overrides))
+    assert "longer than the model's positions" in str(caught.value)
+    with pytest.raises(InputError, match="no such layer"):
+        check_recipe(load_recipe(recipe, overrides[:1]))
+    with pytest.raises(InputError, match="the data has no set 'test'"):
+        check_recipe(load_recipe(recipe, overrides[2:]))

@@ -10,6 +10,7 @@ from builders.tiny_run import tiny_tree, write_recipe
 from harness.pipeline.launch import check_accelerate_files, command
 from harness.pipeline.plan import STEPS, VERBS, depends_on, keys, plan
 from harness.recipe import Recipe, load_recipe
+from harness.runtime.errors import InputError
 
 AFTER_TEACHER = {"teacher", "embed", "student", "align", "refine", "export", "evaluate", "bench", "report"}
 
@@ -76,4 +77,6 @@ def test_commands_run_a_step_alone(path: Path) -> None:
 
 def test_accelerate_files_belong_to_steps_and_exist(path: Path) -> None:
     launch = load_recipe(path, ["launch.accelerate={teacher: nowhere.yaml, teecher: r.yaml}"]).launch
-    assert len(check_accelerate_files(launch)) == 3
+    with pytest.raises(InputError) as caught:
+        check_accelerate_files(launch)
+    assert len(caught.value.problems) == 3
