@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from harness.data.records import Dataset, Documents
 from harness.encoders.chain import weights_sha256
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import save_encoder
@@ -21,6 +22,7 @@ from harness.training import stages
 from harness.training.fit import Fitted
 from harness.training.fit import RunFolder as StageFolder
 from harness.vectors.fits import ridge
+from harness.vectors.index import VectorIndex
 from harness.vectors.space import Space
 
 Evaluate = Callable[[], dict[str, float]]
@@ -60,26 +62,50 @@ def _finish(run: Run, stage: str, fitted: Fitted) -> None:
     write_json(run.folder.root / "logs" / f"{stage}.json", summary)
 
 
-def judge_with(run: Run, encoder: Encoder, training: TrainingSettings | None, *, both_towers: bool) -> Evaluate:
-    """Search with the encoder's ``select`` queries: the frozen index, or (``both_towers``) its own documents."""
-    dataset, metric = run.dataset, run.recipe.evaluate.select_metric
-    records, documents = dataset.splits["select"], dataset.documents
-    texts = [record.text for record in records]
-    bf16, tokens = run.precision(training), run.recipe.embed.batch_tokens
-    frozen = None if both_towers else run.frozen_index()
+def judge_on_index(run: Run, student: Encoder, training: TrainingSettings) -> Evaluate:
+    """Search the frozen index with the student's ``select`` queries."""
+    index = run.frozen_index()
+    return lambda: _judge(run, student, training, index, run.dataset.documents)
+
+
+def judge_both_towers(run: Run, teacher: Encoder, training: TrainingSettings) -> Evaluate:
+    """Search the teacher's own vectors, encoded anew, of up to ``teacher.select_documents`` documents."""
+    documents = select_documents(run.dataset, run.recipe.teacher.select_documents, run.recipe.seed)
+    tokens, partition = run.recipe.embed.batch_tokens, documents.languages if run.dataset.search_within else None
 
     def evaluate() -> dict[str, float]:
-        index = frozen
-        if index is None:
-            index = run.index_over(
-                encoder.encode(
-                    documents.texts, side="document", bf16=bf16, batch_tokens=tokens, what="select documents"
-                )
-            )
-        query_QD = encoder.encode(texts, side="query", bf16=bf16, batch_tokens=tokens, what="select queries")
-        return quick_quality(index, query_QD, records, documents, metric=metric, within=dataset.search_within)
+        bf16 = run.precision(training)
+        document_ND = teacher.encode(
+            documents.texts, side="document", bf16=bf16, batch_tokens=tokens, what="select documents"
+        )
+        index = VectorIndex.build(document_ND, documents.ids, partition_N=partition)
+        return _judge(run, teacher, training, index, documents)
 
     return evaluate
+
+
+def _judge(
+    run: Run, encoder: Encoder, training: TrainingSettings, index: VectorIndex, documents: Documents
+) -> dict[str, float]:
+    records, recipe = run.dataset.splits["select"], run.recipe
+    query_QD = encoder.encode(
+        [record.text for record in records], side="query", bf16=run.precision(training),
+        batch_tokens=recipe.embed.batch_tokens, what="select queries",
+    )  # fmt: skip
+    metric, within = recipe.evaluate.select_metric, run.dataset.search_within
+    return quick_quality(index, query_QD, records, documents, metric=metric, within=within)
+
+
+def select_documents(dataset: Dataset, limit: int, seed: int) -> Documents:
+    """All documents, or what is judged for the ``select`` queries and others at random up to ``limit``."""
+    documents, records = dataset.documents, dataset.splits["select"]
+    if len(documents.ids) <= limit:
+        return documents
+    judged = {documents.row[name] for record in records for name in (*record.positives, *record.negatives)}
+    others = np.random.default_rng(seed).permutation(len(documents.ids)).tolist()
+    rows = sorted([*judged, *[row for row in others if row not in judged][: max(0, limit - len(judged))]])
+    columns = (documents.ids, documents.texts, documents.languages, documents.keys)
+    return Documents(*([column[row] for row in rows] for column in columns))
 
 
 def _save(run: Run, encoder: Encoder, folder: Path, space: Space | None) -> None:
@@ -125,7 +151,7 @@ def _fit_teacher(run: Run, encoder: Encoder, step: str, stage: str) -> None:
     settings, recipe = run.recipe.teacher, run.recipe
     queries = stages.training_queries(run.dataset, "teacher")
     negatives = negatives_of(run, "base" if recipe.mine.base else None) if settings.hard_negatives else None
-    ground = _ground(run, step, stage, judge_with(run, encoder, settings.training, both_towers=True))
+    ground = _ground(run, step, stage, judge_both_towers(run, encoder, settings.training))
     fitted = stages.train_teacher(encoder, queries, settings, ground, negatives=negatives)
     _finish(run, stage, fitted)
 
@@ -190,7 +216,7 @@ def do_align(run: Run) -> list[Path]:
     settings, store = run.recipe.align, run.store("queries")
     assert settings is not None, "planned only with the section"
     student = run.open(run.folder.student("cut"), attention=run.attention(settings.training))
-    ground = _ground(run, "align", "align", judge_with(run, student, settings.training, both_towers=False))
+    ground = _ground(run, "align", "align", judge_on_index(run, student, settings.training))
     fitted = stages.align(student, query_texts(run.dataset, settings.texts), store, settings, ground)
     _finish(run, "align", fitted)
     _save(run, student, run.folder.student("aligned"), run.space(run.folder.student("cut")))
@@ -203,7 +229,7 @@ def do_refine(run: Run) -> list[Path]:
     assert settings is not None, "planned only with the section"
     student = run.open(run.folder.student("aligned"), attention=run.attention(settings.training))
     mined = negatives_of(run, "refine" if recipe.mine.refine else None) if settings.mined else None
-    ground = _ground(run, "refine", "refine", judge_with(run, student, settings.training, both_towers=False))
+    ground = _ground(run, "refine", "refine", judge_on_index(run, student, settings.training))
     queries = stages.training_queries(run.dataset, "refine")
     fitted = stages.refine(
         student, queries, run.store("documents"), run.store("queries"), settings, ground, mined=mined

@@ -143,11 +143,16 @@ class EncoderSettings(Section):
 
 
 class TeacherSettings(EncoderSettings):
-    """Stage 1. ``dimension`` truncates to a Matryoshka dimension; ``temperature`` is that of its contrastive loss."""
+    """Stage 1. ``dimension`` truncates to a Matryoshka dimension; ``temperature`` is that of its contrastive loss.
+
+    ``select_documents``: while it trains, both towers move, so it is judged by encoding documents anew: what answers the
+    ``select`` queries and others at random, up to so many. Its scores there are not those over the whole index.
+    """
 
     train: bool = True
     temperature: PositiveFloat = 0.05
     hard_negatives: Count = 0
+    select_documents: Positive = 20_000
     training: TrainingSettings | None = None
     query_vectors: VectorFiles | None = None
 

@@ -341,3 +341,16 @@ def test_more_processes_than_are_supported_are_refused(tmp_path: Path, monkeypat
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="number of processes is not the one asked for"):
         run_recipe(load_recipe(path), tmp_path / "out", last="data")
+
+
+def test_a_teacher_is_judged_on_a_part_of_a_large_corpus(whole: tuple[Path, Path]) -> None:
+    from harness.data.prepare import load_dataset
+    from harness.pipeline.work_training import select_documents
+
+    dataset = load_dataset(whole[1] / "data")
+    part = select_documents(dataset, 50, seed=0)
+    judged = {name for record in dataset.splits["select"] for name in record.positives}
+    assert len(part.ids) == 50 and judged <= set(part.ids)
+    assert [dataset.documents.texts[dataset.documents.row[name]] for name in part.ids] == part.texts
+    assert select_documents(dataset, 5, seed=0).ids and judged <= set(select_documents(dataset, 5, seed=0).ids)
+    assert select_documents(dataset, 1000, seed=0) is dataset.documents
