@@ -149,6 +149,7 @@ def do_teacher_more(run: Run) -> list[Path]:
 
 def _fit_teacher(run: Run, encoder: Encoder, step: str, stage: str) -> None:
     settings, recipe = run.recipe.teacher, run.recipe
+    assert settings.training is not None, "validated by the recipe"
     queries = stages.training_queries(run.dataset, "teacher")
     negatives = negatives_of(run, "base" if recipe.mine.base else None) if settings.hard_negatives else None
     ground = _ground(run, step, stage, judge_both_towers(run, encoder, settings.training))

@@ -145,8 +145,8 @@ class EncoderSettings(Section):
 class TeacherSettings(EncoderSettings):
     """Stage 1. ``dimension`` truncates to a Matryoshka dimension; ``temperature`` is that of its contrastive loss.
 
-    ``select_documents``: while it trains, both towers move, so it is judged by encoding documents anew: what answers the
-    ``select`` queries and others at random, up to so many. Its scores there are not those over the whole index.
+    ``select_documents``: both towers move while it trains, so it is judged by encoding documents anew: those that
+    answer ``select`` queries and others at random, up to so many. These scores are not those over the whole index.
     """
 
     train: bool = True
