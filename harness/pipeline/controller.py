@@ -214,6 +214,8 @@ def run_recipe(
     if last:
         steps = steps[: steps.index(_find(recipe, last)[-1]) + 1]
     forced = set(depends_on(_find(recipe, first)[0].name, recipe)) if first else set()
+    if first and not any(step.name in forced for step in steps):
+        raise InputError(Problem("--to stands before --from", got=f"--from {first} --to {last}", next="swap them"))
     gpus = visible_gpus() if recipe.launch.device != "cpu" else 0
     with folder_lock(output):
         remove_leftovers(output)

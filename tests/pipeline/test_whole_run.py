@@ -114,6 +114,8 @@ def test_from_and_to(whole: tuple[Path, Path], tmp_path: Path) -> None:
     assert run_recipe(recipe, out, first="align", last="align")[1] == ["align"]
     # the forced step gave the same result, so what follows it is still whole
     assert run_recipe(recipe, out, last="refine")[1] == []
+    with pytest.raises(InputError, match="--to stands before --from"):
+        run_recipe(recipe, out, first="evaluate", last="data")
     with pytest.raises(InputError, match="no step 'mine'"):
         run_recipe(recipe, out, first="mine")
 
