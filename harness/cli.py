@@ -13,7 +13,7 @@ import typer
 
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError, RunError
-from harness.runtime.process import configure_logging, is_main_process
+from harness.runtime.process import configure_logging, is_main_process, refuse_foreign_content
 
 app = typer.Typer(
     name="harness",
@@ -117,7 +117,7 @@ def search(
     from harness.pipeline.search import search_run
 
     answers = search_run(root, text, k, language)
-    table = Table(title=escape(text), show_lines=False)
+    table = Table(title=escape(text if len(text) <= 200 else text[:199] + "…"), show_lines=False)
     table.add_column("#", justify="right")
     for answer in answers:
         table.add_column(f"{answer.system}\n{answer.encode_ms:.1f} ms + search {answer.search_ms:.1f} ms")
@@ -141,6 +141,7 @@ def make_emoji(
     """Write the emoji data set: find an emoji, described in English, by its name in another language."""
     from harness.data.emoji import make_emoji as write
 
+    refuse_foreign_content(folder, ("corpus.jsonl", "queries.jsonl", "qrels"))
     write(folder, [name.strip() for name in languages.split(",")] if languages else None)
     typer.echo(str(folder))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
@@ -26,6 +27,7 @@ from harness.encoders.layers import select_layers
 from harness.encoders.sources import resolve_model
 from harness.encoders.tokens import read_tokenizer
 from harness.pipeline.checks import check_data, check_models, unknown_shares
+from harness.pipeline.launch import check_accelerate_files
 from harness.pipeline.plan import plan
 from harness.pipeline.sources import sources_of
 from harness.recipe import Recipe, TrainingSettings
@@ -52,7 +54,9 @@ def check_recipe(recipe: Recipe, *, full: bool = False) -> list[Any]:
     Raises:
         InputError: what is wrong with data or models, all of it.
     """
-    gather_problems(lambda: sources_of(recipe), lambda: check_models(recipe))
+    gather_problems(
+        lambda: sources_of(recipe), lambda: check_models(recipe), lambda: check_accelerate_files(recipe.launch)
+    )
     with tempfile.TemporaryDirectory() as temporary:
         told = prepare_data(recipe.data, Path(temporary) / "data", full=full)
         dataset = load_dataset(Path(temporary) / "data")
@@ -86,7 +90,7 @@ def _data_table(recipe: Recipe, dataset: Dataset, shares: dict[str, dict[str, fl
         cells = [language, f"{documents[language]:,}", *(f"{queries[name][language]:,}" for name in splits)]
         cells.append(f"{sampled.get(language, 0):.1%}")
         cells += [f"{by_language[language]:.2%}" if language in by_language else "" for by_language in shares.values()]
-        table.add_row(*cells)
+        table.add_row(*(Text(cell) for cell in cells))  # never read as markup
     totals = [f"{sum(queries[name].values()):,}" for name in splits]
     table.add_section()
     table.add_row("all", f"{len(dataset.documents.ids):,}", *totals, "", *("" for _ in shares))

@@ -95,10 +95,11 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
     """
     problems: list[Problem] = []
     stages = {"teacher": recipe.teacher.train, "refine": recipe.refine is not None}
+    remedy = {"teacher": "set teacher.train: false", "refine": "set refine: null"}
     if not dataset.splits["train"]:
         problems += [
             Problem(f"{name} needs training queries with positives, and the data has none", where="data",
-                    next=f"give qrels/train.tsv, or do without the {name} stage")
+                    next=f"give qrels/train.tsv, or {remedy[name]}")
             for name, wanted in stages.items() if wanted
         ]  # fmt: skip
 

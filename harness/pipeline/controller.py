@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from harness.pipeline.checks import check_models
-from harness.pipeline.folder import Manifest, RunFolder
+from harness.pipeline.folder import Manifest, RunFolder, refuse_foreign_folder
 from harness.pipeline.launch import (
     check_accelerate_files,
     command,
@@ -22,7 +22,7 @@ from harness.pipeline.launch import (
     visible_gpus,
 )
 from harness.pipeline.plan import Step, depends_on, keys, plan
-from harness.pipeline.sources import sources_of
+from harness.pipeline.sources import input_paths, sources_of
 from harness.recipe import Recipe, dump_recipe
 from harness.runtime.errors import InputError, Problem, RunError, StaleArtefactError, gather_problems
 from harness.runtime.process import folder_lock, logger, read_json, remove_leftovers
@@ -124,6 +124,7 @@ class Controller:
             lambda: check_accelerate_files(recipe.launch),
             lambda: sources.update(sources_of(recipe)),
             lambda: check_models(recipe),
+            lambda: refuse_foreign_folder(folder, input_paths(recipe)),
         )
         self.keys = keys(recipe, sources)
         self.manifest = Manifest(folder)
@@ -178,6 +179,15 @@ class Controller:
         logger.info("%s: the checkpoints of earlier settings are removed", step.name)
         shutil.rmtree(folder)
 
+    def forget_dropped_steps(self) -> None:
+        """Steps that the recipe no longer has are forgotten; an export that it no longer makes is removed."""
+        import shutil
+
+        if "export" in self.manifest.steps and "export" not in self.keys:
+            logger.info("  export: no longer in the recipe; %s is removed", self.folder.export)
+            shutil.rmtree(self.folder.export, ignore_errors=True)
+        self.manifest.keep_only(self.keys)
+
     def run_here(self, step: Step, stop: StopRequest, afresh: bool = False) -> None:
         """Run one step in this process and record it."""
         from harness.pipeline.context import Run
@@ -220,7 +230,7 @@ def run_recipe(
     with folder_lock(output):
         remove_leftovers(output)
         controller = Controller(recipe, folder)
-        controller.manifest.keep_only(controller.keys)
+        controller.forget_dropped_steps()
         controller.manifest.forget([step.name for step in steps if step.name in forced])
         dump_recipe(recipe, folder.recipe)
         ran = []
@@ -248,7 +258,7 @@ def run_verb(recipe: Recipe, output: Path, verb: str, *, only: str | None = None
     steps = _find(recipe, only or verb)
     with contextlib.nullcontext() if started_by_controller(output) else folder_lock(output), _signals() as stop:
         controller = Controller(recipe, folder)
-        if not folder.recipe.exists():
+        if not started_by_controller(output):
             dump_recipe(recipe, folder.recipe)
         for step in steps:
             controller.require_inputs(step)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.recipe import Recipe
-from harness.runtime.errors import Problem, StaleArtefactError
+from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import file_sha256, fingerprint, read_json, write_json
 
 PACKAGES = ("harness-retrieval", "torch", "transformers", "accelerate", "faiss-cpu", "faiss-gpu", "numpy", "emoji")
@@ -49,6 +49,41 @@ class RunFolder:
     def log(self, stage: str) -> Path:
         """One JSON line a step."""
         return self.root / "logs" / f"{stage}.jsonl"
+
+
+# What a run writes at the top of its folder.
+ARTEFACTS = (
+    "data", "teacher", "teacher-more", "student", "vectors", "index", "mined", "checkpoints", "logs", "export",
+    "evaluations", "bench.json", "results.json", "report.md", "report.html", "recipe.resolved.yaml", "manifest.json",
+)  # fmt: skip
+
+
+def refuse_foreign_folder(folder: RunFolder, inputs: Sequence[Path]) -> None:
+    """Refuse to run where something that is not ours would be overwritten.
+
+    Args:
+        folder: where the run would write.
+        inputs: what the recipe reads: data files and folders, models, vectors.
+
+    Raises:
+        InputError: the folder is no run's and holds a name that we would write; or an input lies where we would write.
+    """
+    problems = []
+    ours = [(folder.root / name).resolve() for name in ARTEFACTS]
+    for path in inputs:
+        found = path.resolve()
+        if any(found == own or own in found.parents for own in ours):
+            problems.append(Problem("an input lies where the run would write", where=str(path),
+                                    got=f"--output {folder.root}",
+                                    next="choose another folder with --output DIR"))  # fmt: skip
+    if not folder.manifest.exists() and not folder.recipe.exists():
+        names = [name for name in ARTEFACTS if (folder.root / name).exists()]
+        if names:
+            problems.append(Problem("not the folder of a run, but it holds names that a run would overwrite",
+                                    where=str(folder.root), got=", ".join(names),
+                                    next="choose another folder with --output DIR"))  # fmt: skip
+    if problems:
+        raise InputError(problems)
 
 
 # ---------------------------------------------------------------------------------------- what an output looks like

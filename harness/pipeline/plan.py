@@ -45,6 +45,8 @@ def _embeds_base(recipe: Recipe) -> bool:
 
 SAMPLING = ("seed", "data.language_temperature", "evaluate.select_metric")  # what every training also depends on
 
+SEARCHED = tuple(f"evaluate.{key}" for key in ("systems", "reference", "sets", "searcher", "depth"))
+
 # In running order; an input that a recipe does not want is left out of the key.
 STEPS = (
     Step("data", 1, (), ("data",), gpu=False),
@@ -52,7 +54,7 @@ STEPS = (
     Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None),
     Step("teacher", 1, ("data", "mine.base"), ("teacher", *SAMPLING), trains=True),
     Step("embed", 1, ("data", "teacher"), ("documents", "embed", "embedded kinds")),
-    Step("student", 1, ("teacher", "embed"), ("student",)),
+    Step("student", 1, ("teacher", "embed"), ("student", "seed")),
     Step("align", 1, ("embed", "student"), ("align", *SAMPLING),
          lambda r: r.align is not None, trains=True),
     Step("mine.refine", 1, ("embed",), ("mine.refine",), lambda r: r.mine.refine is not None),
@@ -62,7 +64,7 @@ STEPS = (
          _wants("teacher-more"), trains=True),
     Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more")),
     Step("export", 1, ("align", "refine"), ("export",), lambda r: r.export is not None, gpu=False),
-    Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), ("evaluate",)),
+    Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED),
     Step("bench", 1, ("data", "student", "align", "refine", "teacher.more"), ("bench",), lambda r: r.bench is not None),
     Step("report", 1, ("evaluate", "bench"), ("report", "evaluate", "name"), gpu=False),
 )  # fmt: skip

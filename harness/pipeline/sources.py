@@ -20,14 +20,11 @@ def _content(path: Path) -> list[Any]:
 
 
 def _paths(paths: str | list[str] | None, where: str) -> list[Path]:
-    names = [paths] if isinstance(paths, str) else paths or []
     found: list[Path] = []
-    for name in names:
+    for name in _listed(paths):
         matches = [Path(name)] if Path(name).exists() else [Path(p) for p in sorted(glob.glob(name))]
         if not matches:
-            raise InputError(
-                Problem("no such file or folder", where=where, got=name, next=f"check the path, or --set {where}=PATH")
-            )
+            raise InputError(Problem("no such file or folder", where=where, got=name, next="check the path"))
         found += matches
     return found
 
@@ -79,7 +76,10 @@ def sources_of(recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {}
     wanted = {
         "data": lambda: data_sources(recipe),
-        "teacher": lambda: _model(recipe.teacher.model, recipe.teacher.revision),
+        "teacher": lambda: (
+            _model(recipe.teacher.model, recipe.teacher.revision)
+            or _vectors(recipe.documents.vectors, "documents.vectors.path")  # they found the space
+        ),
         "embed": lambda: [
             _vectors(recipe.documents.vectors, "documents.vectors.path"),
             _vectors(recipe.teacher.query_vectors, "teacher.query_vectors.path"),
@@ -97,3 +97,16 @@ def sources_of(recipe: Recipe) -> dict[str, Any]:
         raise InputError(problems)
     found["embed.base"] = found["teacher"]
     return found
+
+
+def input_paths(recipe: Recipe) -> list[Path]:
+    """Every local file and folder that a recipe names, where it exists."""
+    data, files = recipe.data, (recipe.documents.vectors, recipe.teacher.query_vectors)
+    names = [*_listed(data.path), *_listed(data.dev_path), *(texts.path for texts in data.unlabelled)]
+    names += [name for given in files if given for name in (given.path, given.ids) if name]
+    names += [name for name in (recipe.teacher.model, recipe.student.model) if name and name != "teacher"]
+    return [Path(name) for name in names if Path(name).exists()]
+
+
+def _listed(paths: str | list[str] | None) -> list[str]:
+    return [paths] if isinstance(paths, str) else paths or []

@@ -210,9 +210,15 @@ def _training(run: Run) -> dict[str, Any]:
 
     metric = run.recipe.evaluate.select_metric
     found = {}
-    for stage in ("teacher", "align", "refine", "teacher-more"):
+    manifest = Manifest(run.folder)
+    for step, stage in {
+        "teacher": "teacher",
+        "align": "align",
+        "refine": "refine",
+        "teacher.more": "teacher-more",
+    }.items():
         summary = run.folder.root / "logs" / f"{stage}.json"
-        if not summary.exists():
+        if not manifest.current(step) or not summary.exists():
             continue
         told = read_json(summary)
         lines = [json.loads(line) for line in run.folder.log(stage).read_text(encoding="utf-8").splitlines()]

@@ -8,6 +8,10 @@ from harness.recipe.settings import DataSettings, Recipe
 def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Combinations that can't work, as (key, reason, what to do)."""
     found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_stages(recipe)]
+    if recipe.student.dimension is not None:
+        found.append(
+            ("student.dimension", "the student takes the teacher's dimension", "set teacher.dimension, or remove it")
+        )
     processes = recipe.launch.processes
     if processes not in ("auto", 1):
         found.append(("launch.processes", f"steps over {processes} processes are not supported yet",

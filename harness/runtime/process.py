@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -107,6 +107,25 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def refuse_foreign_content(folder: Path, ours: Sequence[str]) -> None:
+    """Refuse to write into something that holds what we would not write there ourselves.
+
+    Args:
+        folder: may be absent, empty, or hold names of ``ours`` only.
+
+    Raises:
+        InputError: it is a file, or holds something else (named).
+    """
+    if not folder.exists():
+        return
+    others = sorted(p.name for p in folder.iterdir() if p.name not in ours) if folder.is_dir() else [folder.name]
+    if others:
+        raise InputError(
+            Problem("this holds other things, which would be lost", where=str(folder), got=", ".join(others[:5]),
+                    next="give a new or empty folder")
+        )  # fmt: skip
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files and folders that a killed process left anywhere below ``folder``."""
     for path in sorted(folder.rglob(".*.tmp"), reverse=True):
@@ -135,7 +154,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(Problem("no such file", where=str(path))) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            Problem("not readable as JSON", where=str(path), got=str(error), next="delete it and run the step again")
+            Problem("not readable as JSON", where=str(path), got=str(error), next="restore it from where it came")
         ) from None
 
 

@@ -58,7 +58,7 @@ def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
             Problem(
                 f"{stage} needs training queries with positives, and the data has none",
                 where="data",
-                next=f"give qrels/train.tsv, or leave out the {stage} section",
+                next="give qrels/train.tsv" + (", or set teacher.train: false" if stage == "teacher" else ""),
             )
         )
     relevance = Relevance(dataset.documents, records, within_language=dataset.search_within)

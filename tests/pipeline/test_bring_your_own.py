@@ -80,4 +80,7 @@ def test_a_teacher_known_by_its_vectors_alone(tmp_path: Path) -> None:
     run_recipe(recipe, tmp_path / "out")
     results = read_json(tmp_path / "out" / "results.json")
     assert set(results["quality"]) == {"teacher", "student-refined"}
+    np.save(tmp_path / "documents.npy", -np.load(tmp_path / "documents.npy"))
+    _, ran = run_recipe(recipe, tmp_path / "out", last="student")
+    assert ran == ["teacher", "embed", "student"], "other vectors are another space"
     assert results["recovery"]["student-refined"]["test"]["macro"]["P@1"]["value"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_languages_that_the_tokenizer_cannot_read_are_refused(recipe: Path, tmp_
     with pytest.raises(InputError, match=r"does not know 100\.0% of the tokens in 'bb' queries") as caught:
         check_recipe(load_recipe(recipe, [f"teacher.model={tmp_path / 'stranger'}"]))
     assert len(caught.value.problems) == 3, "one for each language, all at once"
+
+
+def test_a_language_that_looks_like_markup_is_shown_as_it_is(recipe: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(str(load_recipe(recipe).data.path), tmp_path / "data")
+    queries = Path(data) / "queries.jsonl"
+    queries.write_text(queries.read_text().replace('"lang": "bb"', '"lang": "[/red]"'))
+    assert "[/red]" in _text(check_recipe(load_recipe(recipe, [f"data.path={data}"])))
 
 
 def test_all_missing_files_are_named_at_once(recipe: Path) -> None:

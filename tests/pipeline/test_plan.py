@@ -46,7 +46,8 @@ def test_each_verb_of_a_step_is_a_command() -> None:
     [
         ("report.warn_teacher_gain=0.1", {"report"}),
         ("bench.repeats=2", {"bench", "report"}),
-        ("evaluate.resamples=300", {"evaluate", "report"}),
+        ("evaluate.resamples=300", {"report"}),
+        ("evaluate.depth=200", {"evaluate", "report"}),
         ("refine.anchor=2.0", {"refine", "export", "evaluate", "bench", "report"}),
         ("align.texts=[queries]", {step for step in AFTER_TEACHER if step != "teacher"}),
         ("refine.temperature=0.1", {"refine", "export", "evaluate", "bench", "report"}),

@@ -356,3 +356,40 @@ def test_a_teacher_is_judged_on_a_part_of_a_large_corpus(whole: tuple[Path, Path
     assert [dataset.documents.texts[dataset.documents.row[name]] for name in part.ids] == part.texts
     assert select_documents(dataset, 5, seed=0).ids and judged <= set(select_documents(dataset, 5, seed=0).ids)
     assert select_documents(dataset, 1000, seed=0) is dataset.documents
+
+
+def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
+    """Neither a folder that is no run's, nor an input that lies where a run would write."""
+    recipe = write_recipe(tmp_path, tiny_tree(tmp_path))  # beside it lie the folders data/ and model/
+    before = sorted(path.name for path in (tmp_path / "data").rglob("*"))
+    with pytest.raises(InputError) as caught:
+        run_recipe(load_recipe(recipe), tmp_path, last="data")
+    assert len(caught.value.problems) == 2
+    assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == before
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    done = _command("make-emoji", str(tmp_path / "precious"))
+    assert done.returncode == 2 and "thesis.txt" in done.stderr
+    assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def test_a_dropped_stage_leaves_the_report_and_the_export(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    import shutil
+
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    systems = "[teacher, student-aligned]"
+    overrides = ["refine=null", "export=null", f"evaluate.systems={systems}", f"bench.systems={systems}"]
+    run_recipe(load_recipe(whole[0], overrides), out)
+    results = read_json(out / "results.json")
+    assert set(results["training"]) == {"teacher", "align"}
+    assert not [bar for bar in results["bars"] if "refine" in bar["name"]]
+    assert not (out / "export").exists()
+
+
+def test_a_verb_writes_down_the_recipe_that_it_ran(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    import shutil
+
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    run_verb(load_recipe(whole[0], ["refine.training.steps=2"]), out, "refine")
+    resolved = load_recipe(out / "recipe.resolved.yaml")
+    assert resolved.refine is not None and resolved.refine.training.steps == 2
