@@ -142,8 +142,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         stream.write("\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read JSON.
+def read_json(path: str | os.PathLike[str], *, next: str = "restore it from where it came") -> Any:
+    """Read JSON; ``next`` is what to do when it is damaged.
 
     Raises:
         InputError: there is no such file, or it is not JSON (a damaged artefact).
@@ -154,7 +154,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(Problem("no such file", where=str(path))) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            Problem("not readable as JSON", where=str(path), got=str(error), next="restore it from where it came")
+            Problem("not readable as JSON", where=str(path), got=str(error), next=next)
         ) from None
 
 

@@ -140,7 +140,7 @@ def load_checkpoint(
     path = latest(folder)
     if path is None:
         return None
-    state = TrainingState(**read_json(path / "state.json"))
+    state = TrainingState(**read_json(path / "state.json", next=f"delete {path}"))
     if state.fingerprint != fingerprint:
         raise StaleArtefactError(
             Problem(
