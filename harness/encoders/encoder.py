@@ -6,7 +6,7 @@ Axes: B rows of a batch, T tokens, H hidden size, D dimensions, N texts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.recipe import Pooling
+from harness.runtime.distributed import rank, sum_over_processes, world_size
 from harness.runtime.process import progress
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ class Encoder(nn.Module):
         batch_tokens: int | None = None,
         bf16: bool = False,
         what: str | None = None,
+        shared: bool = False,
     ) -> np.ndarray:
         """Encode texts in evaluation mode, in batches of at most ``batch_tokens`` tokens, padding included.
 
@@ -187,34 +189,42 @@ class Encoder(nn.Module):
                 on a CPU (more leave its caches) and 16,384 on a GPU.
             bf16: run the backbone under bfloat16 autocast.
             what: title of a progress bar; None shows none.
+            shared: all processes were given the same texts and share the work. Each runs as many batches as the
+                others, for a sharded model's forward needs them all.
 
         Returns:
-            vector_ND, float32, in the order of ``texts``.
+            vector_ND, float32, in the order of ``texts``, in every process.
         """
         batch_tokens = batch_tokens or (2_048 if self.device.type == "cpu" else 16_384)
-        vector_ND = np.empty((len(texts), self.dimension), dtype=np.float32)
+        vector_ND = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        processes, own = (world_size(), rank()) if shared else (1, 0)
         training = self.training
         self.eval()
         bar = progress(what=what, total=len(texts), unit="text") if what else None
         try:
             for start in range(0, len(texts), _WINDOW):
                 window = texts[start : start + _WINDOW]
-                for row_B, batch in self._batches(window, side, batch_tokens):
+                token_lists, batches = self._batches(window, side, batch_tokens)
+                for first in range(0, len(batches), processes):
+                    of_round = batches[first : first + processes]
+                    # In the last round there may be too few: who has none repeats another's, and throws it away.
+                    row_B = of_round[own % len(of_round)]
                     with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                        vector_BD = self(**batch)
-                    vector_ND[start + row_B] = vector_BD.cpu().numpy()
+                        vector_BD = self(**self._pad([token_lists[row] for row in row_B]))
+                    if own < len(of_round):
+                        vector_ND[start + row_B] = vector_BD.cpu().numpy()
                     if bar is not None:
-                        bar.update(len(row_B))
+                        bar.update(sum(len(rows) for rows in of_round))
         finally:
             self.train(training)
             if bar is not None:
                 bar.close()
-        return vector_ND
+        return sum_over_processes(vector_ND) if shared else vector_ND
 
     def _batches(
         self, texts: Sequence[str], side: Side, batch_tokens: int
-    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """Yield (rows, padded batch) from the longest texts to the shortest: memory runs out at once or never."""
+    ) -> tuple[list[list[int]], list[np.ndarray]]:
+        """Tokens of each text, and the rows of each batch, from the longest: memory runs out at once or never."""
         prompt = self.prompts[side]
         token_lists: list[list[int]] = self.tokenizer(
             [prompt + text for text in texts], truncation=True, max_length=self.max_length,
@@ -223,15 +233,15 @@ class Encoder(nn.Module):
         # A tokenizer without special tokens makes nothing of an empty text; a mask without a token would pool to NaN.
         token_lists = [tokens or [self.tokenizer.pad_token_id] for tokens in token_lists]
         length_N = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
-        order_N = np.argsort(-length_N, kind="stable")
-        start = 0
+        order_N, batches, start = np.argsort(-length_N, kind="stable"), [], 0
         while start < len(order_N):
             longest = int(length_N[order_N[start]])
-            row_B = order_N[start : start + max(batch_tokens // longest, 1)]
-            yield row_B, self._pad([token_lists[row] for row in row_B], length_N[row_B])
-            start += len(row_B)
+            batches.append(order_N[start : start + max(batch_tokens // longest, 1)])
+            start += len(batches[-1])
+        return token_lists, batches
 
-    def _pad(self, token_lists: list[list[int]], length_B: np.ndarray) -> dict[str, Tensor]:
+    def _pad(self, token_lists: list[list[int]]) -> dict[str, Tensor]:
+        length_B = np.array([len(tokens) for tokens in token_lists])
         width = int(length_B.max())
         step_T = np.arange(width)
         left = self.tokenizer.padding_side == "left"

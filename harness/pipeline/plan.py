@@ -16,7 +16,11 @@ from harness.runtime.process import fingerprint
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a run. ``settings`` names the recipe's keys that decide its result; ``trains`` marks the stages."""
+    """One step of a run.
+
+    ``settings`` names the recipe's keys that decide its result; ``trains`` marks the stages; ``gpu`` what a GPU speeds
+    up; ``shared`` what several processes divide among them.
+    """
 
     name: str
     version: int
@@ -25,6 +29,7 @@ class Step:
     wanted: Callable[[Recipe], bool] = lambda recipe: True
     trains: bool = False
     gpu: bool = True
+    shared: bool = False
 
     @property
     def verb(self) -> str:
@@ -50,21 +55,22 @@ SEARCHED = tuple(f"evaluate.{key}" for key in ("systems", "reference", "sets", "
 # In running order; an input that a recipe does not want is left out of the key.
 STEPS = (
     Step("data", 1, (), ("data",), gpu=False),
-    Step("embed.base", 1, ("data",), ("teacher.model", "teacher.encoder", "embed"), _embeds_base),
-    Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None),
-    Step("teacher", 1, ("data", "mine.base"), ("teacher", *SAMPLING), trains=True),
-    Step("embed", 1, ("data", "teacher"), ("documents", "embed", "embedded kinds")),
+    Step("embed.base", 1, ("data",), ("teacher.model", "teacher.encoder", "embed"), _embeds_base, shared=True),
+    Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None,
+         shared=True),
+    Step("teacher", 1, ("data", "mine.base"), ("teacher", *SAMPLING), trains=True, shared=True),
+    Step("embed", 1, ("data", "teacher"), ("documents", "embed", "embedded kinds"), shared=True),
     Step("student", 1, ("teacher", "embed"), ("student", "seed")),
     Step("align", 1, ("embed", "student"), ("align", *SAMPLING),
-         lambda r: r.align is not None, trains=True),
-    Step("mine.refine", 1, ("embed",), ("mine.refine",), lambda r: r.mine.refine is not None),
+         lambda r: r.align is not None, trains=True, shared=True),
+    Step("mine.refine", 1, ("embed",), ("mine.refine",), lambda r: r.mine.refine is not None, shared=True),
     Step("refine", 1, ("align", "embed", "mine.refine"),
-         ("refine", *SAMPLING), lambda r: r.refine is not None, trains=True),
+         ("refine", *SAMPLING), lambda r: r.refine is not None, trains=True, shared=True),
     Step("teacher.more", 1, ("teacher",), ("teacher", "refine.training.steps", *SAMPLING),
-         _wants("teacher-more"), trains=True),
-    Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more")),
+         _wants("teacher-more"), trains=True, shared=True),
+    Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more"), shared=True),
     Step("export", 1, ("align", "refine"), ("export",), lambda r: r.export is not None, gpu=False),
-    Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED),
+    Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED, shared=True),
     Step("bench", 1, ("data", "student", "align", "refine", "teacher.more"), ("bench",), lambda r: r.bench is not None),
     Step("report", 1, ("evaluate", "bench"), ("report", "evaluate", "name"), gpu=False),
 )  # fmt: skip

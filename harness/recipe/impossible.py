@@ -12,10 +12,6 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
         found.append(
             ("student.dimension", "the student takes the teacher's dimension", "set teacher.dimension, or remove it")
         )
-    processes = recipe.launch.processes
-    if processes not in ("auto", 1):
-        found.append(("launch.processes", f"steps over {processes} processes are not supported yet",
-                      "set it to 1; the trainer core is ready for more, the steps around it are not"))  # fmt: skip
     lists = {
         "data.languages": recipe.data.languages, "align.texts": recipe.align and recipe.align.texts,
         "student.layers": recipe.student.layers, "evaluate.systems": recipe.evaluate.systems,

@@ -282,13 +282,15 @@ class ReportSettings(Section):
 
 
 class LaunchSettings(Section):
-    """Where steps run; left out of every step's key. ``accelerate``: step name -> accelerate configuration file.
+    """Where steps run; left out of every step's key.
 
-    ``processes``: one for now, also with ``auto``.
+    ``processes``: of the steps that share their work (training, embed, mine, evaluate), one number for all or one for
+    each step or verb named; ``auto``: the visible GPUs, on a CPU one, or what the accelerate file says.
+    ``accelerate``: step or verb -> accelerate configuration file.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    processes: Positive | Literal["auto"] = "auto"
+    processes: Positive | Literal["auto"] | dict[Name, Positive | Literal["auto"]] = "auto"
     threads: Positive | None = None
     accelerate: dict[str, str] = {}
 

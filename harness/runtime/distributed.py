@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.runtime.errors import InputError, Problem
+from harness.runtime.errors import InputError, Problem, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # one process may work for hours while the others wait
 
 
 def rank() -> int:
@@ -42,6 +49,90 @@ def require_processes(wanted: int) -> None:
                 next="start it with `harness run`, or under `accelerate launch` with a file of recipes/accelerate/",
             )
         )
+
+
+def join_processes(device: torch.device) -> None:
+    """Meet the other processes that the launcher started; nothing to do when alone, or when met already."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        from accelerate import PartialState
+
+        # gloo waits as long as the main process works; NCCL keeps its own limit, so that a hanging GPU is noticed.
+        waits = {"timeout": PATIENCE} if device.type == "cpu" else {}
+        PartialState(cpu=device.type == "cpu", **waits)
+
+
+@functools.cache
+def _control_group() -> dist.ProcessGroup:
+    """A gloo group beside the training's: on the CPU, and patient."""
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert group is not None
+    return group
+
+
+def wait_for_all() -> None:
+    """Go on only when every process has come here."""
+    if world_size() > 1:
+        dist.barrier(group=_control_group())
+
+
+class OtherProcessFailedError(RunError):
+    """The main process failed and has said why; this one has nothing to add."""
+
+
+def broadcast(value: T) -> T:
+    """The main process's ``value`` (plain JSON data) in every process."""
+    if world_size() == 1:
+        return value
+    told = json.dumps(value).encode() if rank() == 0 else b""
+    size_1 = torch.tensor([len(told)])
+    dist.broadcast(size_1, 0, group=_control_group())
+    byte_L = torch.empty(int(size_1), dtype=torch.uint8)
+    if told:
+        byte_L.copy_(torch.frombuffer(bytearray(told), dtype=torch.uint8))
+    dist.broadcast(byte_L, 0, group=_control_group())
+    return json.loads(byte_L.numpy().tobytes())
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Do ``work`` in the main process while the others wait; its result (plain JSON data) reaches all.
+
+    Raises:
+        OtherProcessFailedError: in the others, when the main process raised.
+    """
+    if world_size() == 1:
+        return work()
+    if rank():
+        answer: dict[str, T] = broadcast({})
+        if "result" not in answer:
+            raise OtherProcessFailedError("the main process failed")
+        return answer["result"]
+    told: dict[str, T] = {}
+    try:
+        told = {"result": work()}
+    finally:
+        broadcast(told)
+    return told["result"]
+
+
+def share(count: int) -> slice:
+    """This process's part of ``count`` rows: consecutive, in rank order, at most one row more than another's."""
+    return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
+
+
+def join_rows(part: np.ndarray, count: int) -> np.ndarray:
+    """All processes' parts, as ``share`` cut them, put together in every process: [part, ...] -> [count, ...]."""
+    if world_size() == 1:
+        return part
+    sizes = [count * (r + 1) // world_size() - count * r // world_size() for r in range(world_size())]
+    assert len(part) == sizes[rank()]
+    # The same shape everywhere; as bytes, for gloo does not know every type.
+    padded = np.zeros((max(sizes), *part.shape[1:]), dtype=part.dtype)
+    padded[: len(part)] = part
+    byte_L = torch.from_numpy(padded.reshape(-1).view(np.uint8))
+    found = [torch.empty_like(byte_L) for _ in sizes]
+    dist.all_gather(found, byte_L, group=_control_group())
+    blocks = [other.numpy().view(part.dtype).reshape(padded.shape) for other in found]
+    return np.concatenate([block[:size] for block, size in zip(blocks, sizes, strict=True)])
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -122,6 +213,13 @@ def mean_over_processes(values: Mapping[str, float], device: torch.device) -> di
     mean_V = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(mean_V)
     return dict(zip(values, (mean_V / world_size()).tolist(), strict=True))
+
+
+def sum_over_processes(value_ND: np.ndarray) -> np.ndarray:
+    """The sum over all processes; exact where each row is zero in all but one."""
+    if world_size() > 1:
+        dist.all_reduce(torch.from_numpy(value_ND), group=_control_group())  # the array is the tensor's memory
+    return value_ND
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

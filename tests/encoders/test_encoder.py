@@ -121,8 +121,8 @@ def test_each_side_has_its_prompt_also_in_the_collator(tiny_qwen3: Path) -> None
 def test_texts_are_cut_at_max_length_with_their_special_tokens(tiny_bert: Path) -> None:
     encoder = open_encoder(tiny_bert)
     encoder.max_length = 6
-    (_, batch), *_ = encoder._batches(["cat " * 50], "query", 100)
-    tokens = encoder.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+    token_lists, _ = encoder._batches(["cat " * 50], "query", 100)
+    tokens = encoder.tokenizer.convert_ids_to_tokens(token_lists[0])
     assert len(tokens) == 6 and tokens[0] == "[CLS]" and tokens[-1] == "[SEP]"
 
 
