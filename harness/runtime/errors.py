@@ -60,4 +60,31 @@ def gather_problems(*checks: Callable[[], object]) -> None:
 
 
 class RunError(RuntimeError):
-    """A run failed after its input was accepted: the command line exits with 1."""
+    """A run failed after its input was accepted: the command line exits with ``exit_code``."""
+
+    exit_code = 1
+
+
+class StoppedError(RunError):
+    """A run was asked to stop, and did; the same command goes on."""
+
+
+class StepFailedError(RunError):
+    """A step that was started as a command failed, and has said why itself."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class DiskError(RunError):
+    """A disk refused a write: what was written before is whole, and what was being written has no final name.
+
+    Attributes:
+        number: the system's number (``errno.ENOSPC``, ...).
+        needed, free: how many bytes were to be written, and how many the disk has, in words.
+    """
+
+    def __init__(self, message: str, number: int, needed: str, free: str) -> None:
+        super().__init__(message)
+        self.number, self.needed, self.free = number, needed, free
