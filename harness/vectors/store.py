@@ -73,6 +73,11 @@ class Shard:
     made: str
     dead: tuple[int, ...] = ()
 
+    @property
+    def live(self) -> int:
+        """How many rows are live."""
+        return self.rows - len(self.dead)
+
     def path(self, folder: Path, kind: str = "shard", suffix: str = "npy") -> Path:
         """One of the shard's four files."""
         return folder / f"{kind}-{self.number:05d}.{suffix}"
@@ -94,7 +99,7 @@ class Manifest:
     @property
     def rows(self) -> int:
         """How many rows are live."""
-        return sum(shard.rows - len(shard.dead) for shard in self.shards)
+        return sum(shard.live for shard in self.shards)
 
     @property
     def made(self) -> str:
@@ -172,15 +177,17 @@ class VectorStore:
         self.ids: list[str] = everything
 
     @classmethod
-    def open(cls, folder: Path | str, *, verify: bool = False) -> VectorStore:
+    def open(cls, folder: Path | str, *, verify: bool = False, manifest: Manifest | None = None) -> VectorStore:
         """Open a finished store. Sizes and shapes are always checked; ``verify`` also reads every byte.
+
+        ``manifest`` stands in for the one on disk: that of an update which is not visible yet.
 
         Raises:
             InputError: no store, or a damaged one; every damaged file is named.
             StaleArtefactError: the manifest belongs to another store than the shards.
         """
         folder = Path(folder)
-        manifest = Manifest.read(folder)
+        manifest = manifest or Manifest.read(folder)
         problems: list[Problem] = []
         vector_SND, ids = [], []
         for shard in manifest.shards:

@@ -4,6 +4,8 @@ A new store grows in ``FOLDER.partial`` and takes its final name by one rename. 
 folder and becomes visible when the manifest is replaced. In both, a shard counts as finished once its own entry
 (``shard-00000.json``) is written, and is used again if ids, texts, space, dtype and key are still the same.
 
+Several processes call the same function with the same rows: each writes every W-th shard, the main one the manifest.
+
 Axes: N rows, W rows of a window, D dimensions.
 """
 
@@ -15,13 +17,14 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness.runtime.distributed import rank, wait_for_all, world_size
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import atomic_file, file_sha256, progress, read_json, write_json
 from harness.vectors.space import Space, require_same_space
@@ -76,9 +79,11 @@ def write_store(
     partial.mkdir(parents=True, exist_ok=True)
     writer = _ShardWriter(partial, wanted, encode, f"embed {folder.name}")
     shards = writer.write(ids, texts, text_hash_N, shard_rows)
-    _tidy(partial, shards)
-    write_json(partial / "manifest.json", replace(wanted, shards=tuple(shards)).to_json())
-    _take_place(partial, folder)
+    if rank() == 0:
+        _tidy(partial, shards)
+        write_json(partial / "manifest.json", replace(wanted, shards=tuple(shards)).to_json())
+        _take_place(partial, folder)
+    wait_for_all()
     return VectorStore.open(folder)
 
 
@@ -92,10 +97,53 @@ def update_store(
     shard_rows: int = 100_000,
     key: str = "",
 ) -> VectorStore:
-    """Bring a store up to date with ``ids`` and ``texts``, encoding only what is new or changed.
+    """``stage_update`` and ``commit`` in one."""
+    return stage_update(folder, ids, texts, encode, space, shard_rows=shard_rows, key=key).commit()
+
+
+@dataclass(frozen=True, slots=True)
+class StagedUpdate:
+    """An update whose vectors are on disk; who opens the folder still finds the old store, until ``commit``.
+
+    ``stay``, ``encoded`` and ``leave`` count rows; a changed row is encoded and leaves.
+    """
+
+    folder: Path
+    manifest: Manifest
+    stay: int
+    encoded: int
+    leave: int
+
+    def store(self) -> VectorStore:
+        """The store as it will be."""
+        return VectorStore.open(self.folder, manifest=self.manifest)
+
+    def commit(self) -> VectorStore:
+        """Put the new manifest in place, by one rename, and remove shards that no row lives in any more."""
+        if rank() == 0:
+            if self.encoded or self.leave:
+                write_json(self.folder / "manifest.json", self.manifest.to_json())
+            _tidy(self.folder, self.manifest.shards)
+        wait_for_all()
+        return VectorStore.open(self.folder)
+
+
+def stage_update(
+    folder: Path | str,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    encode: Encode,
+    space: Space,
+    *,
+    shard_rows: int = 100_000,
+    key: str = "",
+) -> StagedUpdate:
+    """Write what brings a store up to date with ``ids`` and ``texts``, encoding only what is new or changed.
 
     Rows that are gone or changed become tombstones. Live rows keep their order; changed and new ones follow, in the
-    order given. Killed before the end, the store is still the old one, and the next update goes on.
+    order given. Rows of a shard that is mostly tombstones, and of small shards at the end, are copied to where the new
+    ones go: no more than half of a store is dead, and its shards don't grow in number with every update. Killed before
+    the end, the store is still the old one, and the next update goes on.
 
     Args:
         folder, ids, texts, encode, space, shard_rows, key: as for ``write_store``; the storage type stays.
@@ -112,27 +160,70 @@ def update_store(
         raise StaleArtefactError(Problem("the store was made with other settings and can't be updated",
                                          where=str(folder), got=repr(store.manifest.key), allowed=repr(key),
                                          next="embed again without --update"))
-    wanted = dict(zip(ids, text_hashes(texts).tolist(), strict=True))
-    old_hashes = store.text_hashes()
-    kept_N = np.fromiter(
-        (wanted.get(name) == old for name, old in zip(store.ids, old_hashes.tolist(), strict=True)),
-        dtype=bool, count=len(store),
-    )
+    old_hashes, old_shards = store.text_hashes(), store.manifest.shards
+    kept_N = _unchanged(store.ids, old_hashes, ids, texts)
+    stay = int(kept_N.sum())
+    staged = StagedUpdate(folder, store.manifest, stay, len(ids) - stay, len(store) - stay)
+    logger.info("%s: %d rows stay, %d are encoded, %d leave", folder, stay, staged.encoded, staged.leave)
+    if not staged.encoded and not staged.leave:
+        return staged
+    moved_S = _worth_moving(_with_tombstones(old_shards, kept_N), staged.encoded, shard_rows)
+    moved_N = kept_N & np.repeat(moved_S, [shard.live for shard in old_shards])
+    kept_N &= ~moved_N
     kept_ids = [name for name, kept in zip(store.ids, kept_N, strict=True) if kept]
     known = set(kept_ids)
     new = [(name, text) for name, text in zip(ids, texts, strict=True) if name not in known]
-    logger.info("%s: %d rows stay, %d are encoded, %d leave", folder, len(known), len(new), len(store) - len(known))
-    if not new and kept_N.all():
-        return store
     new_ids, new_texts = [name for name, _ in new], [text for _, text in new]
     new_hashes = text_hashes(new_texts)
-    writer = _ShardWriter(folder, store.manifest, encode, f"update {folder.name}")
-    added = writer.write(new_ids, new_texts, new_hashes, shard_rows, first=len(store.manifest.shards))
+    text_of = dict(new)
+    moved = {text_of[store.ids[row]]: row for row in np.flatnonzero(moved_N).tolist()}
+    writer = _ShardWriter(folder, store.manifest, _copying(store, moved, encode), f"update {folder.name}")
+    added = writer.write(new_ids, new_texts, new_hashes, shard_rows, first=old_shards[-1].number + 1)
     content = content_sha256([*kept_ids, *new_ids], np.concatenate([old_hashes[kept_N], new_hashes]))
-    shards = (*_with_tombstones(store.manifest.shards, kept_N), *added)
-    write_json(folder / "manifest.json", replace(store.manifest, content=content, shards=shards).to_json())
-    _tidy(folder, shards)
-    return VectorStore.open(folder)
+    shards = (*(shard for shard in _with_tombstones(old_shards, kept_N) if shard.live), *added)
+    return replace(staged, manifest=replace(store.manifest, content=content, shards=shards))
+
+
+def _unchanged(old_ids: Sequence[str], old_hashes: np.ndarray, ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """Which old rows have the text that their id is to have, bool [N]."""
+    wanted = dict(zip(ids, text_hashes(texts).tolist(), strict=True))
+    return np.fromiter(
+        (wanted.get(name) == old for name, old in zip(old_ids, old_hashes.tolist(), strict=True)),
+        dtype=bool, count=len(old_ids),
+    )
+
+
+def _worth_moving(shards: Sequence[Shard], appended: int, shard_rows: int) -> np.ndarray:
+    """Which shards give their live rows to the new ones, bool [S]: those mostly dead, and small ones at the end.
+
+    A small one is joined when no fewer rows follow it, so a row is copied a logarithmic number of times.
+    """
+    live_S = np.array([shard.live for shard in shards])
+    moved_S = 2 * live_S < [shard.rows for shard in shards]
+    appended += int(live_S[moved_S].sum())
+    for at in np.flatnonzero(~moved_S)[::-1]:
+        if live_S[at] > min(appended, shard_rows // 2):
+            break
+        moved_S[at] = True
+        appended += int(live_S[at])
+    return moved_S
+
+
+def _copying(store: VectorStore, row: Mapping[str, int], encode: Encode) -> Encode:
+    """``encode``, but texts in ``row`` (text -> row of the store) are copied, not encoded."""
+
+    def copy_or_encode(texts: Sequence[str]) -> np.ndarray:
+        missing = [text for text in texts if text not in row]
+        if len(missing) == len(texts):
+            return encode(texts)
+        vector_WD = np.empty((len(texts), store.dimension), dtype=np.float32)
+        copied_W = np.array([text in row for text in texts])
+        vector_WD[copied_W] = store.vectors(np.array([row[text] for text in texts if text in row], dtype=np.int64))
+        if missing:
+            vector_WD[~copied_W] = encode(missing)
+        return vector_WD
+
+    return copy_or_encode
 
 
 def _with_tombstones(shards: Sequence[Shard], kept_N: np.ndarray) -> list[Shard]:
@@ -158,26 +249,33 @@ class _ShardWriter:
     def write(
         self, ids: Sequence[str], texts: Sequence[str], text_hash_N: np.ndarray, shard_rows: int, first: int = 0
     ) -> list[Shard]:
-        """One shard for every ``shard_rows`` rows, numbered from ``first``."""
-        shards = []
-        with progress(what=self.what, total=len(ids), unit="text") as bar:
-            for number, start in enumerate(range(0, len(ids), shard_rows), first):
-                part = slice(start, start + shard_rows)
+        """One shard for every ``shard_rows`` rows, numbered from ``first``; each process writes its share of them."""
+        parts = [slice(start, start + shard_rows) for start in range(0, len(ids), shard_rows)]
+        own = range(rank(), len(parts), world_size())
+        with progress(what=self.what, total=sum(len(ids[parts[at]]) for at in own), unit="text") as bar:
+            for at in own:
+                part = parts[at]
                 content = content_sha256(ids[part], text_hash_N[part])
-                shard = self._finished(number, content)
-                if shard is None:
-                    shard = self._write_one(number, ids[part], texts[part], text_hash_N[part], content, bar)
-                else:
+                if (shard := self._finished(first + at, content)) is not None:
                     bar.update(shard.rows)
-                shards.append(shard)
-        return shards
+                else:
+                    self._write_one(first + at, ids[part], texts[part], text_hash_N[part], content, bar)
+        wait_for_all()
+        return [self._entry(first + at) for at in range(len(parts))]
+
+    def _entry(self, number: int) -> Shard:
+        """A finished shard's own entry.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        entry = read_json(Shard(number, 0, "", "", 0, "").path(self.folder, "shard", "json"))
+        return Shard(**{**entry, "dead": ()})
 
     def _finished(self, number: int, content: str) -> Shard | None:
         """The shard, if an earlier, interrupted writer left it whole and of the same content."""
-        shard = Shard(number, 0, content, "", 0, self.manifest.made)
         try:
-            entry = read_json(shard.path(self.folder, "shard", "json"))
-            shard = Shard(**{**entry, "dead": ()})
+            shard = self._entry(number)
         except (InputError, TypeError):
             return None
         same = (shard.number, shard.content, shard.made) == (number, content, self.manifest.made)
@@ -188,7 +286,7 @@ class _ShardWriter:
 
     def _write_one(
         self, number: int, ids: Sequence[str], texts: Sequence[str], text_hash_N: np.ndarray, content: str, bar: Any
-    ) -> Shard:
+    ) -> None:
         shard = Shard(number, len(ids), content, "", 0, self.manifest.made)
         own, path = shard.path(self.folder, "shard", "json"), shard.path(self.folder)
         own.unlink(missing_ok=True)  # from here until the end the shard is unfinished
@@ -207,9 +305,7 @@ class _ShardWriter:
                 vector_WD = _checked(self.encode(texts[window]), ids[window], shape[1], dtype)
                 stream.write(vector_WD.tobytes())
                 bar.update(len(vector_WD))
-        shard = replace(shard, sha256=file_sha256(path), bytes=path.stat().st_size)
-        write_json(own, shard.to_json())
-        return shard
+        write_json(own, replace(shard, sha256=file_sha256(path), bytes=path.stat().st_size).to_json())
 
 
 def _check_rows(ids: Sequence[str], texts: Sequence[str], folder: Path) -> None:

@@ -13,7 +13,7 @@ from harness.runtime.errors import InputError, StaleArtefactError
 from harness.vectors import writer
 from harness.vectors.index import VectorIndex
 from harness.vectors.store import VectorStore
-from harness.vectors.writer import update_store, write_store
+from harness.vectors.writer import stage_update, update_store, write_store
 
 IDS, TEXTS = toy_rows(10)
 
@@ -122,8 +122,10 @@ def test_an_update_encodes_only_what_changed_and_equals_a_rebuild(tmp_path: Path
     encode = CountingEncode()
     store = update_store(folder, NEW_IDS, NEW_TEXTS, encode, toy_space(), shard_rows=2)
     assert encode.seen == ["text 11", "changed", "changed too", "text 10"]
-    assert store.ids == ["d1", "d3", "d5", "d8", "d11", "d2", "d9", "d10"]
-    assert [shard.dead for shard in store.manifest.shards] == [(0, 2), (0, 2, 3), (1,), (), ()]
+    assert store.ids == ["d1", "d3", "d11", "d2", "d5", "d8", "d9", "d10"]
+    # of the second shard one row lived, and the third was small: their rows were copied to the new shards
+    assert [(shard.number, shard.dead) for shard in store.manifest.shards] == [(0, (0, 2)), (3, ()), (4, ()), (5, ())]
+    assert {path.name for path in folder.glob("shard-*.npy")} == {f"shard-0000{n}.npy" for n in (0, 3, 4, 5)}
     assert old.vectors().shape == (10, 6)  # who had the old store open still reads it
     rebuilt = write_store(tmp_path / "new", NEW_IDS, NEW_TEXTS, toy_encode, toy_space(), dtype="float16")
     np.testing.assert_array_equal(store.vectors(store.rows_of(NEW_IDS)), rebuilt.vectors())
@@ -160,11 +162,40 @@ def test_an_interrupted_update_leaves_the_old_store_and_goes_on(tmp_path: Path) 
     assert VectorStore.open(folder, verify=True).sha256 == old.sha256
     encode = CountingEncode()
     update_store(folder, NEW_IDS, NEW_TEXTS, encode, toy_space(), shard_rows=3)
-    assert encode.seen == ["text 10"]
+    assert encode.seen == ["changed too", "text 10"]  # the shard that was not finished
     with pytest.raises(KeyboardInterrupt):
         update_store(folder, IDS, TEXTS, CountingEncode("text 9"), toy_space(), shard_rows=1)
     update_store(folder, [*NEW_IDS, "e"], [*NEW_TEXTS, "another"], toy_encode, toy_space(), shard_rows=1)
-    assert len(list(folder.iterdir())) == 6 * 4 + 1  # shards of the update that was given up are gone
+    assert len(list(folder.iterdir())) == 4 * 4 + 1  # shards of the update that was given up are gone
+
+
+def test_many_updates_leave_few_dead_rows_and_few_shards(tmp_path: Path) -> None:
+    """And copy what they move, to the bit: nothing that stays is ever encoded again."""
+    folder, count, random = tmp_path / "store", 64, np.random.default_rng(0)
+    texts = {f"d{number}": f"text {number}" for number in range(count)}
+    write_store(folder, list(texts), list(texts.values()), toy_encode, toy_space(), shard_rows=16)
+    for turn in range(40):
+        changed = [f"d{number}" for number in random.choice(count, size=3, replace=False)]
+        texts |= {name: f"text {name} {turn}" for name in changed}
+        encode = CountingEncode()
+        store = update_store(folder, list(texts), list(texts.values()), encode, toy_space(), shard_rows=16)
+        assert sorted(encode.seen) == sorted(texts[name] for name in changed)
+        shards = store.manifest.shards
+        assert sum(shard.rows for shard in shards) <= 2 * len(store) and len(shards) <= 4 + 8 + 4
+    np.testing.assert_array_equal(store.vectors(store.rows_of(list(texts))), toy_encode(list(texts.values())))
+    assert VectorStore.open(folder, verify=True).sha256 == store.sha256
+    assert len(list(folder.iterdir())) == 4 * len(shards) + 1
+
+
+def test_a_staged_update_is_read_before_it_is_visible(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    old = write_store(folder, IDS, TEXTS, toy_encode, toy_space(), shard_rows=4)
+    staged = stage_update(folder, NEW_IDS, NEW_TEXTS, toy_encode, toy_space(), shard_rows=4)
+    assert (staged.stay, staged.encoded, staged.leave) == (4, 4, 6)
+    assert VectorStore.open(folder, verify=True).sha256 == old.sha256
+    found = staged.store()
+    np.testing.assert_array_equal(found.vectors(found.rows_of(NEW_IDS)), toy_encode(NEW_TEXTS))
+    assert staged.commit().sha256 == found.sha256 == VectorStore.open(folder, verify=True).sha256
 
 
 def test_an_update_of_another_space_or_key_is_refused(tmp_path: Path) -> None:
