@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -12,10 +13,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.recipe import Recipe
-from harness.runtime.errors import InputError, Problem, StaleArtefactError
-from harness.runtime.process import file_sha256, fingerprint, read_json, write_json
+from harness.recipe import Recipe, unedited
+from harness.runtime.errors import InputError, Problem, StaleArtefactError, gather_problems
+from harness.runtime.process import (
+    file_sha256,
+    fingerprint,
+    is_main_process,
+    progress,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
+SCHEMA = 1
 PACKAGES = ("harness-retrieval", "torch", "transformers", "accelerate", "faiss-cpu", "faiss-gpu", "numpy", "emoji")
 
 
@@ -86,17 +96,45 @@ def refuse_foreign_folder(folder: RunFolder, inputs: Sequence[Path]) -> None:
         raise InputError(problems)
 
 
+def clear_leftovers(folder: RunFolder) -> None:
+    """Clear away what a killed run left; nothing else in the folder is touched, whatever its name."""
+    for name in ARTEFACTS:
+        remove_leftovers(folder.root, f".{name}.*.tmp")
+        remove_leftovers(folder.root / name)
+
+
+def refuse_edited_recipe(folder: RunFolder) -> None:
+    """Refuse a resolved recipe that is not as the run wrote it: what lies beside it was made from another.
+
+    Raises:
+        StaleArtefactError: it was edited or damaged.
+    """
+    if not folder.recipe.exists():
+        return
+    if not unedited(folder.recipe):
+        raise StaleArtefactError(
+            Problem("the resolved recipe is not as the run wrote it", where=str(folder.recipe),
+                    got="edited or damaged: its first line tells another sha256",
+                    next="change your own recipe or use --set, and delete this file: the next run writes it again")
+        )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------- what an output looks like
 
 
 def signature(paths: Sequence[Path], root: Path) -> dict[str, list[Any]]:
-    """Name -> [size, modification time in ns, sha256] of every file in ``paths`` (files or folders)."""
-    found: dict[str, list[Any]] = {}
-    for path in paths:
-        for file in _files(path):
-            stat = file.stat()
-            found[file.relative_to(root).as_posix()] = [stat.st_size, stat.st_mtime_ns, file_sha256(file)]
-    return found
+    """Name -> [size, mtime, sha256, ctime] of every file in ``paths`` (files or folders); times in ns.
+
+    As long as size and both times stay, the content does: whoever sets mtime back changes ctime.
+    """
+    return {
+        file.relative_to(root).as_posix(): _stamp(file, file_sha256(file)) for path in paths for file in _files(path)
+    }
+
+
+def _stamp(file: Path, sha256: str) -> list[Any]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, sha256, stat.st_ctime_ns]
 
 
 def _files(path: Path) -> list[Path]:
@@ -108,22 +146,23 @@ def _files(path: Path) -> list[Path]:
 def outputs_present(recorded: dict[str, list[Any]], root: Path, step: str) -> bool:
     """Whether all recorded files are there; False when one is missing (the step runs again).
 
+    Files whose size or times changed are read; the new times of unchanged ones (a copied run) go into ``recorded``.
+
     Raises:
         StaleArtefactError: a file's content is not what the step wrote (edited, truncated, damaged).
     """
+    if not all((root / name).exists() for name in recorded):
+        return False
+    doubtful = [name for name, stamp in recorded.items() if _stamp(root / name, stamp[2]) != stamp]
     problems = []
-    for name, (size, modified, sha256) in recorded.items():
-        path = root / name
-        if not path.exists():
-            return False
-        stat = path.stat()
-        if (stat.st_size, stat.st_mtime_ns) == (size, modified):
-            continue
+    for name in progress(doubtful, what=f"check {step}", unit="file"):
+        path, (size, _, sha256, *_) = root / name, recorded[name]
+        recorded[name] = _stamp(path, sha256)  # before it is read: who writes meanwhile is found out the next time
         got = file_sha256(path)
         if got != sha256:
             problems.append(
                 Problem(f"the file is not what step {step!r} wrote", where=str(path),
-                        got=f"{stat.st_size} bytes, sha256 {got[:12]}",
+                        got=f"{path.stat().st_size} bytes, sha256 {got[:12]}",
                         allowed=f"{size} bytes, sha256 {sha256[:12]}",
                         next=f"restore it, or make it again with --from {step}")
             )  # fmt: skip
@@ -142,12 +181,32 @@ class Manifest:
         self.folder = folder
         self.steps: dict[str, dict[str, Any]] = {}
         if folder.manifest.exists():
-            self.steps = read_json(folder.manifest)["steps"]
+            self.steps = _read_steps(folder.manifest)
 
     def done(self, step: str, key: str) -> bool:
-        """Whether ``step`` was done with exactly this key and its outputs are still what it wrote."""
+        """Whether ``step`` was done with exactly this key and its outputs are still what it wrote.
+
+        Raises:
+            StaleArtefactError: they were edited or damaged.
+        """
         entry = self.steps.get(step)
-        return bool(entry and entry["key"] == key and outputs_present(entry["outputs"], self.folder.root, step))
+        return bool(entry and entry["key"] == key and self._present(step))
+
+    def require_untouched(self, steps: Collection[str]) -> None:
+        """What these steps wrote is still that, as far as it is there.
+
+        Raises:
+            StaleArtefactError: naming every file that was edited or damaged.
+        """
+        gather_problems(*(functools.partial(self._present, step) for step in steps if step in self.steps))
+
+    def _present(self, step: str) -> bool:
+        outputs = self.steps[step]["outputs"]
+        before = dict(outputs)
+        whole = outputs_present(outputs, self.folder.root, step)
+        if outputs != before and is_main_process():
+            self._write()  # so that a copied run is read once, not at every start
+        return whole
 
     def current(self, step: str) -> bool:
         """Whether ``step`` was done, and with inputs that have not been made anew since."""
@@ -183,7 +242,36 @@ class Manifest:
             self._write()
 
     def _write(self) -> None:
-        write_json(self.folder.manifest, {"schema": 1, "commit": commit(), "steps": self.steps})
+        told = {"schema": SCHEMA, "commit": commit(), "steps": self.steps}
+        write_json(self.folder.manifest, {**told, "sha256": fingerprint(told)})
+
+
+def _read_steps(path: Path) -> dict[str, dict[str, Any]]:
+    """What ``manifest.json`` says of the steps.
+
+    Raises:
+        StaleArtefactError: damaged, edited, or of another version.
+    """
+    again = "restore it, or delete it: every step runs again and finds its vectors and checkpoints"
+    try:
+        told = read_json(path, next=again)
+    except InputError as error:
+        raise StaleArtefactError(error.problems) from None
+    schema = told.get("schema") if isinstance(told, dict) else None
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        raise StaleArtefactError(
+            Problem("the manifest is not of this version", where=str(path), got=f"schema {schema!r}",
+                    allowed=f"schema {SCHEMA}", next="install the harness that wrote it" if newer else again)
+        )  # fmt: skip
+    seal = told.pop("sha256", None)
+    if not isinstance(told.get("steps"), dict) or (seal is not None and seal != fingerprint(told)):
+        raise StaleArtefactError(
+            Problem("the manifest was edited or damaged", where=str(path), got=f"sha256 {fingerprint(told)[:12]}",
+                    allowed=f"sha256 {str(seal)[:12]}", next=again)
+        )  # fmt: skip
+    steps: dict[str, dict[str, Any]] = told["steps"]
+    return steps
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,14 @@ that can't work are refused with the reason. ``load_recipe`` lists all problems 
 """
 
 from harness.recipe.impossible import impossible
-from harness.recipe.reading import apply_overrides, dump_recipe, load_recipe, parse_yaml, validate_recipe
+from harness.recipe.reading import (
+    apply_overrides,
+    dump_recipe,
+    load_recipe,
+    parse_yaml,
+    unedited,
+    validate_recipe,
+)
 from harness.recipe.settings import (
     SYSTEMS,
     AlignSettings,
@@ -79,5 +86,6 @@ __all__ = [
     "impossible",
     "load_recipe",
     "parse_yaml",
+    "unedited",
     "validate_recipe",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from harness.recipe.messages import describe
 from harness.recipe.settings import Recipe
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import atomic_file
+
+
+_SEAL = "# Resolved by harness: change your own recipe instead. sha256 of what follows: "
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -139,6 +143,14 @@ def validate_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write the resolved recipe; reading it again gives an equal recipe."""
+    """Write the resolved recipe under a line with its sha256; reading it again gives an equal recipe."""
+    text = yaml.dump(recipe.model_dump(mode="json"), None, _RecipeDumper, sort_keys=False, allow_unicode=True)
     with atomic_file(path, "w") as stream:
-        yaml.dump(recipe.model_dump(mode="json"), stream, _RecipeDumper, sort_keys=False, allow_unicode=True)
+        stream.write(f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def unedited(path: Path) -> bool:
+    """Whether a resolved recipe is as ``dump_recipe`` wrote it; true of a recipe that tells no sha256."""
+    head, _, rest = path.read_bytes().partition(b"\n")
+    seal = _SEAL.encode()
+    return not head.startswith(seal) or head.removeprefix(seal).decode() == hashlib.sha256(rest).hexdigest()

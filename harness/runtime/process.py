@@ -226,9 +226,9 @@ def refuse_foreign_content(folder: Path, ours: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
     """Clear away what killed processes left below ``folder``; what they had only moved aside gets its name back."""
-    for path in sorted(folder.rglob(".*.tmp"), reverse=True):
+    for path in sorted(folder.glob(pattern), reverse=True):
         moved = re.fullmatch(r"\.(.+)\.\d+\.old\.tmp", path.name)
         if moved and not (path.parent / moved[1]).exists():
             os.replace(path, path.parent / moved[1])
