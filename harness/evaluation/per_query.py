@@ -1,6 +1,6 @@
 """The evaluation of one system on one set, query by query: the file from which every number is computed later.
 
-Axes: Q queries, K ranks.
+Axes: Q queries, K ranks, D dimensions.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.runtime.errors import InputError, Problem
+from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import atomic_folder, file_sha256, read_json, write_json
 
 Floats = NDArray[np.float64]
 
 TABLE = "per_query.parquet"
+VECTORS = "query_vectors.npy"
 MANIFEST = "manifest.json"
+AGAIN = "delete the folder and run the evaluate step again"
 _COLUMNS = ("id", "lang", "group", "weight", "hits", "scores")
 
 
@@ -56,11 +58,12 @@ class PerQuery:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def save(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, manifest: Mapping[str, Any], query_QD: NDArray[np.float32] | None = None) -> None:
         """Write ``per_query.parquet`` (one row a query) and ``manifest.json``, both or neither.
 
         The columns are id, lang, group, weight, hits, scores and one for each metric and measure of agreement;
-        ``manifest`` (what the evaluation was made from) gains the names of those and the table's sha256.
+        ``manifest`` (what the evaluation was made from) gains the names of those and the files' sha256. ``query_QD``
+        are the queries' vectors, where they are to be kept beside (``load_query_vectors``).
         """
         import pyarrow as pa
         import pyarrow.parquet as parquet
@@ -83,6 +86,10 @@ class PerQuery:
             parquet.write_table(pa.table(columns), temporary / TABLE, compression="zstd")
             own = {"queries": len(self), "metrics": list(self.metrics), "agreement": list(self.agreement),
                    "sha256": file_sha256(temporary / TABLE)}  # fmt: skip
+            if query_QD is not None:
+                with open(temporary / VECTORS, "wb") as stream:
+                    np.save(stream, query_QD, allow_pickle=False)
+                own["vectors_sha256"] = file_sha256(temporary / VECTORS)
             write_json(temporary / MANIFEST, {**manifest, **own})
 
     @classmethod
@@ -94,15 +101,8 @@ class PerQuery:
         """
         import pyarrow.parquet as parquet
 
-        manifest = read_json(folder / MANIFEST)
-        path = folder / TABLE
-        if not path.is_file():
-            raise InputError(Problem("no such file", where=str(path), next="run the evaluate step again"))
-        if file_sha256(path) != manifest.get("sha256"):
-            raise InputError(
-                Problem("the table is not the one that its manifest describes", where=str(path),
-                        next="delete the folder and run the evaluate step again")
-            )  # fmt: skip
+        manifest = read_json(folder / MANIFEST, next=AGAIN)
+        path = _described(folder / TABLE, manifest.get("sha256"))
         names = [*manifest["metrics"], *manifest["agreement"]]
         wanted = [column for column in _COLUMNS if hits or column not in ("hits", "scores")]
         table = parquet.read_table(path, columns=[*wanted, *names])
@@ -117,6 +117,30 @@ class PerQuery:
             metrics={name: numbers[name] for name in manifest["metrics"]},
             agreement={name: numbers[name] for name in manifest["agreement"]},
         )
+
+
+def load_query_vectors(folder: Path) -> NDArray[np.float32]:
+    """The queries' vectors that ``PerQuery.save`` kept, [Q, D].
+
+    Raises:
+        InputError: the file is missing, or not the one that the manifest describes.
+    """
+    path = _described(folder / VECTORS, read_json(folder / MANIFEST, next=AGAIN).get("vectors_sha256"))
+    query_QD: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    return query_QD
+
+
+def _described(path: Path, sha256: str | None) -> Path:
+    """The path, if its file is the one that the manifest beside it describes."""
+    if not path.is_file():
+        raise InputError(Problem("no such file", where=str(path), next="run the evaluate step again"))
+    got = file_sha256(path)
+    if got != sha256:
+        raise StaleArtefactError(
+            Problem("the file is not the one that its manifest describes", where=str(path), got=f"sha256 {got[:12]}",
+                    allowed=f"sha256 {str(sha256)[:12]}", next=AGAIN)
+        )  # fmt: skip
+    return path
 
 
 def _hit_lists(column: Any) -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.evaluation.bench import bench
-from harness.evaluation.per_query import PerQuery
+from harness.evaluation.per_query import PerQuery, load_query_vectors
 from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
 from harness.evaluation.searching import agreement, judge
@@ -16,7 +16,7 @@ from harness.export.student import export_student
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
-from harness.runtime.process import atomic_file, fingerprint, logger, read_json, write_json
+from harness.runtime.process import fingerprint, logger, read_json, write_json
 from harness.vectors.index import VectorIndex
 from harness.vectors.space import require_same_space
 
@@ -92,10 +92,7 @@ def do_evaluate(run: Run) -> list[Path]:
         written += list(folders.values())
         if all(_has_key(folder, key) for folder in folders.values()):
             if system == settings.reference:
-                reference = {
-                    n: (np.load(f / "query_vectors.npy", allow_pickle=False), PerQuery.load(f))
-                    for n, f in folders.items()
-                }
+                reference = {n: (load_query_vectors(f), PerQuery.load(f)) for n, f in folders.items()}
             continue
         index = index_of_system(run, system)
         vectors = query_vectors(run, system, texts)
@@ -105,10 +102,8 @@ def do_evaluate(run: Run) -> list[Path]:
             if system == settings.reference:
                 reference[name] = (vectors[name], result)
             result.agreement = agreement(vectors[name], result, *reference[name])
-            result.save(folder, {"key": key, "system": system, "set": name, "reference": settings.reference})
-            if system == settings.reference:
-                with atomic_file(folder / "query_vectors.npy") as stream:
-                    np.save(stream, vectors[name], allow_pickle=False)
+            kept = vectors[name] if system == settings.reference else None
+            result.save(folder, {"key": key, "system": system, "set": name, "reference": settings.reference}, kept)
         logger.info("evaluate: %s done", system)
     return written
 

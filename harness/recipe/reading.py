@@ -18,7 +18,6 @@ from harness.recipe.settings import Recipe
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import atomic_file
 
-
 _SEAL = "# Resolved by harness: change your own recipe instead. sha256 of what follows: "
 
 

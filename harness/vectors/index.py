@@ -152,7 +152,8 @@ class VectorIndex:
         """
         assert space.dimension == self.dimension
         rows = _listed({name: part.row_N for name, part in self._parts.items()})
-        with atomic_folder(folder) as target:
+        size = sum(4 * len(part.row_N) * self.dimension for part in self._parts.values())
+        with atomic_folder(folder, size=size) as target:
             entries = []
             for number, (name, part) in enumerate(self._parts.items()):
                 path = target / f"part-{number:05d}.{'faiss' if self.kind == 'faiss' else 'npy'}"
