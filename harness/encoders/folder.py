@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -91,10 +91,13 @@ def open_encoder(folder: str | Path, *, dtype: torch.dtype = torch.float32, atte
     return load_encoder(EncoderSettings(model=str(path)), dtype=dtype, attention=attention)
 
 
-def save_encoder(encoder: Encoder, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+def save_encoder(
+    encoder: Encoder, folder: str | Path, extra: dict[str, Any] | Callable[[str], dict[str, Any]] | None = None
+) -> None:
     """Save an encoder so that sentence-transformers 3 to 6 and text-embeddings-inference open it with equal vectors.
 
-    ``harness.json`` beside it holds ``weights_sha256`` and ``extra``. An existing folder is replaced in one move.
+    ``harness.json`` beside it holds ``weights_sha256`` and ``extra`` (or what ``extra`` makes of that hash). An existing
+    folder is replaced in one move.
     """
     chain = [("Transformer", ""), ("Pooling", "1_Pooling")]
     if encoder.projection is not None:
@@ -102,7 +105,8 @@ def save_encoder(encoder: Encoder, folder: str | Path, extra: dict[str, Any] | N
     if encoder.normalize:
         chain.append(("Normalize", f"{len(chain)}_Normalize"))
     hidden_size = int(encoder.backbone.config.hidden_size)
-    with atomic_folder(folder) as new:
+    size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
+    with atomic_folder(folder, size=size) as new:
         with _quiet():
             encoder.backbone.save_pretrained(new)
             backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
@@ -126,7 +130,8 @@ def save_encoder(encoder: Encoder, folder: str | Path, extra: dict[str, Any] | N
         })  # fmt: skip
         if encoder.projection is not None:
             _save_dense(encoder.projection, encoder.tanh, new / "2_Dense")
-        write_json(new / "harness.json", {"weights_sha256": weights_sha256(new), **(extra or {})})
+        sha256 = weights_sha256(new)
+        write_json(new / "harness.json", {"weights_sha256": sha256, **(extra(sha256) if callable(extra) else extra or {})})
 
 
 def _tidy_configs(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.evaluation.bench import bench
-from harness.evaluation.per_query import PerQuery, load_query_vectors
+from harness.evaluation.per_query import MANIFEST, TABLE, VECTORS, PerQuery, load_query_vectors
 from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
 from harness.evaluation.searching import agreement, judge
@@ -90,7 +90,7 @@ def do_evaluate(run: Run) -> list[Path]:
         key = _evaluation_key(run, system)
         folders = {name: run.folder.evaluations / system / name for name in names}
         written += list(folders.values())
-        if all(_has_key(folder, key) for folder in folders.values()):
+        if all(_has_key(folder, key, system == settings.reference) for folder in folders.values()):
             if system == settings.reference:
                 reference = {n: (load_query_vectors(f), PerQuery.load(f)) for n, f in folders.items()}
             continue
@@ -119,9 +119,11 @@ def _evaluation_key(run: Run, system: str) -> str:
     return fingerprint([*parts, *(run.keys[step] for step in [*made_by[system], *made_by[settings.reference]])])
 
 
-def _has_key(folder: Path, key: str) -> bool:
-    manifest = folder / "manifest.json"
-    return manifest.exists() and read_json(manifest).get("key") == key
+def _has_key(folder: Path, key: str, reference: bool) -> bool:
+    """Whether a whole evaluation with this key lies there; a reference has its query vectors beside."""
+    path, names = folder / MANIFEST, [TABLE, *([VECTORS] if reference else [])]
+    told = read_json(path) if path.exists() and all((folder / name).exists() for name in names) else {}
+    return told.get("key") == key and ("vectors_sha256" in told or not reference)
 
 
 # --------------------------------------------------------------------------------------------------------- bench

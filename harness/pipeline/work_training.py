@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from harness.data.records import Dataset, Documents
-from harness.encoders.chain import weights_sha256
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import save_encoder
 from harness.encoders.surgery import add_projection, cut_layers, select_layers
@@ -112,10 +111,7 @@ def _save(run: Run, encoder: Encoder, folder: Path, space: Space | None) -> None
     """Save on the main process; a teacher (``space`` None) founds a space named by its own weights."""
     if not run.accelerator.is_main_process:
         return
-    if space is None:
-        save_encoder(encoder, folder)
-        space = Space.of(encoder, weights_sha256(folder))
-    save_encoder(encoder, folder, {"space": space.to_json()})
+    save_encoder(encoder, folder, lambda sha256: {"space": (space or Space.of(encoder, sha256)).to_json()})
 
 
 # --------------------------------------------------------------------------------------------------------- teacher
