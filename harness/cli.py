@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.recipe import Recipe, load_recipe
-from harness.runtime.errors import InputError, RunError
+from harness.runtime.errors import InputError, RunError, StoppedError
 from harness.runtime.process import configure_logging, is_main_process, refuse_foreign_content
 
 app = typer.Typer(
@@ -190,15 +190,20 @@ def main() -> None:
         app()  # exits by itself: 0, or 2 for a wrong flag
     except InputError as error:
         count = len(error.problems)
-        typer.echo(f"harness: {count} problem{'s' if count > 1 else ''}\n\n{error}", err=True)
-        sys.exit(2)
+        _fail(f"{count} problem{'s' if count > 1 else ''}\n\n{error}", 2)
     except RunError as error:
-        typer.echo(f"harness: {error}", err=True)
-        sys.exit(1)
+        # Of several processes that were asked to stop, one says so.
+        together = isinstance(error, StoppedError)
+        _fail("" if together and not is_main_process() else str(error), error.exit_code, together)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        typer.echo(
-            f"harness: {error}\n    next: make room or repair the disk; the same command goes on from there", err=True
-        )
-        sys.exit(1)
+        _fail(f"{error}\n    next: make room or repair the disk; the same command goes on from there", 1)
+
+
+def _fail(message: str, code: int, together: bool = False) -> None:
+    from harness.pipeline.launch import leave
+
+    if message:
+        typer.echo(f"harness: {message}", err=True)
+    leave(code, together)

@@ -97,8 +97,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(override: str, key: str
         ("student.layers=[0, 1]", "student.layers.0", "0", "greater than or equal to 1", ""),
         ("student.layers=first", "student.layers", "'first'", "a list or a section with count, rule", ""),
         ("student.layers={rule: first, count: 0}", "student.layers.count", "0", "greater than or equal to 1", ""),
-        ("launch.processes=0", "launch.processes", "0", "greater than or equal to 1 or 'auto'", ""),
-        ("launch.processes=two", "launch.processes", "'two'", "a whole number or 'auto'", ""),
+        ("launch.processes=0", "launch.processes", "0", "greater than or equal to 1 or 'auto' or a section", ""),
+        ("launch.processes=two", "launch.processes", "'two'", "a whole number or 'auto' or a section", ""),
         ("data.path=3", "data.path", "3", "text or a list", "put it in quotes"),
         ("data.path=[a, 3]", "data.path.1", "3", "text", "put it in quotes"),
         # keys of a free map

@@ -12,6 +12,7 @@ import numpy as np
 from harness import metrics
 from harness.data.records import Documents, Record
 from harness.evaluation.per_query import PerQuery
+from harness.runtime.distributed import join_rows, share
 from harness.vectors.index import VectorIndex
 
 
@@ -23,9 +24,14 @@ def judgments(records: Sequence[Record], documents: Documents) -> list[dict[int,
 def search(
     index: VectorIndex, query_QD: np.ndarray, records: Sequence[Record], depth: int, within: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hits of every query as (score_QK, row_QK); ``within``: only documents of the query's language."""
-    partition = [record.language for record in records] if within else None
-    return index.search(query_QD, depth, partition)
+    """Hits of every query as (score_QK, row_QK); ``within``: only documents of the query's language.
+
+    Several processes, given the same queries, search a part of them each; all get all hits.
+    """
+    part = share(len(records))
+    partition = [record.language for record in records[part]] if within else None
+    score_QK, row_QK = index.search(query_QD[part], depth, partition)
+    return join_rows(score_QK, len(records)), join_rows(row_QK, len(records))
 
 
 def macro(value_Q: np.ndarray, records: Sequence[Record]) -> float:

@@ -27,7 +27,7 @@ from harness.encoders.layers import select_layers
 from harness.encoders.sources import resolve_model
 from harness.encoders.tokens import read_tokenizer
 from harness.pipeline.checks import check_data, check_models, unknown_shares
-from harness.pipeline.launch import check_accelerate_files
+from harness.pipeline.launch import check_launch
 from harness.pipeline.plan import plan
 from harness.pipeline.sources import sources_of
 from harness.recipe import Recipe, TrainingSettings
@@ -55,7 +55,7 @@ def check_recipe(recipe: Recipe, *, full: bool = False) -> list[Any]:
         InputError: what is wrong with data or models, all of it.
     """
     gather_problems(
-        lambda: sources_of(recipe), lambda: check_models(recipe), lambda: check_accelerate_files(recipe.launch)
+        lambda: sources_of(recipe), lambda: check_models(recipe), lambda: check_launch(recipe)
     )
     with tempfile.TemporaryDirectory() as temporary:
         told = prepare_data(recipe.data, Path(temporary) / "data", full=full)

@@ -13,6 +13,8 @@ from harness.data.records import Dataset
 from harness.pipeline.folder import RunFolder
 from harness.recipe import EncoderSettings, Recipe, TrainingSettings
 from harness.runtime.distributed import pick_device, use_bf16
+from harness.runtime.errors import InputError, Problem
+from harness.runtime.process import is_main_process
 from harness.vectors.index import VectorIndex
 from harness.vectors.space import Space
 from harness.vectors.store import VectorStore
@@ -39,6 +41,11 @@ class Run:
         """The prepared data."""
         return load_dataset(self.folder.data)
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what all have done together."""
+        return is_main_process()
+
     @cached_property
     def device(self) -> torch.device:
         """Where this process computes."""
@@ -54,9 +61,19 @@ class Run:
         from accelerate import Accelerator
 
         trackers: list[Any] = list(self.recipe.tracking.trackers)
-        return Accelerator(
+        made = Accelerator(
             cpu=self.device.type == "cpu", log_with=trackers or None, project_dir=str(self.folder.root / "logs")
         )
+        told = {"mixed_precision": (made.mixed_precision, "no"),
+                "gradient_accumulation_steps": (made.gradient_accumulation_steps, 1)}  # fmt: skip
+        wrong = [
+            Problem(f"the launcher sets {name}", where="accelerate launch", got=str(got), allowed=str(allowed),
+                    next="leave it to the recipe's training.precision and training.accumulate")
+            for name, (got, allowed) in told.items() if got != allowed
+        ]  # fmt: skip
+        if wrong:
+            raise InputError(wrong)
+        return made
 
     def precision(self, training: TrainingSettings | None) -> bool:
         """Whether vectors that only guide a training are computed in bf16."""

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.pipeline.checks import check_models
 from harness.pipeline.folder import Manifest, RunFolder, refuse_foreign_folder
 from harness.pipeline.launch import (
-    check_accelerate_files,
+    alone_in,
+    check_launch,
     command,
+    printed,
+    refuse_other_machines,
+    require_processes,
     run_command,
     runs_inside,
     started_by_controller,
-    visible_gpus,
+    told_to_stop,
+    usable_gpus,
 )
 from harness.pipeline.plan import Step, depends_on, keys, plan
 from harness.pipeline.sources import input_paths, sources_of
 from harness.recipe import Recipe, dump_recipe
-from harness.runtime.errors import InputError, Problem, RunError, StaleArtefactError, gather_problems
-from harness.runtime.process import folder_lock, logger, read_json, remove_leftovers
+from harness.runtime.errors import InputError, Problem, StaleArtefactError, StoppedError, gather_problems
+from harness.runtime.process import is_main_process, launched_processes, logger, read_json, remove_leftovers
+
+T = TypeVar("T")
 
 
 def default_output(recipe: Recipe, recipe_path: Path) -> Path:
@@ -54,30 +61,31 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
 
 
 class StopRequest:
-    """SIGTERM and Ctrl-C: a training polls ``requested`` and saves; anything else is interrupted at once."""
+    """SIGTERM, Ctrl-C and a controller's word: a training polls it and saves; anything else is interrupted at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Path) -> None:
+        self.output = output
         self.requested = False
         self.patient = False
 
     def __call__(self) -> bool:
         """Polled by a training between steps."""
-        return self.requested
+        return self.requested or told_to_stop(self.output)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Ask a training to stop; the second signal, or one outside a training, stops at once."""
         if self.patient and not self.requested:
             self.requested = True
             logger.info("stopping after this step; a checkpoint is being saved")
-            return
-        raise RunError(
-            f"stopped by {signal.Signals(number).name}; the same command goes on from the last finished part"
-        )
+        elif not (self.patient and launched_processes() > 1):  # launchers pass on a signal that we got already
+            raise StoppedError(
+                f"stopped by {signal.Signals(number).name}; the same command goes on from the last finished part"
+            )
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[StopRequest]:
-    request = StopRequest()
+def _signals(output: Path) -> Iterator[StopRequest]:
+    request = StopRequest(output)
     previous = {number: signal.signal(number, request.handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
@@ -114,14 +122,27 @@ def _work() -> dict[str, Callable[[Any], list[Path]]]:
 _STAGE_FOLDERS = {"teacher.more": "teacher-more"}
 
 
+def _on_main(work: Callable[[], T]) -> T:
+    """Do ``work`` in the main process; every process gets its result. Without a launcher torch is not needed."""
+    if launched_processes() == 1:
+        return work()
+    from harness.runtime.distributed import on_main
+
+    return on_main(work)
+
+
+def _nothing() -> None:
+    """What another process than the main one has to do, where only that one works."""
+
+
 class Controller:
-    """One recipe in one folder."""
+    """One recipe in one folder, as the main process sees it."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe, self.folder = recipe, folder
         sources: dict[str, Any] = {}
         gather_problems(
-            lambda: check_accelerate_files(recipe.launch),
+            lambda: check_launch(recipe),
             lambda: sources.update(sources_of(recipe)),
             lambda: check_models(recipe),
             lambda: refuse_foreign_folder(folder, input_paths(recipe)),
@@ -150,7 +171,7 @@ class Controller:
                 )
             )
 
-    def _settle_checkpoints(self, step: Step, afresh: bool) -> None:
+    def settle_checkpoints(self, step: Step, afresh: bool) -> None:
         """Checkpoints of other settings: removed once their stage had ended; refused while it had not.
 
         Raises:
@@ -188,24 +209,36 @@ class Controller:
             shutil.rmtree(self.folder.export, ignore_errors=True)
         self.manifest.keep_only(self.keys)
 
-    def run_here(self, step: Step, stop: StopRequest, afresh: bool = False) -> None:
-        """Run one step in this process and record it."""
-        from harness.pipeline.context import Run
-
+    def begin(self, step: Step, afresh: bool) -> None:
+        """What comes before a step's work."""
         if step.trains:
-            self._settle_checkpoints(step, afresh)
-        from harness.runtime.distributed import require_processes
-
-        require_processes(1)
-        started = time.monotonic()
+            self.settle_checkpoints(step, afresh)
         logger.info("> %s", step.name)
-        stop.patient = step.trains
-        outputs = _work()[step.name](Run(self.recipe, self.folder, self.keys, stop))
-        stop.patient = False
-        self.manifest.record(step.name, self.keys, step.inputs, time.monotonic() - started, outputs)
-        if stop.requested:
-            raise RunError(f"stopped after step {step.name!r} was finished; the same command goes on from there")
-        logger.info("  %s done in %.1f s", step.name, time.monotonic() - started)
+
+    def end(self, step: Step, seconds: float, outputs: Sequence[Path]) -> None:
+        """Record a step that is done."""
+        self.manifest.record(step.name, self.keys, step.inputs, seconds, outputs)
+        logger.info("  %s done in %.1f s", step.name, seconds)
+
+
+def run_here(step: Step, run: Any, stop: StopRequest, controller: Controller | None, afresh: bool = False) -> None:
+    """Do one step's work in this process, together with the other processes if the step is shared.
+
+    Args:
+        step, run: which step, of which ``context.Run``.
+        controller: in the main process; None in the others.
+        afresh: what an earlier training of the step left is removed.
+    """
+    _on_main(functools.partial(controller.begin, step, afresh) if controller else _nothing)
+    started = time.monotonic()
+    stop.patient = step.trains
+    work: Callable[[], list[Path]] = lambda: _work()[step.name](run)  # noqa: E731
+    outputs = work() if step.shared else [Path(p) for p in _on_main(lambda: [str(p) for p in work()])]
+    stop.patient = False
+    seconds = time.monotonic() - started
+    _on_main(functools.partial(controller.end, step, seconds, outputs) if controller else _nothing)
+    if stop.requested:
+        raise StoppedError(f"stopped after step {step.name!r} was finished; the same command goes on from there")
 
 
 def run_recipe(
@@ -226,50 +259,93 @@ def run_recipe(
     forced = set(depends_on(_find(recipe, first)[0].name, recipe)) if first else set()
     if first and not any(step.name in forced for step in steps):
         raise InputError(Problem("--to stands before --from", got=f"--from {first} --to {last}", next="swap them"))
-    gpus = visible_gpus() if recipe.launch.device != "cpu" else 0
-    with folder_lock(output):
+    with alone_in(output), _signals(output) as stop:
         remove_leftovers(output)
         controller = Controller(recipe, folder)
         controller.forget_dropped_steps()
         controller.manifest.forget([step.name for step in steps if step.name in forced])
         dump_recipe(recipe, folder.recipe)
+        refuse_other_machines(steps, recipe.launch)
         ran = []
-        with _signals() as stop:
-            for step in steps:
-                if not controller.todo([step]):
-                    logger.info("  %s: done already", step.name)
-                    continue
-                if runs_inside(step, recipe.launch, gpus):
-                    controller.run_here(step, stop, afresh=step.name in forced)
-                else:
-                    run_command(command(step, folder.recipe, recipe.launch, gpus), step.name, output)
-                    controller.manifest = Manifest(folder)
-                ran.append(step.name)
+        for step in steps:
+            if not controller.todo([step]):
+                logger.info("  %s: done already", step.name)
+                continue
+            _start(step, controller, stop, afresh=step.name in forced)
+            ran.append(step.name)
     return folder, ran
 
 
+def _start(step: Step, controller: Controller, stop: StopRequest, afresh: bool) -> None:
+    """Run a step in this process or as a command of its own."""
+    from harness.pipeline.context import Run
+
+    recipe, folder = controller.recipe, controller.folder
+    gpus = usable_gpus(recipe.launch)
+    if runs_inside(step, recipe.launch, gpus):
+        run_here(step, Run(recipe, folder, controller.keys, stop), stop, controller, afresh)
+        return
+    if afresh and step.trains:
+        controller.settle_checkpoints(step, afresh=True)
+    stop.patient = True  # the command is told to stop, and saves
+    run_command(command(step, folder.recipe, recipe.launch, gpus), step, folder.root, stop)
+    stop.patient = False
+    controller.manifest = Manifest(folder)
+    if stop.requested:
+        raise StoppedError(f"stopped after step {step.name!r} was finished; the same command goes on from there")
+
+
 def run_verb(recipe: Recipe, output: Path, verb: str, *, only: str | None = None) -> RunFolder:
-    """Run the steps of one verb, whose inputs must be done; this is also what ``accelerate launch`` starts.
+    """Run the steps of one verb, whose inputs must be done; this is also what a launcher starts, in every process.
 
     Raises:
-        InputError: inputs are missing, the folder is in use (unless the controller that holds it started us).
+        InputError: inputs are missing, the folder is in use (unless the controller that holds it started us), or the
+            processes are not those asked for.
     """
-    folder = RunFolder(output)
-    steps = _find(recipe, only or verb)
-    with contextlib.nullcontext() if started_by_controller(output) else folder_lock(output), _signals() as stop:
-        controller = Controller(recipe, folder)
-        if not started_by_controller(output):
-            dump_recipe(recipe, folder.recipe)
+    folder, steps = RunFolder(output), _find(recipe, only or verb)
+    gather_problems(*(functools.partial(require_processes, step, recipe.launch) for step in steps))
+    if launched_processes() > 1:
+        from harness.runtime.distributed import join_processes, pick_device
+
+        join_processes(pick_device(recipe.launch.device))
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_signals(output))
+        if is_main_process():
+            stack.enter_context(alone_in(output))
+        main: list[Controller] = []
+        keys = _on_main(lambda: _open(recipe, folder, main))
         for step in steps:
-            controller.require_inputs(step)
-            if controller.todo([step]):
-                controller.run_here(step, stop)
-            else:
-                logger.info("  %s: done already", step.name)
+            if not _on_main(functools.partial(_wanted, main, step)):
+                continue
+            from harness.pipeline.context import Run
+
+            run_here(step, Run(recipe, folder, keys, stop), stop, main[0] if main else None)
+    if launched_processes() > 1:
+        from harness.runtime.distributed import leave_processes
+
+        leave_processes()
     return folder
+
+
+def _open(recipe: Recipe, folder: RunFolder, main: list[Controller]) -> dict[str, str]:
+    """Put the main process's controller into ``main``; the steps' keys, for all processes."""
+    main.append(Controller(recipe, folder))
+    if not started_by_controller(folder.root):
+        dump_recipe(recipe, folder.recipe)
+    return main[0].keys
+
+
+def _wanted(main: list[Controller], step: Step) -> bool:
+    """Whether a step whose inputs are done is to run."""
+    main[0].require_inputs(step)
+    if main[0].todo([step]):
+        return True
+    logger.info("  %s: done already", step.name)
+    return False
 
 
 def commands(recipe: Recipe, recipe_path: Path) -> list[str]:
     """Each step's command line, for ``--print``."""
-    gpus = visible_gpus() if recipe.launch.device != "cpu" else 0
-    return [shlex.join(command(step, recipe_path, recipe.launch, gpus)) for step in plan(recipe)]
+    check_launch(recipe)
+    gpus = usable_gpus(recipe.launch)
+    return [printed(command(step, recipe_path, recipe.launch, gpus)) for step in plan(recipe)]

@@ -1,16 +1,29 @@
-"""Where a step runs: in the controller's process, or started under ``accelerate launch``. Imports no torch."""
+"""Where a step runs: in the controller's process, or started under a launcher. Imports no torch."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from harness.pipeline.plan import STEPS, Step
-from harness.recipe import LaunchSettings
-from harness.runtime.errors import InputError, Problem, RunError
+from harness.recipe import LaunchSettings, Recipe
+from harness.runtime.errors import InputError, Problem, StepFailedError, StoppedError
+from harness.runtime.process import LOCK, folder_lock, is_locked, launched_processes, logger
+
+_FOLDER = "HARNESS_STEP_FOLDER"  # where the controller and the step that it started leave word for each other
+STEP_LOCK = ".step.lock"  # held by a started step's main process
+MACHINE = "$MACHINE_RANK"  # in printed commands that are to be started on every machine
+MAIN_ADDRESS = "$MAIN_ADDRESS"
 
 
 def visible_gpus() -> int:
@@ -25,9 +38,64 @@ def visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
 
 
+def usable_gpus(launch: LaunchSettings) -> int:
+    """The GPUs that the steps may use."""
+    return 0 if launch.device == "cpu" else visible_gpus()
+
+
+# ------------------------------------------------------------------------------------------------ how many processes
+
+
+def accelerate_file(step: Step, launch: LaunchSettings) -> str | None:
+    """The accelerate file that the recipe names for a step."""
+    return launch.accelerate.get(step.name) or launch.accelerate.get(step.verb)
+
+
+def _told(file: str | None) -> dict[str, Any]:
+    """What an accelerate file says; ``check_accelerate_files`` has refused those that can't be read."""
+    return yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
+
+
+def processes_of(step: Step, launch: LaunchSettings, gpus: int) -> int:
+    """How many processes a step is asked to run in, over all machines."""
+    if not step.shared:
+        return 1
+    asked, told = launch.processes, _told(accelerate_file(step, launch))
+    if isinstance(asked, dict):
+        asked = asked.get(step.name) or asked.get(step.verb) or "auto"
+    if asked != "auto":
+        return asked
+    if told.get("num_machines", 1) > 1 or not gpus:
+        return int(told.get("num_processes") or 1)
+    return gpus
+
+
+def require_processes(step: Step, launch: LaunchSettings) -> None:
+    """A step stops when it does not see the processes that it was asked for.
+
+    A step that is not shared may be started in several: the main process does it, the others wait.
+
+    Raises:
+        InputError: naming both numbers.
+    """
+    seen = launched_processes()
+    if not step.shared and seen > 1:
+        return
+    wanted = processes_of(step, launch, usable_gpus(launch))
+    if seen != wanted:
+        raise InputError(
+            Problem(f"step {step.name!r} does not see the processes that it was asked for", where="launch.processes",
+                    got=f"{seen} running", allowed=f"{wanted}",
+                    next=f"start it with `harness run`, as `harness run --print` shows, or --set launch.processes={seen}")
+        )  # fmt: skip
+
+
 def runs_inside(step: Step, launch: LaunchSettings, gpus: int) -> bool:
-    """Whether the controller runs the step itself: it uses no GPU."""
-    return not (step.gpu and launch.device != "cpu" and gpus > 0)
+    """Whether the controller runs the step itself: it uses no GPU and one process."""
+    return not (step.gpu and gpus) and processes_of(step, launch, gpus) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ commands
 
 
 def command(step: Step, recipe_path: Path, launch: LaunchSettings, gpus: int) -> list[str]:
@@ -35,56 +103,186 @@ def command(step: Step, recipe_path: Path, launch: LaunchSettings, gpus: int) ->
     own = ["-m", "harness", step.verb, str(recipe_path), "--only", step.name]
     if runs_inside(step, launch, gpus):
         return [sys.executable, *own]
-    file = launch.accelerate.get(step.name) or launch.accelerate.get(step.verb)
-    options = (
-        ["--config_file", file]
-        if file
-        else ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
-    )
-    return [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", "1", *own]
+    file, processes = accelerate_file(step, launch), processes_of(step, launch, gpus)
+    if not gpus and not file:
+        # accelerate's own flags can't ask for several CPU processes (they start one, in silence).
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *own]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    if file and step.shared:
+        launcher += ["--config_file", file]
+    else:
+        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
+        launcher += ["--multi_gpu"] if processes > 1 else []
+    if step.shared and _told(file).get("num_machines", 1) > 1:
+        return [*launcher, "--num_processes", str(processes), "--machine_rank", MACHINE,
+                "--main_process_ip", MAIN_ADDRESS, *own]  # fmt: skip
+    # Port 0: any that is free, so that two runs on one machine don't meet.
+    return [*launcher, "--num_processes", str(processes), "--main_process_port", "0", *own]
 
 
-_HOLDER = "HARNESS_CONTROLLER"  # the folder whose lock the controller holds for the steps that it starts
+def printed(arguments: list[str]) -> str:
+    """A command as a shell takes it; what differs from machine to machine stays a variable."""
+    return " ".join(f'"{a}"' if a in (MACHINE, MAIN_ADDRESS) else shlex.quote(a) for a in arguments)
+
+
+def check_launch(recipe: Recipe) -> None:
+    """Accelerate files can be used, and every stage's batch can be shared out.
+
+    Raises:
+        InputError: everything that is wrong.
+    """
+    launch = recipe.launch
+    problems = [problem for name, path in launch.accelerate.items() for problem in _file_problems(name, path)]
+    known = {name for step in STEPS for name in (step.name, step.verb)}
+    named = {"accelerate": launch.accelerate, "processes": launch.processes}
+    problems += [
+        Problem(f"no step or verb {name!r}", where=f"launch.{key}.{name}", allowed=", ".join(sorted(known)))
+        for key, by_step in named.items() if isinstance(by_step, dict) for name in by_step if name not in known
+    ]  # fmt: skip
+    if problems:
+        raise InputError(problems)
+    gpus = usable_gpus(launch)
+    stages = {"teacher": recipe.teacher.train and recipe.teacher, "align": recipe.align, "refine": recipe.refine}
+    for step in STEPS:
+        stage = stages.get(step.name)
+        training, processes = stage.training if stage else None, processes_of(step, launch, gpus)
+        if training and training.batch_size % (training.accumulate * processes):
+            problems.append(
+                Problem("the batch can't be shared out equally", where=f"{step.name}.training.batch_size",
+                        got=f"{training.batch_size} for accumulate {training.accumulate} x {processes} processes",
+                        allowed=f"a multiple of {training.accumulate * processes}",
+                        next="change batch_size, accumulate, or launch.processes")
+            )  # fmt: skip
+    if problems:
+        raise InputError(problems)
+
+
+def _file_problems(name: str, path: str) -> list[Problem]:
+    """What is wrong with an accelerate file: absent, unreadable, or it would change what the recipe says."""
+    where = f"launch.accelerate.{name}"
+    try:
+        told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        return [Problem("no such accelerate file", where=where, got=path, next="check the path")]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return [Problem("the accelerate file is not readable as YAML", where=f"{where} ({path})", got=str(error))]
+    if not isinstance(told, dict):
+        return [Problem("the accelerate file is no mapping of settings", where=f"{where} ({path})")]
+    fixed = {"mixed_precision": ("no", "the recipe's training.precision decides"),
+             "gradient_accumulation_steps": (1, "the recipe's training.accumulate decides")}  # fmt: skip
+    parts = [told, *(part for part in told.values() if isinstance(part, dict))]
+    return [
+        Problem(f"the accelerate file sets {key}", where=f"{where} ({path})", got=str(part[key]), allowed=str(only),
+                next=reason)
+        for key, (only, reason) in fixed.items() for part in parts if part.get(key, only) not in (only, False, "auto")
+    ]  # fmt: skip
+
+
+def refuse_other_machines(steps: list[Step], launch: LaunchSettings) -> None:
+    """The controller can start processes on its own machine only.
+
+    Raises:
+        InputError: naming the steps whose accelerate file spans machines.
+    """
+    wide = [s.name for s in steps if s.shared and _told(accelerate_file(s, launch)).get("num_machines", 1) > 1]
+    if wide:
+        raise InputError(
+            Problem("`harness run` starts processes on this machine only", where="launch.accelerate",
+                    got=f"num_machines above 1 for {', '.join(wide)}",
+                    next="run the commands that `harness run --print` shows, those of these steps on every machine")
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- a controller and its step
 
 
 def started_by_controller(output: Path) -> bool:
     """Whether a controller that holds this folder's lock started this process."""
-    return os.environ.get(_HOLDER) == str(output.resolve())
+    return _FOLDER in os.environ and Path(os.environ[_FOLDER]).parent == output.resolve()
 
 
-def run_command(arguments: list[str], step: str, output: Path) -> None:
-    """Run a step's command to its end; when we are stopped, it is asked to stop and waited for.
+def told_to_stop(output: Path) -> bool:
+    """Whether the controller asks its step to stop, or is gone: nobody would record what the step does."""
+    if not started_by_controller(output):
+        return False
+    return (Path(os.environ[_FOLDER]) / "stop").exists() or not is_locked(output)
+
+
+def leave(code: int, together: bool) -> None:
+    """End this process after a failure that has been told.
+
+    Launchers pass no exit code on, so the controller finds it in the step's folder. ``together``: all processes end, so
+    that the launcher of a controlled step need not hear of a failure, and stays quiet.
+    """
+    controlled = _FOLDER in os.environ
+    if controlled:
+        with contextlib.suppress(OSError):
+            (Path(os.environ[_FOLDER]) / "code").write_text(str(code))
+    if launched_processes() == 1:
+        sys.exit(code)
+    # Not sys.exit: the others may be waiting for us, and tidying up would wait for them.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if controlled and together else code)
+
+
+def _environment(arguments: list[str], word: Path) -> dict[str, str]:
+    """Ours, and each process's share of the cores (launchers would give it one)."""
+    option = "--nproc_per_node" if "--nproc_per_node" in arguments else "--num_processes"
+    threads = len(os.sched_getaffinity(0)) // int(arguments[arguments.index(option) + 1])
+    return {"OMP_NUM_THREADS": str(max(1, threads)), **os.environ, _FOLDER: str(word)}
+
+
+def run_command(arguments: list[str], step: Step, output: Path, stop: Callable[[], bool]) -> None:
+    """Run a step's command to its end. When ``stop`` says so, it is asked to stop, and waited for while it saves.
 
     Raises:
-        RunError: it failed; its own messages stand above.
+        StepFailedError: it failed; its own messages stand above. StoppedError: it was stopped.
     """
-    with subprocess.Popen(arguments, env={**os.environ, _HOLDER: str(output.resolve())}) as process:
+    output = output.resolve()
+    with tempfile.TemporaryDirectory(prefix=".step.", suffix=".tmp", dir=output) as name:
+        word = Path(name)
+        # Its own session: Ctrl-C in a terminal reaches us alone, and we let a training save before it ends.
+        process = subprocess.Popen(arguments, env=_environment(arguments, word), start_new_session=True)
+        asked = False
         try:
-            code = process.wait()
-        except RunError:
-            process.terminate()
-            process.wait()
-            raise
+            while (code := process.poll()) is None:
+                if stop() and not asked:
+                    asked = True
+                    (word / "stop").touch()
+                    if not step.trains:
+                        process.terminate()
+                time.sleep(0.05)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        with contextlib.suppress(OSError, ValueError):
+            code = int((word / "code").read_text())
+    if code and asked:
+        raise StoppedError(f"stopped in step {step.name!r}; the same command goes on from there")
     if code:
-        raise RunError(f"step {step!r} failed with exit code {code}: {shlex.join(arguments)}")
+        raise StepFailedError(f"step {step.name!r} failed with exit code {code}: {printed(arguments)}", code)
 
 
-def check_accelerate_files(launch: LaunchSettings) -> None:
-    """Every named accelerate file exists and belongs to a step or verb.
+@contextlib.contextmanager
+def alone_in(output: Path, patience: float = 60.0) -> Iterator[None]:
+    """Hold what keeps others out of the folder: as a controller or a verb its lock, as a started step the step's.
+
+    A killed controller leaves its step behind, which then stops by itself: it is waited for.
 
     Raises:
-        InputError: naming those that don't.
+        InputError: another run works here.
     """
-    known = {name for step in STEPS for name in (step.name, step.verb)}
-    unknown = [
-        Problem(f"no step or verb {name!r}", where=f"launch.accelerate.{name}", allowed=", ".join(sorted(known)))
-        for name in launch.accelerate
-        if name not in known
-    ]
-    missing = [
-        Problem("no such accelerate file", where=f"launch.accelerate.{name}", got=path, next="check the path")
-        for name, path in launch.accelerate.items()
-        if not Path(path).is_file()
-    ]
-    if unknown or missing:
-        raise InputError(unknown + missing)
+    if started_by_controller(output):
+        with folder_lock(output, STEP_LOCK):
+            yield
+        return
+    with folder_lock(output, LOCK):
+        until = time.monotonic() + patience
+        while is_locked(output, STEP_LOCK) and time.monotonic() < until:
+            logger.info("waiting for a step of a run that was killed: it saves and stops")
+            time.sleep(2)
+        with folder_lock(output, STEP_LOCK):
+            pass
+        yield

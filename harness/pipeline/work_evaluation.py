@@ -74,7 +74,7 @@ def query_vectors(run: Run, system: str, texts: dict[str, list[str]]) -> dict[st
         return {n: store.vectors(np.array([store.row[f"query:{r.id}"] for r in splits[n]])) for n in texts}
     encoder, tokens = open_system(run, system), run.recipe.embed.batch_tokens
     return {
-        name: encoder.encode(words, side="query", batch_tokens=tokens, what=f"{system} {name}")
+        name: encoder.encode(words, side="query", batch_tokens=tokens, what=f"{system} {name}", shared=True)
         for name, words in texts.items()
     }
 
@@ -102,6 +102,8 @@ def do_evaluate(run: Run) -> list[Path]:
             if system == settings.reference:
                 reference[name] = (vectors[name], result)
             result.agreement = agreement(vectors[name], result, *reference[name])
+            if not run.is_main:
+                continue
             kept = vectors[name] if system == settings.reference else None
             result.save(folder, {"key": key, "system": system, "set": name, "reference": settings.reference}, kept)
         logger.info("evaluate: %s done", system)

@@ -58,7 +58,8 @@ def _finish(run: Run, stage: str, fitted: Fitted) -> None:
         "seconds": round(fitted.seconds, 1),
         "curve": fitted.curve,
     }
-    write_json(run.folder.root / "logs" / f"{stage}.json", summary)
+    if run.is_main:
+        write_json(run.folder.root / "logs" / f"{stage}.json", summary)
 
 
 def judge_on_index(run: Run, student: Encoder, training: TrainingSettings) -> Evaluate:
@@ -75,7 +76,7 @@ def judge_both_towers(run: Run, teacher: Encoder, training: TrainingSettings) ->
     def evaluate() -> dict[str, float]:
         bf16 = run.precision(training)
         document_ND = teacher.encode(
-            documents.texts, side="document", bf16=bf16, batch_tokens=tokens, what="select documents"
+            documents.texts, side="document", bf16=bf16, batch_tokens=tokens, what="select documents", shared=True
         )
         index = VectorIndex.build(document_ND, documents.ids, partition_N=partition)
         return _judge(run, teacher, training, index, documents)
@@ -89,7 +90,7 @@ def _judge(
     records, recipe = run.dataset.splits["select"], run.recipe
     query_QD = encoder.encode(
         [record.text for record in records], side="query", bf16=run.precision(training),
-        batch_tokens=recipe.embed.batch_tokens, what="select queries",
+        batch_tokens=recipe.embed.batch_tokens, what="select queries", shared=True,
     )  # fmt: skip
     metric, within = recipe.evaluate.select_metric, run.dataset.search_within
     return quick_quality(index, query_QD, records, documents, metric=metric, within=within)
@@ -109,7 +110,7 @@ def select_documents(dataset: Dataset, limit: int, seed: int) -> Documents:
 
 def _save(run: Run, encoder: Encoder, folder: Path, space: Space | None) -> None:
     """Save on the main process; a teacher (``space`` None) founds a space named by its own weights."""
-    if not run.accelerator.is_main_process:
+    if not run.is_main:
         return
     save_encoder(encoder, folder, lambda sha256: {"space": (space or Space.of(encoder, sha256)).to_json()})
 
@@ -164,7 +165,8 @@ def _space_without_weights(run: Run) -> Path:
         document_prompt=prompts.document or "",
         pooling=run.recipe.teacher.pooling or "unknown", dimension=peek_dimension(files), normalized=True,
     )  # fmt: skip
-    write_json(run.folder.teacher / "harness.json", {"space": space.to_json()})
+    if run.is_main:
+        write_json(run.folder.teacher / "harness.json", {"space": space.to_json()})
     return run.folder.teacher
 
 

@@ -18,6 +18,7 @@ from harness.pipeline.checks import check_data
 from harness.pipeline.context import Run
 from harness.pipeline.plan import embedded_kinds
 from harness.recipe import MineSettings, Recipe, VectorFiles
+from harness.runtime.errors import StoppedError
 from harness.runtime.process import file_sha256, logger
 from harness.vectors.files import check_sample, import_vectors
 from harness.vectors.mining import load_mined, mine, save_mined
@@ -54,9 +55,11 @@ def _tell(summary: Mapping[str, Any]) -> None:
 
 
 def encode_with(encoder: Encoder, side: Side, run: Run, what: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """The encoder's one side as a function of texts, in fp32."""
+    """The encoder's one side as a function of texts, in fp32; between two calls it may be asked to stop."""
 
     def encode(texts: Sequence[str]) -> np.ndarray:
+        if run.stop():
+            raise StoppedError("stopped; the same command goes on from the last finished shard")
         return encoder.encode(texts, side=side, batch_tokens=run.recipe.embed.batch_tokens, what=what)
 
     return encode
@@ -153,7 +156,8 @@ def do_embed(run: Run) -> list[Path]:
     else:
         assert encoder is not None, "validated by the recipe"
         _write_queries(run, encoder, space, "queries", embedded_kinds(recipe))
-    run.index_of(store).save(run.folder.index, space, store_sha256=store.sha256)
+    if run.is_main:
+        run.index_of(store).save(run.folder.index, space, store_sha256=store.sha256)
     return [run.folder.vectors / "documents", run.folder.vectors / "queries", run.folder.index]
 
 
@@ -217,15 +221,17 @@ def _mine(run: Run, name: str, settings: MineSettings, documents: VectorStore, q
     query_QD = queries.vectors(np.array([queries.row[f"{QUERY}{record.id}"] for record in records], dtype=np.int64))
     relevance = Relevance(run.dataset.documents, records, within_language=run.dataset.search_within)
     partition = [record.language for record in records] if run.dataset.search_within else None
+    index = run.frozen_index() if name == "refine" else run.index_of(documents)
     row_QM, score_QM = mine(
-        run.index_of(documents), query_QD, top_k=settings.top_k, skip=settings.skip, keep=settings.keep,
+        index, query_QD, top_k=settings.top_k, skip=settings.skip, keep=settings.keep,
         forbidden=relevance.forbidden, partition_Q=partition,
     )  # fmt: skip
     folder = run.folder.mined / name
-    save_mined(
-        folder, [record.id for record in records], run.dataset.documents.ids, row_QM, score_QM,
-        positive_score_Q=_best_positive(run, documents, query_QD),
-    )  # fmt: skip
+    if run.is_main:
+        save_mined(
+            folder, [record.id for record in records], run.dataset.documents.ids, row_QM, score_QM,
+            positive_score_Q=_best_positive(run, documents, query_QD),
+        )  # fmt: skip
     return [folder]
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.runtime.errors import InputError, Problem, RunError
+from harness.runtime.errors import InputError, Problem, StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -61,6 +61,14 @@ def join_processes(device: torch.device) -> None:
         PartialState(cpu=device.type == "cpu", **waits)
 
 
+def leave_processes() -> None:
+    """Part from the others in good order, once all have come here."""
+    if dist.is_initialized():
+        wait_for_all()
+        dist.destroy_process_group()
+        _control_group.cache_clear()
+
+
 @functools.cache
 def _control_group() -> dist.ProcessGroup:
     """A gloo group beside the training's: on the CPU, and patient."""
@@ -73,10 +81,6 @@ def wait_for_all() -> None:
     """Go on only when every process has come here."""
     if world_size() > 1:
         dist.barrier(group=_control_group())
-
-
-class OtherProcessFailedError(RunError):
-    """The main process failed and has said why; this one has nothing to add."""
 
 
 def broadcast(value: T) -> T:
@@ -97,14 +101,14 @@ def on_main(work: Callable[[], T]) -> T:
     """Do ``work`` in the main process while the others wait; its result (plain JSON data) reaches all.
 
     Raises:
-        OtherProcessFailedError: in the others, when the main process raised.
+        StoppedError: in the others, when the main process raised (and has said why).
     """
     if world_size() == 1:
         return work()
     if rank():
         answer: dict[str, T] = broadcast({})
         if "result" not in answer:
-            raise OtherProcessFailedError("the main process failed")
+            raise StoppedError("the main process failed")
         return answer["result"]
     told: dict[str, T] = {}
     try:

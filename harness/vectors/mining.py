@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.runtime.distributed import join_rows, share
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import atomic_file, atomic_folder, progress, write_json
 from harness.vectors.index import VectorIndex
@@ -33,6 +34,8 @@ def mine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each query's ``top_k`` hits: without the forbidden ones, without the first ``skip`` of the rest, ``keep``.
 
+    Several processes, given the same queries, mine for a part of them each; all get all negatives.
+
     Args:
         index: over all documents, in the order that ``forbidden`` knows.
         query_QD: float [Q, D], in the order that ``forbidden`` knows.
@@ -46,11 +49,12 @@ def mine(
         (row_QM int64, score_QM float32) with M = ``keep``, best first; row -1 and score -inf where there are fewer.
     """
     assert top_k > 0 and skip >= 0 and keep > 0
+    own = share(len(query_QD))
     row_QM = np.full((len(query_QD), keep), -1, dtype=np.int64)
     score_QM = np.full((len(query_QD), keep), -np.inf, dtype=np.float32)
-    with progress(what="mine", total=len(query_QD), unit="query") as bar:
-        for start in range(0, len(query_QD), SEARCHED):
-            part = slice(start, start + SEARCHED)
+    with progress(what="mine", total=own.stop - own.start, unit="query") as bar:
+        for start in range(own.start, own.stop, SEARCHED):
+            part = slice(start, min(start + SEARCHED, own.stop))
             score_BK, row_BK = index.search(query_QD[part], top_k, None if partition_Q is None else partition_Q[part])
             forbidden_BK = [
                 forbidden(start + first + np.arange(len(block_BK)), block_BK)
@@ -62,7 +66,7 @@ def mine(
             row_QM[part, :width] = np.where(kept_BM, np.take_along_axis(row_BK, column_BM, 1), -1)
             score_QM[part, :width] = np.where(kept_BM, np.take_along_axis(score_BK, column_BM, 1), -np.inf)
             bar.update(len(row_BK))
-    return row_QM, score_QM
+    return join_rows(row_QM[own], len(query_QD)), join_rows(score_QM[own], len(query_QD))
 
 
 def _columns(allowed_BK: np.ndarray, skip: int, keep: int) -> tuple[np.ndarray, np.ndarray]:

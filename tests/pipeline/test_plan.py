@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
-from harness.pipeline.launch import check_accelerate_files, command
+from harness.pipeline.launch import check_launch, command
 from harness.pipeline.plan import STEPS, VERBS, depends_on, keys, plan
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError
@@ -77,7 +77,7 @@ def test_commands_run_a_step_alone(path: Path) -> None:
 
 
 def test_accelerate_files_belong_to_steps_and_exist(path: Path) -> None:
-    launch = load_recipe(path, ["launch.accelerate={teacher: nowhere.yaml, teecher: r.yaml}"]).launch
+    recipe = load_recipe(path, ["launch.accelerate={teacher: nowhere.yaml, teecher: r.yaml}"])
     with pytest.raises(InputError) as caught:
-        check_accelerate_files(launch)
+        check_launch(recipe)
     assert len(caught.value.problems) == 3

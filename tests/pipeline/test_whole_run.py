@@ -335,61 +335,14 @@ def test_bad_lines_stop_a_run_or_are_skipped_and_told(tmp_path: Path, caplog: py
     assert "1 bad lines" in caplog.text
 
 
-def test_more_processes_than_are_supported_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the recipe, and when a launcher starts them unasked."""
-    path = write_recipe(tmp_path, tiny_tree(tmp_path))
-    with pytest.raises(InputError, match="launch.processes.*2 processes are not supported yet"):
-        load_recipe(path, ["launch.processes=2"])
+def test_a_verb_stops_without_the_processes_that_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher started one where two are asked for, or the other way round."""
+    recipe = _tree_with(tmp_path)
+    two = recipe.model_copy(update={"launch": recipe.launch.model_copy(update={"processes": 2})})
+    with pytest.raises(InputError, match=r"does not see the processes(.|\n)*1 running(.|\n)*2"):
+        run_verb(two, tmp_path / "out", "teacher")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="number of processes is not the one asked for"):
-        run_recipe(load_recipe(path), tmp_path / "out", last="data")
-
-
-def test_a_teacher_is_judged_on_a_part_of_a_large_corpus(whole: tuple[Path, Path]) -> None:
-    from harness.data.prepare import load_dataset
-    from harness.pipeline.work_training import select_documents
-
-    dataset = load_dataset(whole[1] / "data")
-    part = select_documents(dataset, 50, seed=0)
-    judged = {name for record in dataset.splits["select"] for name in record.positives}
-    assert len(part.ids) == 50 and judged <= set(part.ids)
-    assert [dataset.documents.texts[dataset.documents.row[name]] for name in part.ids] == part.texts
-    assert select_documents(dataset, 5, seed=0).ids and judged <= set(select_documents(dataset, 5, seed=0).ids)
-    assert select_documents(dataset, 1000, seed=0) is dataset.documents
-
-
-def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
-    """Neither a folder that is no run's, nor an input that lies where a run would write."""
-    recipe = write_recipe(tmp_path, tiny_tree(tmp_path))  # beside it lie the folders data/ and model/
-    before = sorted(path.name for path in (tmp_path / "data").rglob("*"))
-    with pytest.raises(InputError) as caught:
-        run_recipe(load_recipe(recipe), tmp_path, last="data")
-    assert len(caught.value.problems) == 2
-    assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == before
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
-    done = _command("make-emoji", str(tmp_path / "precious"))
-    assert done.returncode == 2 and "thesis.txt" in done.stderr
-    assert (tmp_path / "precious" / "thesis.txt").exists()
-
-
-def test_a_dropped_stage_leaves_the_report_and_the_export(whole: tuple[Path, Path], tmp_path: Path) -> None:
-    import shutil
-
-    out = shutil.copytree(whole[1], tmp_path / "out")
-    systems = "[teacher, student-aligned]"
-    overrides = ["refine=null", "export=null", f"evaluate.systems={systems}", f"bench.systems={systems}"]
-    run_recipe(load_recipe(whole[0], overrides), out)
-    results = read_json(out / "results.json")
-    assert set(results["training"]) == {"teacher", "align"}
-    assert not [bar for bar in results["bars"] if "refine" in bar["name"]]
-    assert not (out / "export").exists()
-
-
-def test_a_verb_writes_down_the_recipe_that_it_ran(whole: tuple[Path, Path], tmp_path: Path) -> None:
-    import shutil
-
-    out = shutil.copytree(whole[1], tmp_path / "out")
-    run_verb(load_recipe(whole[0], ["refine.training.steps=2"]), out, "refine")
-    resolved = load_recipe(out / "recipe.resolved.yaml")
-    assert resolved.refine is not None and resolved.refine.training.steps == 2
+    with pytest.raises(InputError, match=r"does not see the processes(.|\n)*2 running(.|\n)*1"):
+        run_verb(recipe, tmp_path / "out", "teacher")
