@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.data.reading import (
     BadLine,
@@ -20,7 +21,7 @@ from harness.data.reading import (
 from harness.data.records import Documents
 from harness.data.source import Judgments, Queries, Source
 from harness.recipe import DataSettings, QrelsNames
-from harness.runtime.errors import InputError, Problem
+from harness.runtime.errors import InputError, Problem, gather_problems
 
 
 def read_beir(folder: Path, settings: DataSettings, reading: Reading) -> Source:
@@ -32,14 +33,24 @@ def read_beir(folder: Path, settings: DataSettings, reading: Reading) -> Source:
     files, problems = _find(folder, settings.qrels)
     if problems:
         raise InputError(problems)
-    documents, document_groups = _read_documents(files.pop("corpus"), settings, reading)
-    queries = _read_queries(files.pop("queries"), settings.group or "group", reading)
-    known_queries, known_documents = set(queries.ids), documents.row
+    corpus, asked = files.pop("corpus"), files.pop("queries")
+    told: set[str] = set()  # ids of bad lines, which are counted: what judges them is not counted again
+    documents, document_groups = _read_documents(corpus, settings, reading, told)
+    queries = _read_queries(asked, settings.group or "group", reading, told)
+    for path, count, what in ((corpus, len(documents), "document"), (asked, len(queries.ids), "query")):
+        if not count:
+            problems.append(Problem(f"there is no {what} in it", where=str(path),
+                                    allowed="on each line a JSON object with _id and text"))
+    if problems:
+        raise InputError(problems)
+    known = _Known(set(queries.ids), documents.row, told)
     whole = reading.complete  # of a preview, an id unknown to us may stand further down
-    judgments = {
-        split: _read_qrels(path, known_queries, known_documents, reading, report_unknown=whole)
-        for split, path in files.items()
-    }
+    judgments: dict[str, Judgments] = {}
+
+    def judge(split: str, path: Path) -> None:
+        judgments[split] = _read_qrels(path, known, reading, report_unknown=whole)
+
+    gather_problems(*(functools.partial(judge, split, path) for split, path in files.items()))
     return Source(documents, document_groups, queries, judgments)
 
 
@@ -72,7 +83,9 @@ def _find(folder: Path, names: QrelsNames) -> tuple[dict[str, Path], list[Proble
     return files, problems
 
 
-def _read_documents(path: Path, settings: DataSettings, reading: Reading) -> tuple[Documents, list[str]]:
+def _read_documents(
+    path: Path, settings: DataSettings, reading: Reading, told: set[str]
+) -> tuple[Documents, list[str]]:
     group_field, key_field = settings.group or "group", settings.equivalent
     documents, groups, languages = Documents(), [], LanguageColumn()
     seen: set[str] = set()
@@ -86,6 +99,7 @@ def _read_documents(path: Path, settings: DataSettings, reading: Reading) -> tup
             group = check_label(value.get(group_field), group_field)
         except BadLine as problem:
             reading.bad(path, line, problem)
+            told.add(str(value.get("_id")))
             continue
         seen.add(id_)
         languages.add(language, line)
@@ -94,11 +108,13 @@ def _read_documents(path: Path, settings: DataSettings, reading: Reading) -> tup
         documents.keys.append(key)
         groups.append(group)
     documents.languages.extend(languages.values)
-    _drop(languages.settle(reading, path), documents.ids, documents.texts, documents.languages, documents.keys, groups)
+    dropped = languages.settle(reading, path)
+    told.update(documents.ids[row] for row in dropped)
+    _drop(dropped, documents.ids, documents.texts, documents.languages, documents.keys, groups)
     return documents, groups
 
 
-def _read_queries(path: Path, group_field: str, reading: Reading) -> Queries:
+def _read_queries(path: Path, group_field: str, reading: Reading, told: set[str]) -> Queries:
     queries, languages = Queries(), LanguageColumn()
     seen: set[str] = set()
     for line, value in reading.objects(path):
@@ -110,6 +126,7 @@ def _read_queries(path: Path, group_field: str, reading: Reading) -> Queries:
             weight = check_number(value.get("weight"), "weight", lowest=0.0)
         except BadLine as problem:
             reading.bad(path, line, problem)
+            told.add(str(value.get("_id")))
             continue
         seen.add(id_)
         languages.add(language, line)
@@ -119,6 +136,7 @@ def _read_queries(path: Path, group_field: str, reading: Reading) -> Queries:
         queries.weights.append(weight)
     queries.languages = languages.values
     dropped = languages.settle(reading, path)
+    told.update(queries.ids[row] for row in dropped)
     _drop(dropped, queries.ids, queries.texts, queries.languages, queries.groups, queries.weights)
     return queries
 
@@ -136,9 +154,15 @@ def _drop(rows: set[int], *columns: list[Any]) -> None:
             column[:] = [value for row, value in enumerate(column) if row not in rows]
 
 
-def _read_qrels(
-    path: Path, queries: Container[str], documents: Container[str], reading: Reading, *, report_unknown: bool
-) -> Judgments:
+class _Known(NamedTuple):
+    """The ids that a judgment may name, and those of lines that were found bad."""
+
+    queries: Container[str]
+    documents: Container[str]
+    told: Container[str]
+
+
+def _read_qrels(path: Path, known: _Known, reading: Reading, *, report_unknown: bool) -> Judgments:
     """The judgments of one file: ``query-id``, ``corpus-id``, ``score``, with or without a header line.
 
     Raises:
@@ -149,17 +173,18 @@ def _read_qrels(
     for line, text in reading.lines(path):
         fields = text.split("\t")
         try:
+            if line == 1 and len(fields) == 3 and fields[0] not in known.queries and not _is_number(fields[2]):
+                continue  # the header
+            lines += 1
             if len(fields) != 3:
                 raise BadLine("not query-id, corpus-id and score with tabs between", text)
             query, document, score_text = fields
-            if line == 1 and query not in queries and not _is_number(score_text):
-                continue  # the header
-            lines += 1
             score = check_number(score_text, "score")
-            if query not in queries or document not in documents:
-                if not report_unknown:
+            if query not in known.queries or document not in known.documents:
+                asked = query in known.queries
+                if not report_unknown or (document if asked else query) in known.told:
                     continue
-                raise BadLine(*(("unknown corpus-id", document) if query in queries else ("unknown query-id", query)))
+                raise BadLine(*(("unknown corpus-id", document) if asked else ("unknown query-id", query)))
             judged = judgments.setdefault(query, {})
             if judged.setdefault(document, score) != score:
                 raise BadLine("judged twice with different scores", text)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.data.hub import hub_rows
 from harness.data.reading import (
     BadLine,
     LanguageColumn,
@@ -23,8 +24,7 @@ from harness.data.reading import (
 )
 from harness.data.records import Documents
 from harness.data.source import Judgments, Queries, Source
-from harness.recipe import DataSettings
-from harness.runtime.errors import InputError, Problem
+from harness.recipe import Columns, DataSettings
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
@@ -49,7 +49,7 @@ def read_pairs(settings: DataSettings, reading: Reading) -> Source:
     wanted = [name for name in columns.values() if name]
     collector = _Collector(per_language=settings.search_within == "lang")
     if settings.source == "huggingface":
-        parts: list[tuple[str, str, Rows]] = [("train", *_hub_rows(settings, columns, reading))]
+        parts: list[tuple[str, str, Rows]] = [("train", *hub_rows(settings, columns, reading))]
     else:
         assert settings.path is not None, "the recipe's validation asks for a path"
         parts = _file_parts("train", settings.path, "data.path", wanted, reading)
@@ -76,32 +76,6 @@ def _file_parts(
     return [(split, str(path), reading.rows(path, columns)) for path in find_files(paths, key)]
 
 
-def _hub_rows(settings: DataSettings, columns: dict[str, str], reading: Reading) -> tuple[str, Rows]:
-    """The rows of a Hugging Face data set, with the name under which its bad lines are reported."""
-    import datasets
-
-    where = f"data.dataset: {settings.dataset}"
-    try:
-        table = datasets.load_dataset(
-            settings.dataset, settings.subset, split=settings.dataset_split, revision=settings.revision
-        )
-    except Exception as error:  # the library raises what its file systems, parsers and the network raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            Problem("the data set can't be loaded", where=where, got=f"{type(error).__name__}: {reason}",
-                    next="check data.dataset, data.subset, data.dataset_split and the network, or download it and use "
-                    "data.source: pairs")
-        ) from None  # fmt: skip
-    missing = [columns[name] for name in ("query", "positive") if columns[name] not in table.column_names]
-    if missing:
-        raise InputError(
-            Problem(f"no column {', '.join(missing)}", where=where, got=", ".join(table.column_names),
-                    next="name the columns in data.columns")
-        )  # fmt: skip
-    name = f"{settings.dataset}[{settings.dataset_split}]"
-    return name, reading.table(name, table, len(table))
-
-
 def _parse(rows: Rows, columns: dict[str, str], name: str, reading: Reading) -> tuple[list[_Pair], LanguageColumn]:
     pairs, languages = [], LanguageColumn()
     for line, value in rows:
@@ -124,7 +98,7 @@ def _pair(value: dict[str, Any], columns: dict[str, str]) -> _Pair:
     return _Pair(
         require_text(value.get(columns["query"]), f"text in {columns['query']!r}"),
         positives,
-        _texts(value, columns["negatives"]),
+        _texts(value, columns["negatives"], listed=columns["negatives"] == Columns().negatives),
         check_number(value.get(columns["score"]), columns["score"]),
         check_number(value.get(columns["weight"]), columns["weight"], lowest=0.0),
         check_label(value.get(columns["group"]), columns["group"]),
@@ -132,9 +106,11 @@ def _pair(value: dict[str, Any], columns: dict[str, str]) -> _Pair:
     )
 
 
-def _texts(value: dict[str, Any], column: str) -> list[str]:
-    """A text or a list of texts, blank ones left out."""
+def _texts(value: dict[str, Any], column: str, *, listed: bool = False) -> list[str]:
+    """A list of texts, or a text unless it must be ``listed``; blank ones left out. Raises ``BadLine``."""
     given = value.get(column)
+    if listed and isinstance(given, str) and given.strip():
+        raise BadLine(f"the {column} are not a list: one text for each negative", given)
     texts = [check_text(text, f"text in {column!r}") for text in (given if isinstance(given, list) else [given])]
     return [text for text in texts if text]
 

@@ -17,7 +17,7 @@ from harness.data.reading import PREVIEW_LINES, Reading
 from harness.data.records import UNKNOWN_LANGUAGE, Documents, normal_text
 from harness.data.source import Judged, Queries, Source, Split
 from harness.recipe import DataSettings, QrelsNames
-from harness.runtime.errors import InputError, Problem
+from harness.runtime.errors import InputError, Problem, gather_problems
 from harness.runtime.process import atomic_folder, write_json
 
 __all__ = ["load_dataset", "prepare_data"]
@@ -44,10 +44,7 @@ def prepare_data(settings: DataSettings, folder: Path, *, full: bool = True) -> 
             search or to evaluate; a language, field or split that the data doesn't have.
     """
     reading = Reading(None if full else PREVIEW_LINES)
-    source = _read(settings, reading)
-    unlabelled = read_unlabelled(settings, reading)
-    if settings.on_error == "stop" and (problems := reading.problems()):
-        raise InputError(problems)
+    source, unlabelled = _read_all(settings, reading)
     _check_fields(settings, source)
     dropped: Counter[str] = Counter()
     dropped["bad_lines"] = reading.bad_count
@@ -77,6 +74,26 @@ def prepare_data(settings: DataSettings, folder: Path, *, full: bool = True) -> 
         }
         write_json(temporary / "data.json", summary)
     return summary
+
+
+def _read_all(settings: DataSettings, reading: Reading) -> tuple[Source, list[tuple[str, str]]]:
+    """What the recipe names, read.
+
+    Raises:
+        InputError: everything that is wrong with any of the files.
+    """
+    read: dict[str, Any] = {}
+
+    def bad_lines() -> None:
+        if settings.on_error == "stop" and (problems := reading.problems()):
+            raise InputError(problems)
+
+    gather_problems(
+        lambda: read.update(source=_read(settings, reading)),
+        lambda: read.update(unlabelled=read_unlabelled(settings, reading)),
+        bad_lines,
+    )
+    return read["source"], read["unlabelled"]
 
 
 def _read(settings: DataSettings, reading: Reading) -> Source:

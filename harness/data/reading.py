@@ -19,6 +19,7 @@ from harness.runtime.errors import InputError, Problem
 
 NAMED_PLACES = 5  # of each kind of bad line in a file
 PREVIEW_LINES = 1_000_000  # a file, where a preview is enough
+MAX_LINE_BYTES = 4 * 2**20  # a longer line is no text to search for or with: a file without line breaks, or garbage
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -108,8 +109,8 @@ class Reading:
         count = self.files[str(path)] = FileCount()
         try:
             with open(path, "rb") as raw:
-                stream: Iterable[bytes] = gzip.open(raw) if path.suffix == ".gz" else raw  # noqa: SIM115 - raw is closed
-                for number, line in enumerate(stream, 1):
+                stream: Any = gzip.open(raw) if path.suffix == ".gz" else raw  # noqa: SIM115 - raw is closed
+                for number, line in enumerate(_bounded_lines(stream), 1):
                     if self.limit is not None and number > self.limit:
                         count.complete = False
                         share = raw.tell() / max(path.stat().st_size, 1)
@@ -117,7 +118,12 @@ class Reading:
                         return
                     count.lines = count.estimated = number
                     if number == 1:
+                        _require_text_file(path, line)
                         line = line.removeprefix(codecs.BOM_UTF8)
+                    if len(line) > MAX_LINE_BYTES:
+                        head = line[:40].decode("utf-8", "replace")
+                        self.bad(path, number, BadLine(f"a line longer than {MAX_LINE_BYTES:,} bytes", head))
+                        continue
                     try:
                         text = line.decode("utf-8").rstrip("\r\n")
                     except UnicodeDecodeError as error:
@@ -164,6 +170,25 @@ class Reading:
                 return
             count.lines = number
             yield number, row
+
+
+def _bounded_lines(stream: Any) -> Iterator[bytes]:
+    """The lines of a binary stream; of one that is too long, only its head is kept in memory."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        rest = line
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_LINE_BYTES + 1)
+        yield line
+
+
+def _require_text_file(path: Path, head: bytes) -> None:
+    """Refuse what its first bytes show to be no UTF-8 text at all."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(Problem("the file is UTF-16, not UTF-8", where=str(path),
+                                 next=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}"))
+    if head.startswith(b"\x1f\x8b"):
+        raise InputError(Problem("the file is compressed with gzip, but its name does not end in .gz", where=str(path),
+                                 next=f"rename it to {path.name}.gz"))
 
 
 def _open_parquet(path: Path) -> Any:
@@ -215,7 +240,7 @@ def check_id(value: Any) -> str:
     if value is None or value == "":
         raise BadLine("no id")
     if not isinstance(value, str):
-        raise BadLine("the id is not a string", value)
+        raise BadLine("the id is not a string: put it in quotes", value)
     if _CONTROL.search(value) or value.isspace():
         raise BadLine("the id is blank or holds a control character", repr(value))
     return _encodable(value, "id")

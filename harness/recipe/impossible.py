@@ -33,6 +33,8 @@ def _impossible_data(data: DataSettings) -> list[tuple[str, str, str]]:
         found.append(("data.dataset", "data.source 'huggingface' needs a data set id", "add data.dataset"))
     if data.source in ("pairs", "huggingface") and not data.dev_path and data.hold_out == 0:
         found.append(("data.hold_out", "nothing is left to evaluate on", "set data.hold_out above 0, or data.dev_path"))
+    if data.source in ("pairs", "huggingface") and not data.dev_path and data.hold_out == 1:
+        found.append(("data.hold_out", "nothing is left to train on", "set data.hold_out below 1, or data.dev_path"))
     return found
 
 
@@ -139,6 +141,14 @@ def _impossible_stages(recipe: Recipe) -> list[tuple[str, str, str]]:
                     f"{name}.training.accumulate",
                     "the global batch must split into equal parts",
                     "choose accumulate to divide batch_size",
+                )
+            )
+        if training and training.attention == "flash_attention_2" and training.precision == "fp32":
+            found.append(
+                (
+                    f"{name}.training.attention",
+                    "flash_attention_2 computes in 16 bits, and precision is fp32",
+                    "set precision: bf16, or attention: sdpa",
                 )
             )
     return found

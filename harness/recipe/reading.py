@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         hint = f"did you mean {path.parent / near[0]}?" if near else "give a recipe, e.g. recipes/quickstart.yaml"
         raise InputError(Problem("no such recipe", where=str(path), next=hint)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(Problem("the recipe can't be read as UTF-8 text", where=str(path), got=str(error))) from None
+        wide = isinstance(error, UnicodeDecodeError) and error.object.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+        raise InputError(
+            Problem("the recipe can't be read as UTF-8 text", where=str(path), got="UTF-16" if wide else str(error),
+                    next="save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "name a YAML file")
+        ) from None  # fmt: skip
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise InputError(Problem("a recipe is a map of sections", where=str(path), got=type(tree).__name__))
+        kind = {type(None): "nothing", list: "a list"}.get(type(tree), "a single value")
+        raise InputError(
+            Problem("a recipe is a map of sections", where=str(path), got=kind, allowed=", ".join(Recipe.model_fields),
+                    next="start from recipes/quickstart.yaml")
+        )  # fmt: skip
     return validate_recipe(apply_overrides(tree, overrides), str(path))
 
 

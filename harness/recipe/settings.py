@@ -37,7 +37,11 @@ class Texts(Section):
 
 
 class Columns(Section):
-    """The names of the columns in a pairs file or a Hugging Face data set."""
+    """The names of the columns in a pairs file or a Hugging Face data set.
+
+    ``positive`` holds a text or a list of texts. ``negatives`` is a list; under another name, as in data sets of
+    triplets (``negatives: negative``), a text stands for one negative.
+    """
 
     query: Name = "query"
     positive: Name = "positive"

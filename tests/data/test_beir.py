@@ -140,7 +140,7 @@ def test_bad_lines_of_the_corpus(tmp_path: Path) -> None:
         "not JSON": (2, [2, 14]),
         "not a JSON object": (1, [3]),
         "no id": (1, [4]),
-        "the id is not a string": (1, [5]),
+        "the id is not a string: put it in quotes": (1, [5]),
         "the id stands twice": (1, [6]),
         "no text": (2, [7, 8]),
         "the text is not a string": (1, [9]),
