@@ -96,8 +96,8 @@ def save_encoder(
 ) -> None:
     """Save an encoder so that sentence-transformers 3 to 6 and text-embeddings-inference open it with equal vectors.
 
-    ``harness.json`` beside it holds ``weights_sha256`` and ``extra`` (or what ``extra`` makes of that hash). An existing
-    folder is replaced in one move.
+    ``harness.json`` beside it holds ``weights_sha256`` and ``extra`` (or what ``extra`` makes of that hash). An
+    existing folder is replaced in one move.
     """
     chain = [("Transformer", ""), ("Pooling", "1_Pooling")]
     if encoder.projection is not None:
@@ -131,7 +131,8 @@ def save_encoder(
         if encoder.projection is not None:
             _save_dense(encoder.projection, encoder.tanh, new / "2_Dense")
         sha256 = weights_sha256(new)
-        write_json(new / "harness.json", {"weights_sha256": sha256, **(extra(sha256) if callable(extra) else extra or {})})
+        more = extra(sha256) if callable(extra) else extra or {}
+        write_json(new / "harness.json", {"weights_sha256": sha256, **more})
 
 
 def _tidy_configs(folder: Path) -> None:
