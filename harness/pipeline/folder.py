@@ -122,14 +122,21 @@ def refuse_edited_recipe(folder: RunFolder) -> None:
 # ---------------------------------------------------------------------------------------- what an output looks like
 
 
-def signature(paths: Sequence[Path], root: Path) -> dict[str, list[Any]]:
+def signature(
+    paths: Sequence[Path], root: Path, known: Mapping[str, list[Any]] | None = None
+) -> dict[str, list[Any]]:
     """Name -> [size, mtime, sha256, ctime] of every file in ``paths`` (files or folders); times in ns.
 
-    As long as size and both times stay, the content does: whoever sets mtime back changes ctime.
+    As long as size and both times stay, the content does: whoever sets mtime back changes ctime. ``known`` is an
+    earlier answer: what has not changed since is not read again.
     """
-    return {
-        file.relative_to(root).as_posix(): _stamp(file, file_sha256(file)) for path in paths for file in _files(path)
-    }
+    found: dict[str, list[Any]] = {}
+    for file in (file for path in paths for file in _files(path)):
+        name = file.relative_to(root).as_posix()
+        earlier = (known or {}).get(name)
+        same = earlier is not None and _stamp(file, earlier[2]) == earlier
+        found[name] = earlier if earlier is not None and same else _stamp(file, file_sha256(file))
+    return found
 
 
 def _stamp(file: Path, sha256: str) -> list[Any]:
@@ -175,13 +182,21 @@ def outputs_present(recorded: dict[str, list[Any]], root: Path, step: str) -> bo
 
 
 class Manifest:
-    """``manifest.json``: of every step its key, time and outputs; and where the run ran."""
+    """``manifest.json``: of every step its key, sources, time and outputs; where the run ran; updates of documents.
+
+    Attributes:
+        steps: name -> what is known of it. ``made_under``: its key before updates of the documents, which its
+            checkpoints bear. ``earlier_documents``: made from documents that were updated since.
+        updates: what each update of the documents did, oldest first.
+        updating: an update that is being put in place, or was interrupted there.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.steps: dict[str, dict[str, Any]] = {}
-        if folder.manifest.exists():
-            self.steps = _read_steps(folder.manifest)
+        told = _read(folder.manifest) if folder.manifest.exists() else {"steps": {}}
+        self.steps: dict[str, dict[str, Any]] = told["steps"]
+        self.updates: list[dict[str, Any]] = told.get("updates", [])
+        self.updating: dict[str, Any] | None = told.get("updating")
 
     def done(self, step: str, key: str) -> bool:
         """Whether ``step`` was done with exactly this key and its outputs are still what it wrote.
@@ -205,7 +220,7 @@ class Manifest:
         before = dict(outputs)
         whole = outputs_present(outputs, self.folder.root, step)
         if outputs != before and is_main_process():
-            self._write()  # so that a copied run is read once, not at every start
+            self.write()  # so that a copied run is read once, not at every start
         return whole
 
     def current(self, step: str) -> bool:
@@ -216,12 +231,19 @@ class Manifest:
         )
 
     def record(
-        self, step: str, keys: Mapping[str, str], inputs: Sequence[str], seconds: float, outputs: Sequence[Path]
+        self,
+        step: str,
+        keys: Mapping[str, str],
+        inputs: Sequence[str],
+        seconds: float,
+        outputs: Sequence[Path],
+        sources: Any = None,
     ) -> None:
-        """Note that ``step`` is done; ``keys`` are those of all planned steps."""
+        """Note that ``step`` is done; ``keys`` are those of all planned steps, ``sources`` what it read outside."""
         self.steps[step] = {
             "key": keys[step],
             "inputs": {name: keys[name] for name in inputs if name in keys},
+            "sources": sources,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - seconds)),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(seconds, 1),
@@ -229,25 +251,41 @@ class Manifest:
             "hardware": hardware(),
             "outputs": signature(outputs, self.folder.root),
         }
-        self._write()
+        self.write()
+
+    def refuse_unfinished_update(self) -> None:
+        """Nobody may use documents, vectors and index of which some are old and some new.
+
+        Raises:
+            StaleArtefactError: an update was interrupted while it was put in place.
+        """
+        if self.updating:
+            raise StaleArtefactError(
+                Problem("an update of the documents was interrupted", where=str(self.folder.root),
+                        got=f"begun {self.updating['begun']}", next="finish it: harness embed RECIPE --update")
+            )  # fmt: skip
 
     def keep_only(self, planned: Collection[str]) -> None:
         """Drop steps that the recipe no longer has."""
         self.forget([step for step in self.steps if step not in planned])
 
     def forget(self, steps: Sequence[str]) -> None:
-        """Drop steps, so that they run again."""
+        """Drop steps, so that they run again; without the data, an update of the documents is no more."""
         gone = [step for step in steps if self.steps.pop(step, None)]
+        if "data" in gone:
+            self.updates, self.updating = [], None
         if gone:
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
-        told = {"schema": SCHEMA, "commit": commit(), "steps": self.steps}
+    def write(self) -> None:
+        """Put everything on disk."""
+        told = {"schema": SCHEMA, "commit": commit(), "steps": self.steps, "updates": self.updates}
+        told |= {"updating": self.updating} if self.updating else {}
         write_json(self.folder.manifest, {**told, "sha256": fingerprint(told)})
 
 
-def _read_steps(path: Path) -> dict[str, dict[str, Any]]:
-    """What ``manifest.json`` says of the steps.
+def _read(path: Path) -> dict[str, Any]:
+    """What ``manifest.json`` says.
 
     Raises:
         StaleArtefactError: damaged, edited, or of another version.
@@ -270,8 +308,8 @@ def _read_steps(path: Path) -> dict[str, dict[str, Any]]:
             Problem("the manifest was edited or damaged", where=str(path), got=f"sha256 {fingerprint(told)[:12]}",
                     allowed=f"sha256 {str(seal)[:12]}", next=again)
         )  # fmt: skip
-    steps: dict[str, dict[str, Any]] = told["steps"]
-    return steps
+    answer: dict[str, Any] = told
+    return answer
 
 
 def versions() -> dict[str, str]:

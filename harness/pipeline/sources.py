@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness.encoders.sources import resolve_model
+from harness.pipeline.folder import Manifest
+from harness.pipeline.plan import keys, plan
 from harness.recipe import Recipe, VectorFiles
-from harness.runtime.errors import InputError, Problem
+from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import file_sha256
 
 
@@ -97,6 +100,49 @@ def sources_of(recipe: Recipe) -> dict[str, Any]:
         raise InputError(problems)
     found["embed.base"] = found["teacher"]
     return found
+
+
+READ_AGAIN = ("data", "embed")  # the steps whose sources an update of the documents reads again
+
+
+def sources_so_far(sources: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """``sources``, but data and brought vectors as they were when the run read them last."""
+    noted = {step: manifest.steps[step]["sources"] for step in READ_AGAIN if "sources" in manifest.steps.get(step, {})}
+    return {**sources, **noted}
+
+
+def refuse_changed_documents(
+    recipe: Recipe, sources: Mapping[str, Any], manifest: Manifest, forced: Collection[str] = ()
+) -> None:
+    """Days of training and embedding are not thrown away because a data file was touched.
+
+    Args:
+        forced: the steps that were asked to run again.
+
+    Raises:
+        StaleArtefactError: files changed that trained models or document vectors were made from, and nothing else did.
+    """
+    earlier = sources_so_far(sources, manifest)
+    changed = [step for step in READ_AGAIN if earlier.get(step) != sources.get(step) and step not in forced]
+    if not changed:
+        return
+    was, now = keys(recipe, earlier), keys(recipe, sources)
+    lost = [
+        step.name for step in plan(recipe)
+        if (step.trains or step.verb == "embed") and step.name not in forced and was[step.name] != now[step.name]
+        and manifest.steps.get(step.name, {}).get("key") == was[step.name]
+    ]  # fmt: skip
+    if lost:
+        raise StaleArtefactError(
+            Problem("data files changed since this run read them", where=str(manifest.folder.root),
+                    got=f"other {' and '.join(_FILES[step] for step in changed)} than {', '.join(lost)} had",
+                    allowed="the files as they were",
+                    next="`harness embed RECIPE --update` brings documents and index up to date and keeps the models; "
+                    f"`harness run RECIPE --from {changed[0]}` makes everything anew, models too")
+        )  # fmt: skip
+
+
+_FILES = {"data": "data", "embed": "given vectors"}
 
 
 def input_paths(recipe: Recipe) -> list[Path]:
