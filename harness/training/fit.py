@@ -17,18 +17,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from harness.recipe import TrainingSettings
-from harness.runtime.distributed import average_gradients, mean_over_processes, rank, seed_step, use_bf16
+from harness.runtime.distributed import broadcast, mean_over_processes, rank, seed_step, use_bf16, wait_for_all
 from harness.runtime.errors import RunError
 from harness.runtime.process import atomic_file, is_main_process, logger, progress, write_json
-from harness.training.checkpoint import (
-    TrainingState,
-    load_best,
-    load_checkpoint,
-    save_best,
-    save_checkpoint,
-    trainable,
-)
+from harness.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
 from harness.training.objectives import Objective
+from harness.training.placement import place, trainable
 from harness.training.schedule import learning_rate
 
 
@@ -104,11 +98,10 @@ class _Trainer:
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, run: RunFolder, accelerator: Accelerator) -> None:
         self.model, self.settings, self.run, self.accelerator = model, settings, run, accelerator
-        self.optimizer = _optimizer(model, settings)
         self.bf16 = use_bf16(settings.precision, accelerator.device)
-        self.parameters = list(trainable(model).values())
+        self.placement = place(model, lambda placed: _optimizer(placed, settings), accelerator, bf16=self.bf16)
         self.curve: list[dict[str, float]] = []
-        self.state = load_checkpoint(run.checkpoints, model, self.optimizer, run.fingerprint) or TrainingState(
+        self.state = load_checkpoint(run.checkpoints, self.placement, run.fingerprint) or TrainingState(
             0, run.fingerprint
         )
         kept = _read_log(run.log, self.state.step)
@@ -126,33 +119,27 @@ class _Trainer:
         """One optimiser step over all micro-batches; returns the mean of what the objective logs."""
         number = self.state.step
         seed_step(self.run.seed, number)
-        self.optimizer.zero_grad(set_to_none=True)  # what a step that failed half-way may have left
+        self.placement.clear()  # what a step that failed half-way may have left
         values: list[Mapping[str, float]] = []
         for index, batch in enumerate(micro_batches):
             last_batch = index == len(micro_batches) - 1
 
             def backward(loss: Tensor, sync: bool = True, last_batch: bool = last_batch) -> None:
-                self.accelerator.backward(loss / len(micro_batches))
-                if sync and last_batch:
-                    average_gradients(self.parameters)
+                self.placement.backward(loss / len(micro_batches), sync=sync and last_batch)
 
             with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
                 values.append(objective.step(self.model, _to_device(batch, self.accelerator.device), backward))
         for part, batch in zip(values, micro_batches, strict=True):  # only now: other processes wait for our gradients
             self._require_finite(part, batch["ids"])
         logs = {name: sum(part[name] for part in values) / len(values) for name in values[0]}
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        if not torch.isfinite(norm):
-            ids = [name for batch in micro_batches for name in batch["ids"]]
-            self._require_finite({"gradient norm": float(norm)}, ids)
         rate = learning_rate(number, self.settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = self.placement.update(rate, self.settings.max_grad_norm)
+        if not math.isfinite(norm):
+            ids = [name for batch in micro_batches for name in batch["ids"]]
+            self._require_finite({"gradient norm": norm}, ids)
         self.state = replace(self.state, step=number + 1)
         logs = mean_over_processes(logs, self.accelerator.device)
-        logs |= {"learning_rate": rate, "gradient_norm": float(norm)}
+        logs |= {"learning_rate": rate, "gradient_norm": norm}
         self._write({"step": self.state.step, **logs})
         self.run.track(logs, self.state.step)
         return logs
@@ -174,7 +161,7 @@ class _Trainer:
         """Evaluate, log, and keep the weights if they are the best so far. ``evaluate`` returns at least ``score``."""
         training_mode = self.model.training
         self.model.eval()
-        values = evaluate()
+        values = broadcast(dict(evaluate()))  # one process's arithmetic decides for all
         self.model.train(training_mode)
         line = {"step": self.state.step, **values}
         self.curve.append(line)
@@ -183,8 +170,7 @@ class _Trainer:
         score = values["score"]
         if self.settings.keep == "best" and (self.state.best_score is None or score > self.state.best_score):
             self.state = replace(self.state, best_score=score, best_step=self.state.step)
-            if is_main_process():
-                save_best(self.run.checkpoints, self.model, self.state)
+            save_best(self.run.checkpoints, self.placement, self.state)
         logger.info(
             "%s: step %d, %s",
             self.run.what,
@@ -198,8 +184,7 @@ class _Trainer:
 
     def save(self) -> None:
         """A checkpoint of the step just done."""
-        if is_main_process():
-            save_checkpoint(self.run.checkpoints, self.model, self.optimizer, self.state)
+        save_checkpoint(self.run.checkpoints, self.placement, self.state)
 
 
 def fit(
@@ -213,14 +198,15 @@ def fit(
 ) -> Fitted:
     """Train ``model`` in place for ``settings.steps`` steps, going on from the newest checkpoint if there is one.
 
-    At the end the model holds the best weights (``keep: best``, by ``evaluate``'s ``score``) or the last ones.
+    At the end the model holds the best weights (``keep: best``, by ``evaluate``'s ``score``) or the last ones; where
+    parameters are spread over processes, the main process's model holds them whole, and the others' hold no values.
 
     Raises:
         RunError: a loss or gradient that is not finite (the batch is named), or a stop was asked for (``Interrupted``).
-        InputError: the newest checkpoint is damaged or of another training.
+        InputError: the newest checkpoint is damaged or of another training, or the launcher's accelerate file asks
+            for what this trainer does not do.
     """
     started = time.monotonic()
-    model.to(accelerator.device)
     trainer = _Trainer(model, settings, run, accelerator)
     model.train()
     if trainer.state.step:
@@ -242,12 +228,13 @@ def fit(
                 trainer.save()
             if stopping:
                 raise Interrupted(f"{run.what}: stopped after step {done}; the same command goes on from there")
-    accelerator.wait_for_everyone()
-    model.eval()
+    wait_for_all()
     state = trainer.state
     kept = state.step
     if settings.keep == "best" and state.best_step not in (None, state.step):
-        load_best(run.checkpoints, model)
+        load_best(run.checkpoints, trainer.placement)
         kept = state.best_step or kept
+    trainer.placement.finish()
+    model.eval()
     score = next((line["score"] for line in trainer.curve if line["step"] == kept), None)
     return Fitted(kept, score, time.monotonic() - started, trainer.curve)

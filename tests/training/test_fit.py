@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,10 @@ def test_accumulation_of_a_stage_is_the_mean_over_its_micro_batches(
 def test_gradients_are_averaged_over_processes_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
 
-    def average(parameters: list[nn.Parameter]) -> None:
+    def average(parameters: Iterable[nn.Parameter]) -> None:
         norms.append(float(torch.cat([p.grad.flatten() for p in parameters]).norm()))
 
-    monkeypatch.setattr("harness.training.fit.average_gradients", average)
+    monkeypatch.setattr("harness.training.placement.average_gradients", average)
     run_fit(tmp_path, line(), steps=3, accumulate=2, batches=LineBatches(micro=2))
     assert norms == pytest.approx([entry["gradient_norm"] for entry in read_log(tmp_path)])
 

@@ -21,8 +21,10 @@ from harness.recipe import TrainingSettings
 from harness.runtime.errors import InputError, StaleArtefactError
 from harness.training.checkpoint import load_checkpoint
 from harness.training.fit import Fitted, Interrupted, fit
+from harness.training.placement import Replicated
 
 STEPS, EVALUATE_EVERY, CHECKPOINT_EVERY = 6, 2, 3
+FILES = ("model-00000-of-00001.safetensors", "optimizer-00000-of-00001.safetensors", "state.json")
 
 
 def settings(**changes: Any) -> TrainingSettings:
@@ -132,7 +134,7 @@ def test_a_frozen_token_table_is_neither_trained_nor_saved(toy: Toy, tmp_path: P
     table = next(name for name, p in before.named_parameters() if p is before.token_table.weight)
     assert expected["weights"][table].equal(before.token_table.weight)
     trained = {name for name, _ in before.named_parameters()} - {table}
-    (saved,) = [load_file(path) for path in (tmp_path / "alone" / "checkpoints").glob("step-*/model.safetensors")]
+    (saved,) = [load_file(path) for path in (tmp_path / "alone" / "checkpoints").glob("step-*/model-*.safetensors")]
     assert saved.keys() == trained
     with pytest.raises(Interrupted):
         train("align", toy, tmp_path / "stopped", toy.encoder(), training, stop=stop_after(3))
@@ -241,7 +243,7 @@ def test_a_checkpoint_of_another_training_is_refused_by_both_names(tmp_path: Pat
 
 
 @pytest.mark.parametrize("keep_share", [0.0, 0.5, 0.99])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, name: str, keep_share: float) -> None:
     path = interrupted(tmp_path) / name
     content = path.read_bytes()
@@ -252,11 +254,37 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, name: str, keep_share
     assert problem.where == str(path) and problem.got and "delete" in problem.next
 
 
-def test_truncated_best_weights_are_refused(tmp_path: Path) -> None:
-    path = interrupted(tmp_path).parent / "best" / "model.safetensors"
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0.2, 0.6, 0.95])
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path, name: str, place: float) -> None:
+    path = interrupted(tmp_path) / name
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    path.write_bytes(bytes(content))
+    model = line()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError) as error:
+        fit_line(tmp_path, model)
+    (problem,) = error.value.problems
+    assert problem.where == str(path) and problem.got and "delete" in problem.next
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items()), "some of it was used"
+
+
+def test_all_missing_files_of_a_checkpoint_are_named(tmp_path: Path) -> None:
+    checkpoint = interrupted(tmp_path)
+    for name in FILES[:2]:
+        (checkpoint / name).unlink()
+    with pytest.raises(InputError) as error:
+        fit_line(tmp_path, line())
+    assert [problem.where for problem in error.value.problems] == [str(checkpoint / name) for name in FILES[:2]]
+    assert {problem.got for problem in error.value.problems} == {"no such file"}
+
+
+def test_damaged_best_weights_are_refused_before_a_step_is_made(tmp_path: Path) -> None:
+    path = interrupted(tmp_path).parent / "best" / FILES[0]
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(InputError, match="damaged") as error:
-        fit_line(tmp_path, line(), evaluate=scripted([0.1]))
+        fit_line(tmp_path, line(), objective=Squares(fail_at=0), evaluate=scripted([0.1]))
     assert error.value.problems[0].where == str(path)
 
 
@@ -274,10 +302,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, model: nn.Modu
     with pytest.raises(InputError, match="of another model") as error:
         fit_line(tmp_path, model)
     (problem,) = error.value.problems
-    assert problem.where == str(checkpoint / "model.safetensors") and problem.got == named and problem.next
+    assert problem.where == str(checkpoint) and problem.got == named and problem.next
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
-    model = line()
-    assert load_checkpoint(tmp_path / "nothing", model, torch.optim.AdamW(model.parameters()), "x") is None
+    placement = Replicated(line(), lambda model: torch.optim.AdamW(model.parameters()))
+    assert load_checkpoint(tmp_path / "nothing", placement, "x") is None
