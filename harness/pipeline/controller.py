@@ -12,7 +12,13 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from harness.pipeline.checks import check_models
-from harness.pipeline.folder import Manifest, RunFolder, refuse_foreign_folder
+from harness.pipeline.folder import (
+    Manifest,
+    RunFolder,
+    clear_leftovers,
+    refuse_edited_recipe,
+    refuse_foreign_folder,
+)
 from harness.pipeline.launch import (
     alone_in,
     check_launch,
@@ -30,7 +36,7 @@ from harness.pipeline.plan import Step, depends_on, keys, plan
 from harness.pipeline.sources import input_paths, sources_of
 from harness.recipe import Recipe, dump_recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, StoppedError, gather_problems
-from harness.runtime.process import is_main_process, launched_processes, logger, read_json, remove_leftovers
+from harness.runtime.process import is_main_process, launched_processes, logger, read_json, remove_folder
 
 T = TypeVar("T")
 
@@ -60,6 +66,10 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
     return found
 
 
+class _StopNow(BaseException):
+    """Raised by a signal: not an ``Exception``, for libraries catch those and go on, or name another cause."""
+
+
 class StopRequest:
     """SIGTERM, Ctrl-C and a controller's word: a training polls it and saves; anything else is interrupted at once."""
 
@@ -78,7 +88,7 @@ class StopRequest:
             self.requested = True
             logger.info("stopping after this step; a checkpoint is being saved")
         elif not (self.patient and launched_processes() > 1):  # launchers pass on a signal that we got already
-            raise StoppedError(
+            raise _StopNow(
                 f"stopped by {signal.Signals(number).name}; the same command goes on from the last finished part"
             )
 
@@ -89,6 +99,8 @@ def _signals(output: Path) -> Iterator[StopRequest]:
     previous = {number: signal.signal(number, request.handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
+    except _StopNow as stop:
+        raise StoppedError(str(stop)) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -146,6 +158,7 @@ class Controller:
             lambda: sources.update(sources_of(recipe)),
             lambda: check_models(recipe),
             lambda: refuse_foreign_folder(folder, input_paths(recipe)),
+            lambda: refuse_edited_recipe(folder),
         )
         self.keys = keys(recipe, sources)
         self.manifest = Manifest(folder)
@@ -171,23 +184,21 @@ class Controller:
                 )
             )
 
-    def settle_checkpoints(self, step: Step, afresh: bool) -> None:
-        """Checkpoints of other settings: removed once their stage had ended; refused while it had not.
+    def old_checkpoints(self, step: Step) -> Path | None:
+        """The folder of a stage's checkpoints if they were made under other settings and the stage had ended.
 
         Raises:
-            StaleArtefactError: an unfinished training under other settings lies in the folder.
+            InputError: they are damaged. StaleArtefactError: an unfinished training under other settings lies there.
         """
-        import shutil
-
         folder = self.folder.checkpoints(_STAGE_FOLDERS.get(step.name, step.name))
         states = sorted(folder.glob("step-*/state.json"))
         if not states:
-            return
-        found = read_json(states[-1])["fingerprint"]
-        if found == self.keys[step.name] and not afresh:
-            return
-        ended = self.manifest.steps.get(step.name, {}).get("key") == found
-        if not ended and not afresh:
+            return None
+        told = read_json(states[-1], next=f"delete {folder} to start afresh")
+        found = str(told.get("fingerprint") if isinstance(told, dict) else None)
+        if found == self.keys[step.name]:
+            return None
+        if self.manifest.steps.get(step.name, {}).get("key") != found:
             raise StaleArtefactError(
                 Problem(
                     f"an unfinished training of step {step.name!r} under other settings lies here",
@@ -197,16 +208,21 @@ class Controller:
                     next=f"restore the recipe to finish it, or give it up with --from {step.name}",
                 )
             )
-        logger.info("%s: the checkpoints of earlier settings are removed", step.name)
-        shutil.rmtree(folder)
+        return folder
+
+    def settle_checkpoints(self, step: Step, afresh: bool) -> None:
+        """Remove the checkpoints of earlier settings. Raises what ``old_checkpoints`` raises, unless ``afresh``."""
+        stage = self.folder.checkpoints(_STAGE_FOLDERS.get(step.name, step.name))
+        old = stage if afresh else self.old_checkpoints(step)
+        if old is not None and old.exists():
+            logger.info("%s: the checkpoints of earlier settings are removed", step.name)
+            remove_folder(old)
 
     def forget_dropped_steps(self) -> None:
         """Steps that the recipe no longer has are forgotten; an export that it no longer makes is removed."""
-        import shutil
-
         if "export" in self.manifest.steps and "export" not in self.keys:
             logger.info("  export: no longer in the recipe; %s is removed", self.folder.export)
-            shutil.rmtree(self.folder.export, ignore_errors=True)
+            remove_folder(self.folder.export)
         self.manifest.keep_only(self.keys)
 
     def begin(self, step: Step, afresh: bool) -> None:
@@ -260,8 +276,10 @@ def run_recipe(
     if first and not any(step.name in forced for step in steps):
         raise InputError(Problem("--to stands before --from", got=f"--from {first} --to {last}", next="swap them"))
     with alone_in(output), _signals(output) as stop:
-        remove_leftovers(output)
         controller = Controller(recipe, folder)
+        kept = [step for step in steps if step.trains and step.name not in forced]
+        gather_problems(*(functools.partial(controller.old_checkpoints, step) for step in kept))
+        clear_leftovers(folder)
         controller.forget_dropped_steps()
         controller.manifest.forget([step.name for step in steps if step.name in forced])
         dump_recipe(recipe, folder.recipe)
@@ -331,6 +349,7 @@ def _open(recipe: Recipe, folder: RunFolder, main: list[Controller]) -> dict[str
     """Put the main process's controller into ``main``; the steps' keys, for all processes."""
     main.append(Controller(recipe, folder))
     if not started_by_controller(folder.root):
+        clear_leftovers(folder)
         dump_recipe(recipe, folder.recipe)
     return main[0].keys
 
