@@ -97,6 +97,20 @@ def load_dataset(folder: Path) -> Dataset:
     return Dataset(documents, splits, unlabelled, summary["search_within"] == "lang", found)
 
 
+def used_queries(folder: Path) -> dict[str, str]:
+    """Query id -> ``train`` or ``select``, for those that a prepared folder has in one split alone."""
+    splits: dict[str, set[str]] = {}
+    for name in SPLITS:
+        path = folder / "qrels" / f"{name}.tsv"
+        if path.exists():
+            with open(path, encoding="utf-8", newline="\n") as stream:
+                next(stream)
+                for line in stream:
+                    splits.setdefault(line.split("\t", 1)[0], set()).add(name)
+    alone = {query: next(iter(names)) for query, names in splits.items() if len(names) == 1}
+    return {query: name for query, name in alone.items() if name in ("train", "select")}
+
+
 def _objects(path: Path) -> Iterable[dict[str, Any]]:
     if not path.exists():
         return

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.data.beir import read_beir
 from harness.data.emoji import make_emoji
-from harness.data.folder import content_sha256, load_dataset, write_folder
+from harness.data.folder import content_sha256, load_dataset, used_queries, write_folder
 from harness.data.grouping import choose_groups, join_groups
 from harness.data.pairs import read_pairs, read_unlabelled
 from harness.data.reading import PREVIEW_LINES, Reading
@@ -25,7 +25,9 @@ __all__ = ["load_dataset", "prepare_data"]
 EVALUATION_SPLITS = ("select", "report", "test")
 
 
-def prepare_data(settings: DataSettings, folder: Path, *, full: bool = True) -> dict[str, Any]:
+def prepare_data(
+    settings: DataSettings, folder: Path, *, full: bool = True, earlier: Path | None = None
+) -> dict[str, Any]:
     """Read a recipe's data and write it as a BEIR folder with the splits train, select, report and perhaps test.
 
     Writes ``corpus.jsonl``, ``queries.jsonl``, ``qrels/SPLIT.tsv``, ``unlabelled.jsonl`` (if any) and ``data.json``,
@@ -35,6 +37,9 @@ def prepare_data(settings: DataSettings, folder: Path, *, full: bool = True) -> 
 
     Args:
         full: ``False`` reads the first million lines of each file, for a preview.
+        earlier: the folder as it was before the documents changed. What models were trained or chosen on does not
+            become their test: queries of its ``train`` and ``select`` stay there. Judgments of documents that are gone
+            are left out, whatever ``data.on_error`` says.
 
     Returns:
         What ``data.json`` holds: counts, languages, what was dropped, bad lines, files read, ``sha256`` of the rest.
@@ -44,7 +49,7 @@ def prepare_data(settings: DataSettings, folder: Path, *, full: bool = True) -> 
             search or to evaluate; a language, field or split that the data doesn't have.
     """
     reading = Reading(None if full else PREVIEW_LINES)
-    source, unlabelled = _read_all(settings, reading)
+    source, unlabelled = _read_all(settings, reading, forgiven=("unknown corpus-id",) if earlier else ())
     _check_fields(settings, source)
     dropped: Counter[str] = Counter()
     dropped["bad_lines"] = reading.bad_count
@@ -52,6 +57,7 @@ def prepare_data(settings: DataSettings, folder: Path, *, full: bool = True) -> 
     judged = _select_languages(settings, source.queries, judged, dropped)
     documents = _select_documents(settings, source.documents)
     splits, groups, shared = _split(settings, source, judged)
+    kept = _keep_in_split(splits, used_queries(earlier)) if earlier else 0
     _check_splits(splits, groups, documents, dropped)
     unlabelled = _select_unlabelled(settings, unlabelled, splits, source.queries, dropped)
     with atomic_folder(folder) as temporary:
@@ -65,6 +71,7 @@ def prepare_data(settings: DataSettings, folder: Path, *, full: bool = True) -> 
             "languages": sorted({source.queries.languages[q.row] for split in splits.values() for q in split.values()}),
             "unlabelled": {"count": len(unlabelled), "languages": _counts(language for _, language in unlabelled)},
             "groups_shared_with_train": shared,
+            "kept_in_split": kept,
             "texts_shared_with_train": _shared_texts(splits, source.queries),
             "dropped": dict(sorted(dropped.items())),
             "bad_lines": reading.bad_lines(),
@@ -76,8 +83,10 @@ def prepare_data(settings: DataSettings, folder: Path, *, full: bool = True) -> 
     return summary
 
 
-def _read_all(settings: DataSettings, reading: Reading) -> tuple[Source, list[tuple[str, str]]]:
-    """What the recipe names, read.
+def _read_all(
+    settings: DataSettings, reading: Reading, forgiven: Sequence[str]
+) -> tuple[Source, list[tuple[str, str]]]:
+    """What the recipe names, read; bad lines of the kinds ``forgiven`` are left out.
 
     Raises:
         InputError: everything that is wrong with any of the files.
@@ -85,7 +94,7 @@ def _read_all(settings: DataSettings, reading: Reading) -> tuple[Source, list[tu
     read: dict[str, Any] = {}
 
     def bad_lines() -> None:
-        if settings.on_error == "stop" and (problems := reading.problems()):
+        if settings.on_error == "stop" and (problems := reading.problems(forgiven)):
             raise InputError(problems)
 
     gather_problems(
@@ -237,6 +246,16 @@ def _split(
     in_training = {name for names in train_names.values() for name in names}
     shared = {groups[query] for query, names in evaluation_names.items() if not in_training.isdisjoint(names)}
     return splits, train_groups | groups, len(shared)
+
+
+def _keep_in_split(splits: dict[str, Split], used: Mapping[str, str]) -> int:
+    """Move queries back into the split that they were used in (query -> split); how many."""
+    kept = 0
+    for name, split in splits.items():
+        for query in [query for query in split if used.get(query, name) != name]:
+            splits[used[query]].setdefault(query, split.pop(query))
+            kept += 1
+    return kept
 
 
 def _names(split: Split, source: Source) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,12 @@ class Reading:
         if len(places.first) < NAMED_PLACES:
             places.first.append((line, problem.got))
 
-    def problems(self) -> list[Problem]:
-        """One problem for each file and kind of bad line, with its count and first places."""
+    def problems(self, forgiven: Container[str] = ()) -> list[Problem]:
+        """One problem for each file and kind of bad line (but those forgiven), with its count and first places."""
         found = []
         for (file, kind), places in self._bad.items():
+            if kind in forgiven:
+                continue
             got = "; ".join(f"line {line} {text}".rstrip() for line, text in places.first)
             found.append(
                 Problem(
