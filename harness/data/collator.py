@@ -35,7 +35,7 @@ class Collator:
     Args:
         prompt: put before every text.
         max_length: in tokens, special tokens included; longer texts are cut by the tokenizer.
-        chunks: the most chunks of a batch; they hold about equally many tokens.
+        chunks: of a batch, or as many as it has texts; they hold about equally many tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_length: int, chunks: int = 1) -> None:
@@ -100,8 +100,14 @@ class PairCollator:
 
 
 def _cuts(lengths: NDArray[np.int64], chunks: int) -> NDArray[np.int64]:
-    """Where to cut falling lengths so that the parts, none of them empty, hold about equally many tokens."""
+    """Where to cut falling lengths so that the parts, none of them empty, hold about equally many tokens.
+
+    There are always ``chunks`` parts, or as many as texts: processes whose batches hold equally many texts make
+    equally many forward passes, whatever the texts' lengths.
+    """
+    parts = min(chunks, len(lengths))
     ends = np.cumsum(lengths)
-    targets = ends[-1] * np.arange(1, chunks) / chunks
-    cuts = np.unique(np.searchsorted(ends, targets) + 1)
-    return cuts[cuts < len(lengths)]
+    number_K = np.arange(1, parts)
+    cut_K = np.searchsorted(ends, ends[-1] * number_K / parts) + 1
+    cut_K = np.maximum.accumulate(cut_K - number_K) + number_K  # one text at least in every part ...
+    return np.minimum(cut_K, len(lengths) - parts + number_K)  # ... and in those that follow

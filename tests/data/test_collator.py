@@ -40,7 +40,7 @@ def test_every_text_is_kept(texts: list[str], chunks: int, side: str, prompt: st
     tokenizer = TOKENIZERS[side]
     batch = Collator(tokenizer, prompt=prompt, max_length=16, chunks=chunks)(texts)
     assert _tokens(batch) == _expected(tokenizer, [prompt + text for text in texts], 16)
-    assert 1 <= len(batch.chunks) <= chunks and sorted(batch.restore.tolist()) == list(range(len(texts)))
+    assert len(batch.chunks) == min(chunks, len(texts)) and sorted(batch.restore.tolist()) == list(range(len(texts)))
     assert all(set(chunk) == {"input_ids", "attention_mask"} for chunk in batch.chunks)
     for chunk in batch.chunks:
         assert chunk["input_ids"].dtype == chunk["attention_mask"].dtype == torch.int64
