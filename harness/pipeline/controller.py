@@ -6,7 +6,7 @@ import contextlib
 import functools
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ from harness.pipeline.launch import (
     usable_gpus,
 )
 from harness.pipeline.plan import Step, depends_on, keys, plan
-from harness.pipeline.sources import input_paths, sources_of
+from harness.pipeline.sources import input_paths, refuse_changed_documents, sources_of
 from harness.recipe import Recipe, dump_recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, StoppedError, gather_problems
 from harness.runtime.process import is_main_process, launched_processes, logger, read_json, remove_folder
@@ -94,7 +94,7 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def _signals(output: Path) -> Iterator[StopRequest]:
+def signals(output: Path) -> Iterator[StopRequest]:
     request = StopRequest(output)
     previous = {number: signal.signal(number, request.handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -160,12 +160,34 @@ class Controller:
             lambda: refuse_foreign_folder(folder, input_paths(recipe)),
             lambda: refuse_edited_recipe(folder),
         )
-        self.keys = keys(recipe, sources)
+        self.sources, self.keys = sources, keys(recipe, sources)
         self.manifest = Manifest(folder)
+
+    def refuse_other_documents(self, forced: Collection[str] = ()) -> None:
+        """Refuse documents that an update left half changed, or that changed since; ``forced`` steps run anyway.
+
+        Raises:
+            StaleArtefactError: saying what to do.
+        """
+        if "data" not in forced:
+            self.manifest.refuse_unfinished_update()
+        refuse_changed_documents(self.recipe, self.sources, self.manifest, forced)
+
+    def done(self, name: str) -> bool:
+        """Whether a step is done under its key with whole outputs.
+
+        What was mined among documents of before an update counts, unless something is still to be trained on it.
+        """
+        if not self.manifest.done(name, self.keys[name]):
+            return False
+        if not self.manifest.steps[name].get("earlier_documents"):
+            return True
+        return all(self.manifest.done(step.name, self.keys[step.name]) for step in plan(self.recipe)
+                   if name in step.inputs)
 
     def todo(self, steps: Sequence[Step]) -> list[Step]:
         """The steps that are not done under their key with whole outputs."""
-        return [step for step in steps if not self.manifest.done(step.name, self.keys[step.name])]
+        return [step for step in steps if not self.done(step.name)]
 
     def require_inputs(self, step: Step) -> None:
         """A step run alone needs its inputs done.
@@ -174,7 +196,7 @@ class Controller:
             InputError: naming the steps to run first.
         """
         planned = {s.name for s in plan(self.recipe)}
-        missing = [n for n in step.inputs if n in planned and not self.manifest.done(n, self.keys[n])]
+        missing = [n for n in step.inputs if n in planned and not self.done(n)]
         if missing:
             raise InputError(
                 Problem(
@@ -198,7 +220,8 @@ class Controller:
         found = str(told.get("fingerprint") if isinstance(told, dict) else None)
         if found == self.keys[step.name]:
             return None
-        if self.manifest.steps.get(step.name, {}).get("key") != found:
+        entry = self.manifest.steps.get(step.name, {})
+        if found not in (entry.get("key"), entry.get("made_under")):
             raise StaleArtefactError(
                 Problem(
                     f"an unfinished training of step {step.name!r} under other settings lies here",
@@ -233,7 +256,7 @@ class Controller:
 
     def end(self, step: Step, seconds: float, outputs: Sequence[Path]) -> None:
         """Record a step that is done."""
-        self.manifest.record(step.name, self.keys, step.inputs, seconds, outputs)
+        self.manifest.record(step.name, self.keys, step.inputs, seconds, outputs, self.sources.get(step.name))
         logger.info("  %s done in %.1f s", step.name, seconds)
 
 
@@ -275,8 +298,9 @@ def run_recipe(
     forced = set(depends_on(_find(recipe, first)[0].name, recipe)) if first else set()
     if first and not any(step.name in forced for step in steps):
         raise InputError(Problem("--to stands before --from", got=f"--from {first} --to {last}", next="swap them"))
-    with alone_in(output), _signals(output) as stop:
+    with alone_in(output), signals(output) as stop:
         controller = Controller(recipe, folder)
+        controller.refuse_other_documents(forced)
         kept = [step for step in steps if step.trains and step.name not in forced]
         gather_problems(*(functools.partial(controller.old_checkpoints, step) for step in kept))
         clear_leftovers(folder)
@@ -327,7 +351,7 @@ def run_verb(recipe: Recipe, output: Path, verb: str, *, only: str | None = None
 
         join_processes(pick_device(recipe.launch.device))
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_signals(output))
+        stop = stack.enter_context(signals(output))
         if is_main_process():
             stack.enter_context(alone_in(output))
         main: list[Controller] = []
@@ -348,6 +372,7 @@ def run_verb(recipe: Recipe, output: Path, verb: str, *, only: str | None = None
 def _open(recipe: Recipe, folder: RunFolder, main: list[Controller]) -> dict[str, str]:
     """Put the main process's controller into ``main``; the steps' keys, for all processes."""
     main.append(Controller(recipe, folder))
+    main[0].refuse_other_documents()
     if not started_by_controller(folder.root):
         clear_leftovers(folder)
         dump_recipe(recipe, folder.recipe)
