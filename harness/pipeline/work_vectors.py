@@ -34,12 +34,12 @@ Texts = tuple[list[str], list[str], list[str]]  # ids, texts, languages
 
 def do_data(run: Run) -> list[Path]:
     """Read, check, split and write the data; refuse languages that the models' tokenizers can't read."""
-    _tell(prepare_data(run.recipe.data, run.folder.data))
+    tell_data(prepare_data(run.recipe.data, run.folder.data))
     check_data(run.recipe, run.dataset)
     return [run.folder.data]
 
 
-def _tell(summary: Mapping[str, Any]) -> None:
+def tell_data(summary: Mapping[str, Any]) -> None:
     """Log what was dropped and which lines were bad: nothing is left out in silence."""
     for what, count in summary["dropped"].items():
         if count:
@@ -65,15 +65,20 @@ def encode_with(encoder: Encoder, side: Side, run: Run, what: str) -> Callable[[
     return encode
 
 
+def made_with(encoder: Encoder, side: Side) -> str:
+    """What a store's vectors depend on besides texts and space."""
+    return f"{side}, {encoder.max_length} tokens"
+
+
 def _write(
     run: Run, encoder: Encoder, side: Side, rows: tuple[list[str], list[str]], space: Space, name: str
 ) -> VectorStore:
-    """Encode (ids, texts) into ``vectors/NAME``; the key names what the space leaves out."""
+    """Encode (ids, texts) into ``vectors/NAME``."""
     embed, (ids, texts) = run.recipe.embed, rows
     encode = encode_with(encoder, side, run, f"embed {name}")
     return write_store(
         run.folder.vectors / name, ids, texts, encode, space,
-        dtype=embed.dtype, shard_rows=embed.shard_rows, key=f"{side}, {encoder.max_length} tokens",
+        dtype=embed.dtype, shard_rows=embed.shard_rows, key=made_with(encoder, side),
     )  # fmt: skip
 
 
@@ -113,12 +118,15 @@ def query_texts(dataset: Dataset, kinds: Sequence[str]) -> Texts:
     return ids, texts, languages
 
 
+def base_teacher(run: Run) -> tuple[Encoder, Space]:
+    """The teacher before its training, and its space."""
+    encoder, settings = run.load(run.recipe.teacher), run.recipe.teacher
+    return encoder, Space.of(encoder, weights_sha256(resolve_model(settings.model or "", settings.revision)))
+
+
 def do_embed_base(run: Run) -> list[Path]:
     """Vectors of the teacher before its training."""
-    encoder = run.load(run.recipe.teacher)
-    space = Space.of(
-        encoder, weights_sha256(resolve_model(run.recipe.teacher.model or "", run.recipe.teacher.revision))
-    )
+    encoder, space = base_teacher(run)
     write_documents(run, encoder, space, "base-documents")
     written = [run.folder.vectors / "base-documents"]
     if run.recipe.mine.base:
@@ -135,30 +143,41 @@ def do_embed_more(run: Run) -> list[Path]:
 
 def do_embed(run: Run) -> list[Path]:
     """The frozen index, and the teacher's vectors of the queries it is to be imitated on."""
-    recipe, documents = run.recipe, run.dataset.documents
+    recipe = run.recipe
     encoder = run.open(run.folder.teacher) if recipe.teacher.model else None
     space = run.space(run.folder.teacher)
     if recipe.documents.vectors:
-        store = _import(run, recipe.documents.vectors, "documents", space, documents.ids)
-        if encoder is not None:
-            texts = dict(zip(documents.ids, documents.texts, strict=True))
-            check_sample(
-                store, texts, encode_with(encoder, "document", run, "check sample"),
-                sample=recipe.documents.sample, min_cosine=recipe.documents.min_cosine,
-                alternatives=_other_ways(run, encoder),
-            )  # fmt: skip
+        store = given_documents(run, recipe.documents.vectors, encoder, space)
     else:
         assert encoder is not None, "validated by the recipe"
         store = write_documents(run, encoder, space, "documents")
     if recipe.teacher.query_vectors:
-        ids = [f"{QUERY}{record.id}" for records in run.dataset.splits.values() for record in records]
-        _import(run, recipe.teacher.query_vectors, "queries", space, ids, prefix=QUERY)
+        given_queries(run, recipe.teacher.query_vectors, space)
     else:
         assert encoder is not None, "validated by the recipe"
         _write_queries(run, encoder, space, "queries", embedded_kinds(recipe))
     if run.is_main:
         run.index_of(store).save(run.folder.index, space, store_sha256=store.sha256)
     return [run.folder.vectors / "documents", run.folder.vectors / "queries", run.folder.index]
+
+
+def given_documents(run: Run, files: VectorFiles, encoder: Encoder | None, space: Space) -> VectorStore:
+    """Given vectors as ``vectors/documents``; where the teacher's weights are here, a sample is encoded again."""
+    documents, settings = run.dataset.documents, run.recipe.documents
+    store = _import(run, files, "documents", space, documents.ids)
+    if encoder is not None:
+        texts = dict(zip(documents.ids, documents.texts, strict=True))
+        check_sample(
+            store, texts, encode_with(encoder, "document", run, "check sample"), sample=settings.sample,
+            min_cosine=settings.min_cosine, alternatives=_other_ways(run, encoder),
+        )  # fmt: skip
+    return store
+
+
+def given_queries(run: Run, files: VectorFiles, space: Space) -> VectorStore:
+    """Given vectors of the queries of all splits as ``vectors/queries``."""
+    ids = [f"{QUERY}{record.id}" for records in run.dataset.splits.values() for record in records]
+    return _import(run, files, "queries", space, ids, prefix=QUERY)
 
 
 def _other_ways(run: Run, encoder: Encoder) -> dict[str, Callable[[Sequence[str]], np.ndarray]]:
