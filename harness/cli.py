@@ -164,11 +164,38 @@ def _add_step_verb(verb: str, text: str) -> None:
     app.command(verb)(command)
 
 
+@app.command()
+def embed(
+    recipe: RecipePath,
+    set_: Set = None,
+    output: Output = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="The documents changed: encode new and changed ones, train nothing.")
+    ] = False,
+    only: Annotated[str | None, typer.Option("--only", hidden=True)] = None,
+) -> None:
+    """Write the teacher's document vectors, query vectors and index. The steps before it must be done."""
+    loaded, root = _load(recipe, set_, output)
+    if not update:
+        from harness.pipeline.controller import run_verb
+
+        run_verb(loaded, root, "embed", only=only)
+        return
+    from harness.pipeline.update import update_documents
+
+    told = update_documents(loaded, root)
+    if told is None:
+        typer.echo("No file has changed; there is nothing to update.")
+        return
+    for name, counts in told.items():
+        typer.echo(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    typer.echo("`harness run RECIPE` evaluates on the new index.")
+
+
 for _verb, _text in {
     "data": "Read, check, split and write the data.",
     "mine": "Find hard negatives: the index's top hits without the positives.",
     "teacher": "Stage 1: fine-tune the teacher.",
-    "embed": "Write the teacher's document vectors, query vectors and index.",
     "student": "Choose or cut the student, and bridge it to the teacher's dimension.",
     "align": "Stage 2: align the student to the teacher's query vectors.",
     "refine": "Stage 3: refine the student against the frozen documents.",
