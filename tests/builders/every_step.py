@@ -1,0 +1,80 @@
+"""What each process of a launch does: ``python -m builders.every_step RECIPE ONE TWO``.
+
+Each step of the finished run ONE is done again, from ONE's own inputs, in a copy of its folder: ``TWO/STEP``. One
+launch serves all steps, since a launch costs seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import harness.runtime.distributed as distributed
+from harness.pipeline.controller import run_verb
+from harness.pipeline.folder import Manifest, RunFolder
+from harness.pipeline.plan import plan
+from harness.recipe import load_recipe
+from harness.runtime.errors import RunError, StoppedError
+from harness.runtime.process import configure_logging, is_main_process
+
+
+def copy_without(step: str, one: Path, copy: Path) -> None:
+    """The run's folder as it was before ``step``."""
+    shutil.copytree(one, copy)
+    manifest = Manifest(RunFolder(copy))
+    for name in manifest.steps[step]["outputs"]:
+        (copy / name).unlink()
+    shutil.rmtree(copy / "checkpoints" / step.replace(".", "-"), ignore_errors=True)
+    for name in manifest.steps[step]["outputs"]:
+        if (folder := copy / Path(name).parent) != copy:
+            shutil.rmtree(folder, ignore_errors=True)
+    manifest.forget([step])
+
+
+def fail() -> None:
+    raise RunError("told by the main process")
+
+
+def together() -> dict[str, Any]:
+    """What this process gets from the calls that all make together."""
+    try:
+        distributed.on_main(fail)
+    except (RunError, StoppedError) as error:
+        failed = type(error).__name__
+    joined = {}
+    for count in (0, 1, 2, 5):
+        rows = np.arange(count * 3, dtype=np.float16).reshape(count, 3)
+        joined[count] = distributed.join_rows(rows[distributed.share(count)], count).tolist()
+    return {
+        "failed": failed,
+        "joined": joined,
+        "broadcast": distributed.broadcast({"é": [1, None]} if distributed.rank() == 0 else {}),
+        "on_main": distributed.on_main(lambda: distributed.rank()),
+        "sum": distributed.sum_over_processes(np.full((2, 2), 1.0 + distributed.rank(), dtype=np.float32)).tolist(),
+    }
+
+
+def main() -> None:
+    configure_logging()
+    recipe_path, one, two = map(Path, sys.argv[1:4])
+    recipe = load_recipe(recipe_path, ["launch.processes=2"])
+    # The launcher's processes meet once; between two verbs they stay together.
+    leave, distributed.leave_processes = distributed.leave_processes, distributed.wait_for_all
+    for step in plan(recipe):
+        if is_main_process():
+            copy_without(step.name, one, two / f".{step.name}")
+            (two / f".{step.name}").rename(two / step.name)
+        distributed.join_processes(distributed.pick_device("cpu"))
+        distributed.wait_for_all()
+        run_verb(recipe, two / step.name, step.verb, only=step.name)
+    (two / f"together-{distributed.rank()}.json").write_text(json.dumps(together()))
+    leave()
+
+
+if __name__ == "__main__":
+    main()
