@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
-from harness.pipeline.launch import check_launch, command
+from harness.pipeline.launch import check_launch, command, printed, refuse_other_machines
 from harness.pipeline.plan import STEPS, VERBS, depends_on, keys, plan
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError
@@ -74,6 +74,89 @@ def test_commands_run_a_step_alone(path: Path) -> None:
     assert inside[1:] == ["-m", "harness", "teacher", "r.yaml", "--only", "teacher"]
     on_gpu = command(teacher, Path("r.yaml"), recipe.launch.model_copy(update={"device": "auto"}), gpus=1)
     assert "accelerate.commands.launch" in on_gpu and on_gpu[on_gpu.index("--num_processes") + 1] == "1"
+
+
+def _launched(path: Path, *overrides: str, gpus: int = 0) -> dict[str, list[str]]:
+    """Each step's command."""
+    recipe = load_recipe(path, list(overrides))
+    return {step.name: command(step, Path("r.yaml"), recipe.launch, gpus) for step in plan(recipe)}
+
+
+def _option(words: list[str], name: str) -> str | None:
+    return words[words.index(name) + 1] if name in words else None
+
+
+def test_each_step_has_its_own_launch_settings(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sharded.yaml"
+    file.write_text("distributed_type: FSDP\nnum_machines: 1\nnum_processes: 8\n")
+    commands = _launched(path, "launch.device=auto", "launch.processes={teacher: 4, align: 2}",
+                         f"launch.accelerate={{teacher: {file}}}", gpus=8)  # fmt: skip
+    asked = {name: _option(words, "--num_processes") for name, words in commands.items()}
+    assert asked["teacher"] == "4" and asked["align"] == "2" and asked["refine"] == "8", "auto: the visible GPUs"
+    assert asked["student"] == asked["bench"] == "1", "one process does them"
+    assert str(file) in commands["teacher"] and str(file) not in commands["align"]
+    assert "--multi_gpu" in commands["align"] and "--multi_gpu" not in commands["bench"]
+    for step in ("data", "export", "report"):
+        assert commands[step][1:3] == ["-m", "harness"], "no GPU, no launcher"
+
+
+def test_several_processes_on_a_cpu_really_are_started(path: Path) -> None:
+    """accelerate's flags start one process in silence; torch's launcher starts those that were asked for."""
+    commands = _launched(path, "launch.processes=2")
+    assert "torch.distributed.run" in commands["align"]
+    assert _option(commands["align"], "--nproc_per_node") == "2"
+    assert "torch.distributed.run" not in commands["student"]
+
+
+def test_a_cpu_file_says_how_many_unless_the_recipe_does(path: Path) -> None:
+    named = "launch.accelerate={align: recipes/accelerate/cpu2.yaml}"
+    assert _option(_launched(path, named, "launch.processes=auto")["align"], "--num_processes") == "2"
+    assert _option(_launched(path, named, "launch.processes=3")["align"], "--num_processes") == "3"
+    assert _launched(path, named, "launch.processes=auto")["refine"][1:3] == ["-m", "harness"]
+
+
+def test_a_step_over_several_machines_is_printed_and_not_run(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "wide.yaml"
+    file.write_text("distributed_type: MULTI_GPU\nnum_machines: 2\nnum_processes: 16\n")
+    recipe = load_recipe(path, [f"launch.accelerate={{teacher: {file}}}", "launch.processes=auto"])
+    (teacher,) = [step for step in plan(recipe) if step.name == "teacher"]
+    line = printed(command(teacher, Path("r.yaml"), recipe.launch, gpus=8))
+    assert "--num_processes 16" in line and '--machine_rank "$MACHINE_RANK"' in line and '"$MAIN_ADDRESS"' in line
+    with pytest.raises(InputError, match="this machine only"):
+        refuse_other_machines(plan(recipe), recipe.launch)
+
+
+def test_a_batch_that_can_t_be_shared_out_is_refused_before_any_step(path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        check_launch(load_recipe(path, ["launch.processes={align: 3, refine: 5}"]))
+    assert [problem.where for problem in caught.value.problems] == [
+        "align.training.batch_size", "refine.training.batch_size"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("mixed_precision: fp16", "sets mixed_precision"),
+        ("gradient_accumulation_steps: 4", "sets gradient_accumulation_steps"),
+        ("fsdp_config: {gradient_accumulation_steps: 4}", "sets gradient_accumulation_steps"),
+        ("[1, 2]", "no mapping"),
+        ("a: [", "not readable as YAML"),
+    ],
+)
+def test_an_accelerate_file_that_would_change_what_the_recipe_says_is_refused(
+    path: Path, tmp_path: Path, text: str, said: str
+) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=said):
+        check_launch(load_recipe(path, [f"launch.accelerate={{align: {file}}}"]))
+
+
+def test_accelerate_s_own_no_is_accepted(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text("mixed_precision: no\nnum_processes: 2\n")  # YAML reads this as false
+    check_launch(load_recipe(path, [f"launch.accelerate={{align: {file}}}"]))
 
 
 def test_accelerate_files_belong_to_steps_and_exist(path: Path) -> None:
