@@ -30,7 +30,7 @@ def read_beir(folder: Path, settings: DataSettings, reading: Reading) -> Source:
     Raises:
         InputError: a file is missing (qrels that exist are named) or has nothing in it.
     """
-    files, problems = _find(folder, settings.qrels)
+    files, problems = find_beir(folder, settings.qrels)
     if problems:
         raise InputError(problems)
     corpus, asked = files.pop("corpus"), files.pop("queries")
@@ -58,10 +58,12 @@ def _existing(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _find(folder: Path, names: QrelsNames) -> tuple[dict[str, Path], list[Problem]]:
+def find_beir(folder: Path, names: QrelsNames) -> tuple[dict[str, Path], list[Problem]]:
     """The files by their part, and a problem for each that is missing."""
     if not folder.is_dir():
-        return {}, [Problem("no such folder", where=f"data.path: {folder}")]
+        what = "a BEIR data set is a folder, this is a file" if folder.exists() else "no such folder"
+        content = "a folder with corpus.jsonl, queries.jsonl and qrels"
+        return {}, [Problem(what, where=f"data.path: {folder}", allowed=content)]
     files: dict[str, Path] = {}
     problems = []
     for part in ("corpus", "queries"):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.data.beir import read_beir
+from harness.data.beir import find_beir, read_beir
 from harness.data.emoji import make_emoji
 from harness.data.folder import content_sha256, load_dataset, used_queries, write_folder
 from harness.data.grouping import choose_groups, join_groups
 from harness.data.pairs import read_pairs, read_unlabelled
-from harness.data.reading import PREVIEW_LINES, Reading
+from harness.data.reading import PREVIEW_LINES, Reading, kind_problems
 from harness.data.records import UNKNOWN_LANGUAGE, Documents, normal_text
 from harness.data.source import Judged, Queries, Source, Split
 from harness.recipe import DataSettings, QrelsNames
@@ -26,7 +26,12 @@ EVALUATION_SPLITS = ("select", "report", "test")
 
 
 def prepare_data(
-    settings: DataSettings, folder: Path, *, full: bool = True, earlier: Path | None = None
+    settings: DataSettings,
+    folder: Path,
+    *,
+    full: bool = True,
+    earlier: Path | None = None,
+    accept: Callable[[Path], object] | None = None,
 ) -> dict[str, Any]:
     """Read a recipe's data and write it as a BEIR folder with the splits train, select, report and perhaps test.
 
@@ -37,6 +42,7 @@ def prepare_data(
 
     Args:
         full: ``False`` reads the first million lines of each file, for a preview.
+        accept: called with the finished folder before it takes its place; what it raises leaves no folder behind.
         earlier: the folder as it was before the documents changed. What models were trained or chosen on does not
             become their test: queries of its ``train`` and ``select`` stay there. Judgments of documents that are gone
             are left out, whatever ``data.on_error`` says.
@@ -80,7 +86,28 @@ def prepare_data(
             "sha256": content_sha256(temporary),
         }
         write_json(temporary / "data.json", summary)
+        if accept:
+            accept(temporary)
     return summary
+
+
+def check_data_files(settings: DataSettings) -> None:
+    """Refuse, before anything is read, files that are not there or of an unknown kind.
+
+    Raises:
+        InputError: naming all of them.
+    """
+    if settings.source == "beir" and isinstance(settings.path, str) and Path(settings.path).exists():
+        problems = find_beir(Path(settings.path), settings.qrels)[1]
+    else:
+        named = {"data.path": settings.path, "data.dev_path": settings.dev_path}
+        problems = [
+            problem for key, paths in named.items() if paths
+            for path in ([paths] if isinstance(paths, str) else paths) if Path(path).is_file()
+            for problem in kind_problems(Path(path), key)
+        ]  # fmt: skip
+    if problems:
+        raise InputError(problems)
 
 
 def _read_all(

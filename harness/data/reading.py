@@ -20,6 +20,7 @@ from harness.runtime.errors import InputError, Problem
 NAMED_PLACES = 5  # of each kind of bad line in a file
 PREVIEW_LINES = 1_000_000  # a file, where a preview is enough
 MAX_LINE_BYTES = 4 * 2**20  # a longer line is no text to search for or with: a file without line breaks, or garbage
+_JSONL = (".jsonl", ".json")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -156,12 +157,12 @@ class Reading:
         Raises:
             InputError: the file can't be read, or is neither.
         """
-        if path.name.removesuffix(".gz").endswith((".jsonl", ".json")):
+        if path.name.removesuffix(".gz").endswith(_JSONL):
             yield from self.objects(path)
         elif path.suffix == ".parquet":
             yield from self.table(str(path), _parquet_rows(path, columns), _parquet_length(path))
         else:
-            raise InputError(Problem("unknown kind of file", where=str(path), allowed=".jsonl, .jsonl.gz, .parquet"))
+            raise InputError(kind_problems(path, "data"))
 
     def table(self, name: str, rows: Iterable[dict[str, Any]], length: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Number the rows of a table from 1 and stop at the limit."""
@@ -213,6 +214,14 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]
         present = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=present):
             yield from batch.to_pylist()
+
+
+def kind_problems(path: Path, key: str) -> list[Problem]:
+    """A problem if a file's name says that it is neither JSONL nor Parquet."""
+    if path.name.removesuffix(".gz").endswith(_JSONL) or path.suffix == ".parquet":
+        return []
+    return [Problem("unknown kind of file", where=f"{key}: {path}", allowed=".jsonl, .jsonl.gz, .parquet",
+                    next="convert it, and name it so")]  # fmt: skip
 
 
 def find_files(paths: str | Sequence[str], key: str) -> list[Path]:

@@ -29,8 +29,11 @@ LEGACY_POOLING = {
 IDENTITY, TANH = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh"
 _ACTIVATIONS = {IDENTITY: False, "torch.nn.Identity": False, TANH: True, "torch.nn.Tanh": True}
 _CHAIN = "Transformer, Pooling, then any Dense, then at most one Normalize"
+_AGAIN = "get the model again, or save it again with sentence-transformers"
 _TOKEN_TABLES = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight")
 # Heads of pretraining tasks, and BERT's pooler: in many checkpoints, in no encoder of ours.
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}  # positions begin behind padding
 _HEADS = {"pooler", "lm_head", "cls", "classifier", "score", "vocab_transform", "vocab_layer_norm", "vocab_projector"}
 
 
@@ -57,8 +60,22 @@ class Chain:
     lower_case: bool = False
 
 
+def _read_map(path: Path) -> dict[str, Any]:
+    value = read_json(path, next=_AGAIN)
+    if not isinstance(value, dict):
+        raise InputError(Problem("not a JSON object", where=str(path), got=type(value).__name__, next=_AGAIN))
+    return value
+
+
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return _read_map(path) if path.is_file() else {}
+
+
+def _read_modules(path: Path) -> list[dict[str, Any]]:
+    modules = read_json(path, next=_AGAIN)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) and "type" in module for module in modules):
+        raise InputError(Problem("not a list of modules", where=str(path), allowed=_CHAIN, next=_AGAIN))
+    return modules
 
 
 def read_chain(folder: Path) -> Chain:
@@ -74,7 +91,7 @@ def read_chain(folder: Path) -> Chain:
         return Chain(pooling=None, prompts=prompts)
     problems: list[Problem] = []
     pooling, dense, kinds, max_length, lower_case = None, [], "", None, False
-    for module in read_json(folder / "modules.json"):
+    for module in _read_modules(folder / "modules.json"):
         kind = str(module["type"]).rpartition(".")[2]
         place = folder / module.get("path", "")
         where = str(place) if place.resolve().is_relative_to(folder.resolve()) else ""
@@ -139,6 +156,10 @@ def _read_dense(config: dict[str, Any], place: Path, problems: list[Problem]) ->
         return None
     if odd:
         problems.append(Problem("a Dense setting that is not supported", where=str(place), got=", ".join(odd)))
+    if not all(isinstance(config.get(key), int) for key in ("in_features", "out_features")):
+        problems.append(Problem("a Dense module without its sizes", where=str(place / "config.json"),
+                                allowed="in_features and out_features", next=_AGAIN))
+        return None
     if not (place / "model.safetensors").is_file():
         problems.append(Problem("a Dense module without safetensors weights", where=str(place),
                                 next="save the model again with a recent sentence-transformers"))
@@ -159,7 +180,10 @@ def backbone_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        named = _read_map(index).get("weight_map")
+        if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+            raise InputError(Problem("the index of the weights names no files", where=str(index), next=_AGAIN))
+        files = [folder / name for name in sorted(set(named.values()))]
         missing = [file.name for file in files if not file.is_file()]
         if not missing:
             return files
@@ -167,10 +191,11 @@ def backbone_files(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         raise InputError(Problem("no model here", where=str(folder), allowed="a folder with config.json, safetensors"))
     pickled = sorted(path.name for path in folder.glob("*.bin"))
+    why = "; reading pickled weights can run code that somebody put there" if pickled else ""
     raise InputError(
-        Problem("no safetensors weights", where=str(folder), got=", ".join(pickled) or "no weights at all",
-                allowed="model.safetensors",
-                next="save the model again with a recent transformers, which writes safetensors" if pickled else "")
+        Problem("no safetensors weights", where=str(folder), got=(", ".join(pickled) or "no weights at all") + why,
+                allowed="model.safetensors, or shards with their index",
+                next="save the model again with a recent transformers, which writes safetensors" if pickled else _AGAIN)
     )
 
 
@@ -208,9 +233,16 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
                 raise ValueError(f"a header of {size} bytes")
             header = json.loads(stream.read(size))
             header.pop("__metadata__", None)
-            return {name: (tensor["dtype"], tensor["shape"]) for name, tensor in header.items()}
-        except (struct.error, ValueError, KeyError) as error:
-            raise InputError(Problem("not a whole safetensors file", where=str(path), got=str(error))) from None
+            found = {name: (str(tensor["dtype"]), list(tensor["shape"])) for name, tensor in header.items()}
+            end = 8 + size + max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+            if path.stat().st_size < end:
+                raise ValueError(f"{path.stat().st_size:,} bytes, its header speaks of {end:,}")
+            return found
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            got = "no whole header" if isinstance(error, struct.error) else str(error)
+            raise InputError(
+                Problem("not a whole safetensors file", where=str(path), got=got, next="get the file again")
+            ) from None
 
 
 def describe_folder(folder: str | Path) -> dict[str, Any]:
@@ -218,7 +250,9 @@ def describe_folder(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         ``architecture``, ``parameters``, ``parameters_without_embeddings`` (without the token table), ``layers``,
-        ``hidden_size``, ``dimension`` (of its vectors), ``vocabulary``, ``max_positions`` (None: the config sets none).
+        ``stored_layers`` (of which there are weights; 0 where their names don't tell), ``hidden_size``, ``heads``,
+        ``dimension`` (of its vectors), ``vocabulary`` (rows of the token table), ``max_positions`` (tokens of the
+        longest text; None: the config sets no limit).
 
     Raises:
         InputError: no config, no safetensors, or a chain that is not supported.
@@ -226,7 +260,7 @@ def describe_folder(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     dense = read_chain(folder).dense
     files = backbone_files(folder)
-    config = read_json(folder / "config.json")
+    config = _read_map(folder / "config.json")
     tensors = {name: tensor for file in files for name, tensor in safetensors_shapes(file).items()}
     counts = {
         name: math.prod(shape)
@@ -239,15 +273,21 @@ def describe_folder(folder: str | Path) -> dict[str, Any]:
         projection = dense[0].in_features * dense[-1].out_features + dense[-1].out_features * any(d.bias for d in dense)
     total = sum(counts.values()) + projection
     hidden_size = _first_of(config, "hidden_size", "dim", "d_model", "n_embd")
+    positions = config.get("max_position_embeddings")
+    if positions is not None and config.get("model_type") in _COUNT_FROM_PADDING:
+        positions -= config.get("pad_token_id", 1) + 1
+    stored = [int(match[1]) for name in counts if (match := _LAYER.search(name))]
     return {
         "architecture": config.get("model_type", ""),
         "parameters": total,
         "parameters_without_embeddings": total - sum(tables.values()),
         "layers": _first_of(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
+        "stored_layers": max(stored, default=-1) + 1,
         "hidden_size": hidden_size,
+        "heads": _first_of(config, "num_attention_heads", "n_heads", "n_head") or 1,
         "dimension": dense[-1].out_features if dense else hidden_size,
-        "vocabulary": config.get("vocab_size", 0),
-        "max_positions": config.get("max_position_embeddings"),
+        "vocabulary": next((tensors[name][1][0] for name in tables), config.get("vocab_size", 0)),
+        "max_positions": positions,
     }
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from harness.data.prepare import check_data_files
+from harness.data.reading import PREVIEW_LINES
 from harness.data.records import Dataset
 from harness.encoders.chain import backbone_files, describe_folder, read_chain, verify_sha256
 from harness.encoders.layers import select_layers
 from harness.encoders.sources import resolve_model
 from harness.encoders.tokens import read_tokenizer, unknown_share
-from harness.recipe import EncoderSettings, Recipe
+from harness.pipeline.launch import usable_gpus
+from harness.recipe import EncoderSettings, Recipe, TrainingSettings, VectorFiles
 from harness.runtime.errors import InputError, Problem, gather_problems
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentencepiece.bpe.model")
 
 
 def check_models(recipe: Recipe) -> None:
@@ -44,30 +48,156 @@ def check_models(recipe: Recipe) -> None:
 
 def _model_problems(role: str, settings: EncoderSettings) -> list[Problem]:
     folder = resolve_model(settings.model or "", settings.revision)
-    chain, told = read_chain(folder), describe_folder(folder)
-    verify_sha256(settings.sha256, backbone_files(folder))
-    found = []
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        found.append(
-            Problem("the model folder has no tokenizer", where=str(folder), allowed=", ".join(TOKENIZER_FILES))
-        )
+    found: list[Problem] = []
+    told: dict[str, Any] = {}
+    for look in (
+        lambda: told.update(chain=read_chain(folder), **describe_folder(folder)),
+        lambda: told.update(tokens=_highest_token(folder)),
+        lambda: verify_sha256(settings.sha256, backbone_files(folder)) if settings.sha256 else None,
+    ):
+        try:
+            look()
+        except InputError as error:
+            found += [problem for problem in error.problems if problem not in found]
+    if "chain" in told:
+        found += _misfits(role, settings, folder, told)
+    return found
+
+
+def _highest_token(folder: Path) -> int:
+    return max(read_tokenizer(folder).get_vocab().values(), default=0)
+
+
+def _misfits(role: str, settings: EncoderSettings, folder: Path, told: Mapping[str, Any]) -> list[Problem]:
+    """What does not fit together: the recipe, and the folder's config, weights and tokenizer."""
+    found, chain, positions = [], told["chain"], told["max_positions"]
     if chain.pooling is None and settings.pooling is None:
         found.append(
             Problem("the folder does not say how tokens are pooled (it has no modules.json)", where=f"{role}.pooling",
                     allowed="mean, cls, lasttoken", next=f"set {role}.pooling")
         )  # fmt: skip
-    positions = told["max_positions"]
-    if settings.max_length and positions and settings.max_length > positions:
+    wanted = settings.max_length or chain.max_length
+    if wanted and positions and wanted > positions:
         found.append(
-            Problem("longer than the model's positions", where=f"{role}.max_length", got=str(settings.max_length),
-                    allowed=f"1 to {positions}")
+            Problem("longer than the model's positions", where=f"{role}.max_length", got=str(wanted),
+                    allowed=f"1 to {positions}", next=f"set {role}.max_length to at most {positions}")
         )  # fmt: skip
     if settings.dimension and settings.dimension > told["dimension"]:
         found.append(
             Problem("more dimensions than the model gives", where=f"{role}.dimension", got=str(settings.dimension),
                     allowed=f"1 to {told['dimension']}")
         )  # fmt: skip
+    if 0 < told["stored_layers"] < told["layers"]:
+        found.append(
+            Problem("weights are missing: they would be random", where=str(folder),
+                    got=f"config.json speaks of {told['layers']} layers, there are weights of {told['stored_layers']}",
+                    next="get the whole model, or the config that belongs to it")
+        )  # fmt: skip
+    if told.get("tokens", 0) >= told["vocabulary"] > 0:
+        found.append(
+            Problem("the tokenizer does not fit the model", where=str(folder), got=f"token id {told['tokens']}",
+                    allowed=f"ids below {told['vocabulary']}, the rows of the token table",
+                    next="put the tokenizer that belongs to the weights into the folder")
+        )  # fmt: skip
     return found
+
+
+# ------------------------------------------------------------------------------------ what surrounds data and models
+
+
+def installed(module: str) -> bool:
+    """Whether a Python module could be imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def check_surroundings(recipe: Recipe) -> None:
+    """What can be told before any data is read: missing files, the device, packages that are wanted, given vectors.
+
+    Raises:
+        InputError: everything that is wrong.
+    """
+    gather_problems(
+        lambda: check_data_files(recipe.data),
+        lambda: _refuse([*_device_problems(recipe), *_package_problems(recipe)]),
+        lambda: _check_vectors(recipe, None),
+    )
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        raise InputError(problems)
+
+
+def _device_problems(recipe: Recipe) -> list[Problem]:
+    gpus, found = usable_gpus(recipe.launch), []
+    if recipe.launch.device == "cuda" and not gpus:
+        found.append(
+            Problem("no GPU is visible", where="launch.device", got="cuda", allowed="auto, cpu",
+                    next="check CUDA_VISIBLE_DEVICES and the driver, or set launch.device: cpu")
+        )  # fmt: skip
+    for stage, training in trainings(recipe).items():
+        where = f"{stage}.training.attention"
+        if training.attention == "flash_attention_2" and recipe.launch.device != "cuda" and not gpus:
+            found.append(Problem("flash_attention_2 needs a GPU, and the run uses none", where=where,
+                                 got="flash_attention_2", allowed="auto, eager, sdpa", next="set attention: auto"))
+        elif training.attention == "flash_attention_2" and not installed("flash_attn"):
+            found.append(Problem("the package 'flash_attn' is not installed", where=where, got="flash_attention_2",
+                                 next="pip install flash-attn, or set attention: sdpa"))
+    return found
+
+
+def _package_problems(recipe: Recipe) -> list[Problem]:
+    files = {"documents.vectors": recipe.documents.vectors, "teacher.query_vectors": recipe.teacher.query_vectors}
+    wanted: list[tuple[str, str, str, str]] = [("tracking.trackers", name, "tracking", f"take {name} out")
+                                               for name in recipe.tracking.trackers]  # fmt: skip
+    if recipe.evaluate.searcher == "faiss":
+        wanted.append(("evaluate.searcher", "faiss", "cpu", "set evaluate.searcher: exact"))
+    if recipe.data.source == "emoji":
+        wanted.append(("data.source", "emoji", "quickstart", "choose another source"))
+    wanted += [(f"{key}.format", "faiss", "cpu", "give the vectors as npy or parquet")
+               for key, given in files.items() if given and given.format == "faiss"]  # fmt: skip
+    return [
+        Problem(f"the package {module!r} is not installed", where=where, got=module,
+                next=f"pip install 'harness-retrieval[{extra}]', or {instead}")
+        for where, module, extra, instead in wanted if not installed(module)
+    ]  # fmt: skip
+
+
+def trainings(recipe: Recipe) -> dict[str, TrainingSettings]:
+    """The settings of every training that the recipe wants, by step."""
+    stages = {"teacher": recipe.teacher if recipe.teacher.train else None, "align": recipe.align,
+              "refine": recipe.refine}  # fmt: skip
+    return {name: stage.training for name, stage in stages.items() if stage and stage.training}
+
+
+def _check_vectors(recipe: Recipe, dataset: Dataset | None) -> None:
+    """Given vectors: readable, of the right dimension; with a data set also those of its ids, and their values."""
+    documents, queries, teacher = recipe.documents.vectors, recipe.teacher.query_vectors, recipe.teacher
+    dimension, normalized = None, True
+    if teacher.model and (documents or queries):
+        try:
+            folder = resolve_model(teacher.model, teacher.revision)
+            dimension = teacher.dimension or describe_folder(folder)["dimension"]
+            normalized = read_chain(folder).normalize
+        except InputError:
+            return  # told by check_models
+    wanted: dict[str, list[str]] = {"documents": [], "queries": []}
+    if dataset:
+        wanted["documents"] = dataset.documents.ids
+        wanted["queries"] = [record.id for records in dataset.splits.values() for record in records]
+    dimensions = [dimension] if dimension else []
+
+    def check(files: VectorFiles | None, kind: str) -> None:
+        absent = [path for path in (files.path, files.ids) if path and not Path(path).is_file()] if files else []
+        if files is None or absent or (files.format == "faiss" and dataset is None):
+            return  # a missing file is told by sources_of; an index is read once the data is known to be good
+        from harness.vectors.files import check_vectors  # brings torch in: only where vectors are given
+
+        known = dimensions[0] if dimensions else None
+        _, vector_ND = check_vectors(files, wanted[kind], known, normalized=normalized, rows=PREVIEW_LINES)
+        dimensions.append(int(vector_ND.shape[1]))
+
+    gather_problems(lambda: check(documents, "documents"), lambda: check(queries, "queries"))
 
 
 def evaluated_sets(recipe: Recipe, dataset: Dataset) -> list[str]:
@@ -87,29 +217,42 @@ def evaluated_sets(recipe: Recipe, dataset: Dataset) -> list[str]:
     return list(wanted)
 
 
-def check_data(recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse data that a later step would refuse: no training queries, a set that is not there, unknown tokens.
+def check_data(recipe: Recipe, dataset: Dataset, *, complete: bool = True) -> None:
+    """Refuse data that a later step would refuse: too few training queries, a set that is not there, unknown tokens,
+    given vectors that don't fit.
+
+    Args:
+        complete: whether ``dataset`` is all of the data, or the head of it.
 
     Raises:
         InputError: with all of them.
     """
-    problems: list[Problem] = []
-    stages = {"teacher": recipe.teacher.train, "refine": recipe.refine is not None}
-    remedy = {"teacher": "set teacher.train: false", "refine": "set refine: null"}
-    if not dataset.splits["train"]:
-        problems += [
-            Problem(f"{name} needs training queries with positives, and the data has none", where="data",
-                    next=f"give qrels/train.tsv, or {remedy[name]}")
-            for name, wanted in stages.items() if wanted
-        ]  # fmt: skip
-
-    def training_queries() -> None:
-        if problems:
-            raise InputError(problems)
-
     gather_problems(
-        training_queries, lambda: evaluated_sets(recipe, dataset), lambda: check_unknown_shares(recipe, dataset)
+        lambda: _refuse(_training_problems(recipe, dataset, complete)),
+        lambda: evaluated_sets(recipe, dataset),
+        lambda: check_unknown_shares(recipe, dataset),
+        lambda: _check_vectors(recipe, dataset),
     )
+
+
+def _training_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list[Problem]:
+    queries, found = len(dataset.splits["train"]), []
+    remedy = {"teacher": "set teacher.train: false", "refine": "set refine: null"}
+    sizes = {"queries": queries, "documents": len(dataset.documents), "unlabelled": len(dataset.unlabelled)}
+    align = sum(sizes[kind] for kind in recipe.align.texts) if recipe.align else 0
+    for stage, training in trainings(recipe).items():
+        texts = align if stage == "align" else queries
+        if not texts and stage in remedy:
+            found.append(Problem(f"{stage} needs training queries with positives, and the data has none", where="data",
+                                 next=f"give qrels/train.tsv, or {remedy[stage]}"))
+        elif not texts:
+            found.append(Problem("there is no text to align on", where="align.texts", got=", ".join(recipe.align.texts),
+                                 next="add documents or unlabelled") if recipe.align else Problem(""))
+        elif training.batch_size > texts and complete:
+            found.append(Problem("a batch is larger than all there is to train on", got=str(training.batch_size),
+                                 where=f"{stage}.training.batch_size", allowed=f"2 to {texts}",
+                                 next="lower batch_size, or give more data"))
+    return found
 
 
 def tokenizers_of(recipe: Recipe) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from harness.pipeline.checks import check_models
+from harness.pipeline.checks import check_models, check_surroundings
 from harness.pipeline.folder import (
     Manifest,
     RunFolder,
@@ -19,6 +19,7 @@ from harness.pipeline.folder import (
     refuse_edited_recipe,
     refuse_foreign_folder,
 )
+from harness.pipeline.foresight import foresee
 from harness.pipeline.launch import (
     alone_in,
     check_launch,
@@ -157,6 +158,7 @@ class Controller:
             lambda: check_launch(recipe),
             lambda: sources.update(sources_of(recipe)),
             lambda: check_models(recipe),
+            lambda: check_surroundings(recipe),
             lambda: refuse_foreign_folder(folder, input_paths(recipe)),
             lambda: refuse_edited_recipe(folder),
         )
@@ -188,6 +190,11 @@ class Controller:
     def todo(self, steps: Sequence[Step]) -> list[Step]:
         """The steps that are not done under their key with whole outputs."""
         return [step for step in steps if not self.done(step.name)]
+
+    def foresee(self, steps: Sequence[Step], forced: Collection[str] = ()) -> None:
+        """Refuse, before they begin, steps that disk or memory surely can't hold; those that are done need nothing."""
+        names = [step.name for step in steps if step.name in forced or self.todo([step])]
+        foresee(self.recipe, self.folder, names)
 
     def require_inputs(self, step: Step) -> None:
         """A step run alone needs its inputs done.
@@ -303,6 +310,7 @@ def run_recipe(
         controller.refuse_other_documents(forced)
         kept = [step for step in steps if step.trains and step.name not in forced]
         gather_problems(*(functools.partial(controller.old_checkpoints, step) for step in kept))
+        controller.foresee(steps, forced)
         clear_leftovers(folder)
         controller.forget_dropped_steps()
         controller.manifest.forget([step.name for step in steps if step.name in forced])
@@ -315,6 +323,8 @@ def run_recipe(
                 continue
             _start(step, controller, stop, afresh=step.name in forced)
             ran.append(step.name)
+            if step.name == "data":  # now it is known how much there is of it
+                controller.foresee(steps)
     return folder, ran
 
 
@@ -383,6 +393,7 @@ def _wanted(main: list[Controller], step: Step) -> bool:
     """Whether a step whose inputs are done is to run."""
     main[0].require_inputs(step)
     if main[0].todo([step]):
+        main[0].foresee([step])
         return True
     logger.info("  %s: done already", step.name)
     return False

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness.data.prepare import prepare_data
+from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.relevance import Relevance
 from harness.encoders.chain import weights_sha256
@@ -34,8 +34,12 @@ Texts = tuple[list[str], list[str], list[str]]  # ids, texts, languages
 
 def do_data(run: Run) -> list[Path]:
     """Read, check, split and write the data; refuse languages that the models' tokenizers can't read."""
-    tell_data(prepare_data(run.recipe.data, run.folder.data))
-    check_data(run.recipe, run.dataset)
+
+    def accept(folder: Path) -> None:
+        run.dataset = load_dataset(folder)  # read once, also for the steps that follow
+        check_data(run.recipe, run.dataset)
+
+    tell_data(prepare_data(run.recipe.data, run.folder.data, accept=accept))
     return [run.folder.data]
 
 

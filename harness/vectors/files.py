@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,38 @@ def import_vectors(
         InputError: every problem of the files at once: unreadable, counts that differ, ids missing or double, another
             dimension, values not finite, or lengths other than 1 in a normalised space; ids named.
     """
+    row, vector_ND = check_vectors(files, ids_wanted, space.dimension, normalized=space.normalized, prefix=prefix)
+    # The ids stand in for the texts, which the files don't tell; the files' own hashes are what makes a store stale.
+    hashes = [file_sha256(path) for path in (files.path, files.ids) if path is not None]
+    return write_store(
+        folder, ids_wanted, ids_wanted, lambda window: np.asarray(vector_ND[[row[name] for name in window]]), space,
+        dtype=dtype, shard_rows=shard_rows, key=" ".join([files.format, *hashes]),
+    )  # fmt: skip
+
+
+def check_vectors(
+    files: VectorFiles,
+    ids_wanted: Sequence[str],
+    dimension: int | None,
+    *,
+    normalized: bool,
+    prefix: str = "",
+    rows: int | None = None,
+) -> tuple[dict[str, int], np.ndarray]:
+    """Read files of vectors and refuse what can't be used; what ``import_vectors`` refuses, without a store.
+
+    Args:
+        files, ids_wanted, prefix: as for ``import_vectors``.
+        dimension: that they must have; None: any.
+        normalized: whether the wanted ones must have length 1.
+        rows: look at the values of so many wanted rows at most; None: of all.
+
+    Returns:
+        The row of each id of the files (with ``prefix``), and the vectors, float [N, D].
+
+    Raises:
+        InputError: every problem of the files at once, as for ``import_vectors``.
+    """
     ids, vector_ND = _read(files)
     problems = []
     if vector_ND.ndim != 2 or vector_ND.dtype.kind != "f":
@@ -56,9 +89,9 @@ def import_vectors(
     if len(ids) != len(vector_ND):
         raise InputError(Problem("ids and vectors differ in number", where=files.ids or files.path,
                                  got=f"{len(ids)} ids, {len(vector_ND)} vectors", next="give one id for every vector"))
-    if vector_ND.shape[1] != space.dimension:
+    if dimension is not None and vector_ND.shape[1] != dimension:
         problems.append(Problem("vectors of another dimension", where=files.path, got=str(vector_ND.shape[1]),
-                                allowed=str(space.dimension), next="name the teacher that made them, or its dimension"))
+                                allowed=str(dimension), next="name the teacher that made them, or its dimension"))
     row = {name: at for at, name in enumerate(ids)}
     if len(row) < len(ids):
         twice = [name for name, count in Counter(ids).items() if count > 1]
@@ -69,20 +102,15 @@ def import_vectors(
     if missing:
         problems.append(Problem(f"{len(missing)} of {len(ids_wanted)} ids have no vector", got=name_some(missing),
                                 where=files.ids or files.path, next="add them, or take them out of the data"))
-    row_B = np.fromiter((row[name] for name in ids_wanted if name in row), dtype=np.int64)
-    problems += _wrong_values(vector_ND, row_B, ids, space, files.path)
+    row_B = np.fromiter((row[name] for name in islice(ids_wanted, rows) if name in row), dtype=np.int64)
+    problems += _wrong_values(vector_ND, row_B, ids, normalized, files.path)
     if problems:
         raise InputError(problems)
-    # The ids stand in for the texts, which the files don't tell; the files' own hashes are what makes a store stale.
-    hashes = [file_sha256(path) for path in (files.path, files.ids) if path is not None]
-    return write_store(
-        folder, ids_wanted, ids_wanted, lambda window: np.asarray(vector_ND[[row[name] for name in window]]), space,
-        dtype=dtype, shard_rows=shard_rows, key=" ".join([files.format, *hashes]),
-    )  # fmt: skip
+    return row, vector_ND
 
 
 def _wrong_values(
-    vector_ND: np.ndarray, row_B: np.ndarray, ids: Sequence[str], space: Space, where: str
+    vector_ND: np.ndarray, row_B: np.ndarray, ids: Sequence[str], normalized: bool, where: str
 ) -> list[Problem]:
     """Wanted rows that are not finite, or not of length 1 though the space says so."""
     broken, long = [], []
@@ -96,7 +124,7 @@ def _wrong_values(
     if broken:
         problems.append(Problem(f"{len(broken)} vectors are not finite", where=where,
                                 got=name_some(ids[row] for row in broken), next="encode these again"))
-    if long and space.normalized:
+    if long and normalized:
         length = float(np.linalg.norm(np.asarray(vector_ND[long[0]], dtype=np.float64)))
         problems.append(Problem(f"{len(long)} vectors are not normalised, but the space is", where=where,
                                 got=f"length {length:.4f} for {name_some((ids[row] for row in long), 1)}",

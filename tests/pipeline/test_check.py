@@ -12,7 +12,8 @@ import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
 from harness.encoders.chain import describe_folder
-from harness.pipeline.check import Model, activation_bytes, check_recipe
+from harness.pipeline.check import check_recipe
+from harness.pipeline.foresight import Model, activation_bytes
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError
 
