@@ -52,3 +52,18 @@ def write_recipe(root: Path, tree: dict[str, Any]) -> Path:
     path = root / "recipe.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return path
+
+
+def tiniest_tree(root: Path) -> dict[str, Any]:
+    """A recipe with every kind of artefact and next to no work: for runs that are stopped and started many times."""
+    training = {
+        "steps": 4, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "chunks": 1, "evaluate_every": 2,
+        "checkpoint_every": 1,
+    }  # fmt: skip
+    tree = tiny_tree(root)
+    tree["teacher"] |= {"training": dict(training)}
+    tree["align"] = {"training": dict(training)}
+    tree["mine"] = {"refine": {"top_k": 10, "keep": 3}}
+    tree["refine"] = {"training": dict(training), "candidates": "sampled", "sampled": 16, "mined": 2}
+    tree["evaluate"] = {"systems": ["teacher", "student-aligned", "student-refined"], "resamples": 100}
+    return {**tree, "bench": None}
