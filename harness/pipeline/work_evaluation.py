@@ -252,13 +252,16 @@ def collect_results(run: Run) -> dict[str, Any]:
         system: {name: PerQuery.load(run.folder.evaluations / system / name, hits=False) for name in names}
         for system in settings.systems
     }
-    steps = Manifest(run.folder).steps
+    manifest = Manifest(run.folder)
+    steps = manifest.steps
     provenance = {
         "commit": commit(), "recipe_sha256": recipe_sha256(run.recipe), "seed": run.recipe.seed, "versions": versions(),
         "hardware": hardware(), "started": min(step["started"] for step in steps.values()),
         "wall_seconds": round(sum(step["seconds"] for step in steps.values()), 1),
         "steps": {name: step["seconds"] for name, step in steps.items()},
     }  # fmt: skip
+    if manifest.updates:  # documents came and went after the models were trained
+        provenance["updates"] = manifest.updates
     told = read_json(run.folder.bench) if run.recipe.bench else None
     return build_results(
         name=run.recipe.name,
