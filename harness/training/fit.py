@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from harness.recipe import TrainingSettings
 from harness.runtime.distributed import broadcast, mean_over_processes, rank, seed_step, use_bf16, wait_for_all
 from harness.runtime.errors import RunError
-from harness.runtime.process import atomic_file, is_main_process, logger, progress, write_json
+from harness.runtime.process import atomic_file, disk_errors, is_main_process, logger, progress, write_json
 from harness.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
 from harness.training.objectives import Objective
 from harness.training.placement import place, trainable
@@ -109,11 +108,14 @@ class _Trainer:
         if is_main_process():
             with atomic_file(run.log, "w") as stream:
                 stream.writelines(json.dumps(line) + "\n" for line in kept)
-        self.log_stream = open(run.log if is_main_process() else os.devnull, "a", encoding="utf-8")  # noqa: SIM115
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self.log_stream.write(json.dumps(line) + "\n")
-        self.log_stream.flush()
+        if not is_main_process():
+            return
+        text = json.dumps(line) + "\n"
+        # Opened for each line: a stream would try again, when it is closed, what a full disk refused.
+        with disk_errors(self.run.log, size=len(text)), open(self.run.log, "a", encoding="utf-8") as stream:
+            stream.write(text)
 
     def step(self, objective: Objective, micro_batches: list[Mapping[str, Any]]) -> dict[str, float]:
         """One optimiser step over all micro-batches; returns the mean of what the objective logs."""
@@ -211,10 +213,7 @@ def fit(
     model.train()
     if trainer.state.step:
         logger.info("%s: goes on from step %d", run.what, trainer.state.step)
-    with (
-        contextlib.closing(trainer.log_stream),
-        progress(what=run.what, total=settings.steps, initial=trainer.state.step, unit="step") as bar,
-    ):
+    with progress(what=run.what, total=settings.steps, initial=trainer.state.step, unit="step") as bar:
         while (step := trainer.state.step) < settings.steps:
             logs = trainer.step(objective, batches(step))
             bar.update(1)
