@@ -32,6 +32,7 @@ def search_run(root: Path, text: str, k: int, language: str | None = None) -> li
         InputError: the folder is no finished run; the query is blank; a language is needed or unknown.
     """
     folder = RunFolder(root)
+    Manifest(folder).refuse_unfinished_update()
     if not folder.recipe.exists() or not (folder.index / "manifest.json").exists():
         raise InputError(
             Problem(
@@ -44,7 +45,6 @@ def search_run(root: Path, text: str, k: int, language: str | None = None) -> li
         raise InputError(Problem("the query is blank", where="TEXT"))
     from harness.pipeline.context import Run
 
-    Manifest(folder).refuse_unfinished_update()
     run = Run(load_recipe(folder.recipe), folder, {})
     languages = sorted(set(run.dataset.documents.languages))
     if run.dataset.search_within and language not in languages:

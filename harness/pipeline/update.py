@@ -60,9 +60,10 @@ def update_documents(recipe: Recipe, output: Path) -> dict[str, Any] | None:
         manifest, sources = controller.manifest, controller.sources
         earlier = sources_so_far(sources, manifest)
         if not manifest.updating and all(earlier.get(step) == sources.get(step) for step in READ_AGAIN):
-            for step in READ_AGAIN:  # of a run that did not note them
-                manifest.steps[step].setdefault("sources", sources.get(step))
-            manifest.write()
+            if unnoted := [step for step in READ_AGAIN if "sources" not in manifest.steps[step]]:
+                for step in unnoted:
+                    manifest.steps[step]["sources"] = sources.get(step)
+                manifest.write()
             return None
         clear_leftovers(folder)
         from harness.pipeline.context import Run
