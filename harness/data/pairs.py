@@ -110,7 +110,7 @@ def _texts(value: dict[str, Any], column: str, *, listed: bool = False) -> list[
     """A list of texts, or a text unless it must be ``listed``; blank ones left out. Raises ``BadLine``."""
     given = value.get(column)
     if listed and isinstance(given, str) and given.strip():
-        raise BadLine(f"the {column} are not a list: one text for each negative", given)
+        raise BadLine(f"{column!r} is not a list of texts", given)
     texts = [check_text(text, f"text in {column!r}") for text in (given if isinstance(given, list) else [given])]
     return [text for text in texts if text]
 

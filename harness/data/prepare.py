@@ -152,9 +152,11 @@ def _read(settings: DataSettings, reading: Reading) -> Source:
 def _check_fields(settings: DataSettings, source: Source) -> None:
     problems = []
     if settings.group and not any(source.document_groups) and not any(source.queries.groups):
-        problems.append(Problem("no query and no document has this field", where="data.group", got=settings.group))
+        problems.append(Problem("no query and no document has this field", where="data.group", got=settings.group,
+                                next="correct the name, or remove data.group"))
     if settings.equivalent and not any(source.documents.keys):
-        problems.append(Problem("no document has this field", where="data.equivalent", got=settings.equivalent))
+        problems.append(Problem("no document has this field", where="data.equivalent", got=settings.equivalent,
+                                next="correct the name, or remove data.equivalent"))
     if problems:
         raise InputError(problems)
 
@@ -304,7 +306,9 @@ def _check_splits(
     dev = {**splits["select"], **splits["report"]}
     if not dev:
         problems.append(
-            Problem("no query is left in dev", where="data", got=left_out, allowed="queries with a positive document")
+            Problem("no query is left in dev", where="data", got=left_out, allowed="queries with a positive document",
+                    next="judge queries in dev (data.qrels.dev, data.dev_path), or give pairs of several groups to hold "
+                    "some out of (data.hold_out)")
         )
     elif not (splits["select"] and splits["report"]):
         problems.append(

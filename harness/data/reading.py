@@ -136,7 +136,7 @@ class Reading:
                         yield number, text
         except (OSError, EOFError, zlib.error) as error:
             what = "no such file" if isinstance(error, FileNotFoundError) else "the file can't be read"
-            raise InputError(Problem(what, where=str(path), got=str(error))) from None
+            raise InputError(Problem(what, where=str(path), got=str(error), next="check the path, or get it again")) from None
 
     def objects(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """The JSON objects of a JSONL file, with their line numbers."""
@@ -201,7 +201,8 @@ def _open_parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(Problem("not readable as Parquet", where=str(path), got=str(error).splitlines()[0])) from None
+        raise InputError(Problem("not readable as Parquet", where=str(path), got=str(error).splitlines()[0],
+                                 next="get the file again, or write it again")) from None
 
 
 def _parquet_length(path: Path) -> int:

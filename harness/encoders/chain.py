@@ -232,6 +232,8 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
             if size > 100_000_000:
                 raise ValueError(f"a header of {size} bytes")
             header = json.loads(stream.read(size))
+            if not isinstance(header, dict):
+                raise ValueError("its header is no map of tensors")
             header.pop("__metadata__", None)
             found = {name: (str(tensor["dtype"]), list(tensor["shape"])) for name, tensor in header.items()}
             end = 8 + size + max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)

@@ -30,7 +30,8 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(Problem("not readable as a tokenizer", where=str(path), got=str(error))) from error
+        raise InputError(Problem("not readable as a tokenizer", where=str(path), got=str(error),
+                                 next="get the file again, or save the tokenizer again with transformers")) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -48,6 +48,10 @@ def check_models(recipe: Recipe) -> None:
 
 def _model_problems(role: str, settings: EncoderSettings) -> list[Problem]:
     folder = resolve_model(settings.model or "", settings.revision)
+    if not (folder / "config.json").is_file():
+        return [Problem("no model here: config.json is missing", where=str(folder),
+                        allowed="a folder with config.json, safetensors and tokenizer.json",
+                        next="name the folder of a whole model")]  # fmt: skip
     found: list[Problem] = []
     told: dict[str, Any] = {}
     for look in (

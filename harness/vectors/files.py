@@ -164,7 +164,8 @@ def _read(files: VectorFiles) -> tuple[list[str], np.ndarray]:
             return ids, np.load(files.path, mmap_mode="r", allow_pickle=False)
         return ids, _read_faiss(files.path)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(Problem(f"not readable as {files.format}", where=files.path, got=str(error)[:200])) from None
+        raise InputError(Problem(f"not readable as {files.format}", where=files.path, got=str(error)[:200],
+                                 next="write the file again")) from None
 
 
 def _read_parquet(path: str) -> tuple[list[str], np.ndarray]:
