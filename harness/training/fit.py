@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from harness.recipe import TrainingSettings
 from harness.runtime.distributed import broadcast, mean_over_processes, rank, seed_step, use_bf16, wait_for_all
-from harness.runtime.errors import RunError
+from harness.runtime.errors import RunError, StoppedError
 from harness.runtime.process import atomic_file, disk_errors, is_main_process, logger, progress, write_json
 from harness.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
 from harness.training.objectives import Objective
-from harness.training.placement import place, trainable
+from harness.training.placement import trainable
 from harness.training.schedule import learning_rate
+from harness.training.strategy import place
 
 
 class Batches(Protocol):
@@ -56,7 +57,7 @@ class Fitted:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-class Interrupted(RunError):
+class Interrupted(StoppedError):
     """Stopped on request after saving a checkpoint; the same command goes on from there."""
 
 
@@ -98,7 +99,10 @@ class _Trainer:
     def __init__(self, model: nn.Module, settings: TrainingSettings, run: RunFolder, accelerator: Accelerator) -> None:
         self.model, self.settings, self.run, self.accelerator = model, settings, run, accelerator
         self.bf16 = use_bf16(settings.precision, accelerator.device)
-        self.placement = place(model, lambda placed: _optimizer(placed, settings), accelerator, bf16=self.bf16)
+        self.placement = place(
+            model, lambda placed: _optimizer(placed, settings), accelerator,
+            max_norm=settings.max_grad_norm, bf16=self.bf16,
+        )  # fmt: skip
         self.curve: list[dict[str, float]] = []
         self.state = load_checkpoint(run.checkpoints, self.placement, run.fingerprint) or TrainingState(
             0, run.fingerprint
@@ -130,7 +134,8 @@ class _Trainer:
                 self.placement.backward(loss / len(micro_batches), sync=sync and last_batch)
 
             with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
-                values.append(objective.step(self.model, _to_device(batch, self.accelerator.device), backward))
+                placed = _to_device(batch, self.accelerator.device)
+                values.append(objective.step(self.placement.model, placed, backward))
         for part, batch in zip(values, micro_batches, strict=True):  # only now: other processes wait for our gradients
             self._require_finite(part, batch["ids"])
         logs = {name: sum(part[name] for part in values) / len(values) for name in values[0]}

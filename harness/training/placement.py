@@ -1,25 +1,22 @@
 """How a model's parameters live over several processes; ``fit`` uses a ``Placement`` and knows no more of it.
 
 ``Replicated``: every process holds all of them (one process is the smallest case). ``Sharded``: each holds some rows
-of every parameter, gradient and moment, and gathers a block's parameters while it computes with them.
+of every parameter, gradient and moment, and gathers a block's parameters while it computes with them. Which of them a
+training gets is decided in ``strategy``.
 """
 
 from __future__ import annotations
 
 import copy
-import os
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from harness.runtime.distributed import average_gradients, rank, world_size
-from harness.runtime.errors import InputError, Problem
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 Read = Callable[[str, slice], Tensor]  # rows of a saved tensor, by its name
@@ -38,6 +35,11 @@ class Placement(Protocol):
     """What ``fit`` and the checkpoints ask of a strategy. Every method is called by all processes together."""
 
     @property
+    def model(self) -> nn.Module:
+        """What an objective is to call."""
+        ...
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Those of the whole trained parameters, by name."""
         ...
@@ -51,7 +53,7 @@ class Placement(Protocol):
         ...
 
     def update(self, rate: float, max_norm: float) -> float:
-        """Clip, step, clear; returns the norm of the whole gradient. Where that is not finite no step is taken."""
+        """Clip, step, clear; returns the norm of the whole gradient. Where that is not finite the run must stop."""
         ...
 
     def weights(self) -> dict[str, Part]:
@@ -80,67 +82,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def place(model: nn.Module, make_optimizer: MakeOptimizer, accelerator: Accelerator, *, bf16: bool) -> Placement:
-    """The placement that the launcher's accelerate file asks for; the model is moved to the device.
-
-    Args:
-        make_optimizer: called when the parameters have taken their places.
-        bf16: whether the forward pass runs under bfloat16 autocast.
-
-    Raises:
-        InputError: the accelerate file asks for something that this trainer does not do.
-    """
-    _require_supported(accelerator)
-    if world_size() > 1 and _wants_sharding():
-        return Sharded(model, make_optimizer, accelerator.device, reshard=_reshard(), bf16=bf16)
-    model.to(accelerator.device)
-    return Replicated(model, make_optimizer)
-
-
-def _wants_sharding() -> bool:
-    # What accelerate's launcher sets for `distributed_type: FSDP`. On a CPU accelerate itself drops that wish.
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def _reshard() -> bool:
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    return bool(FullyShardedDataParallelPlugin().reshard_after_forward)
-
-
-def _require_supported(accelerator: Accelerator) -> None:
-    problems = []
-    if accelerator.mixed_precision != "no":
-        problems.append(
-            Problem(
-                "the recipe sets the precision, not the accelerate file", where="mixed_precision",
-                got=str(accelerator.mixed_precision), allowed="'no'", next="set training.precision in the recipe",
-            )
-        )  # fmt: skip
-    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
-    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP"):
-        problems.append(
-            Problem(
-                "this trainer has no such strategy", where="distributed_type", got=kind,
-                allowed="NO, MULTI_GPU, FSDP (fsdp_version 2)", next="take recipes/accelerate/fsdp2.yaml or ddp.yaml",
-            )
-        )  # fmt: skip
-    if _wants_sharding():
-        if os.environ.get("FSDP_VERSION", "1") != "2":
-            problems.append(
-                Problem("only version 2 of FSDP is used here", where="fsdp_config.fsdp_version",
-                        got=os.environ.get("FSDP_VERSION", "1, accelerate's default"), allowed="2")
-            )  # fmt: skip
-        if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
-            problems.append(
-                Problem("parameters can't be kept off the device", where="fsdp_config.fsdp_offload_params", got="true",
-                        allowed="false", next="use more processes, or a smaller batch with training.accumulate")
-            )  # fmt: skip
-    if problems:
-        raise InputError(problems)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -149,6 +92,7 @@ class Replicated:
     """Every process holds everything; one all-reduce per step averages the gradients; the main process saves."""
 
     def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
+        self.model = model
         self.parameters = trainable(model)
         self.optimizer = make_optimizer(model)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
@@ -163,8 +107,8 @@ class Replicated:
 
     def update(self, rate: float, max_norm: float) -> float:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), max_norm))
-        if torch.isfinite(torch.tensor(norm)):
-            _set_rate(self.optimizer, rate)
+        if math.isfinite(norm):
+            set_rate(self.optimizer, rate)
             self.optimizer.step()
         self.clear()
         return norm
@@ -209,13 +153,27 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return [block for child in model.children() for block in _blocks(child)]
 
 
-def _hollow_copy(model: nn.Module) -> nn.Module:
+def hollow_copy(model: nn.Module) -> nn.Module:
     """The model as it is, with parameters that have shapes and no values."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         for p in model.parameters()
     }
     return copy.deepcopy(model, memo)
+
+
+def fill(model: nn.Module, hollow: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Turn ``model``, in place, into what ``hollow_copy`` made of it, with these values."""
+    parameters = dict(hollow.named_parameters())
+    whole = {
+        id(parameters[name]): nn.Parameter(value, parameters[name].requires_grad) for name, value in values.items()
+    }
+    for module in hollow.modules():
+        for name, tensor in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, whole.get(id(tensor), tensor))
+    model.__class__ = type(hollow)
+    vars(model).clear()
+    vars(model).update(vars(hollow))
 
 
 class Sharded:
@@ -232,7 +190,7 @@ class Sharded:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-        self.plain = _hollow_copy(model)
+        self.plain = hollow_copy(model)
         mesh = init_device_mesh(device.type, (world_size(),))
         # Under autocast every block would keep a bf16 copy of its gathered fp32 weights until the backward pass:
         # gathered in bf16 they can be freed. What stands outside the blocks stays fp32; sums over processes, too.
@@ -259,13 +217,13 @@ class Sharded:
         loss.backward()
 
     def update(self, rate: float, max_norm: float) -> float:
-        norm: Any = torch.nn.utils.clip_grad_norm_(self.parameters.values(), max_norm)
-        total = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if torch.isfinite(total):
-            _set_rate(self.optimizer, rate)
+        total: Any = torch.nn.utils.clip_grad_norm_(self.parameters.values(), max_norm)
+        norm = float(total.full_tensor())
+        if math.isfinite(norm):
+            set_rate(self.optimizer, rate)
             self.optimizer.step()
         self.clear()
-        return float(total)
+        return norm
 
     def _rows(self, shape: tuple[int, ...]) -> slice:
         """Our rows of a tensor: as ``torch.chunk`` cuts the first axis."""
@@ -312,15 +270,9 @@ class Sharded:
     def finish(self) -> None:
         """One parameter after the other becomes whole; then the model takes the place of what it was before."""
         self.model.reshard()
-        whole: dict[int, nn.Parameter] = {}
-        hollow = dict(self.plain.named_parameters())
+        values: dict[str, Tensor] = {}
         for name, parameter in self.everything.items():
-            value = parameter.detach().full_tensor()  # a collective: in every process
+            value = parameter.detach().full_tensor()  # a collective, so in every process
             if rank() == 0:
-                whole[id(hollow[name])] = nn.Parameter(value.cpu(), requires_grad=parameter.requires_grad)
-        for module in self.plain.modules():
-            for name, tensor in list(module.named_parameters(recurse=False)):
-                module.register_parameter(name, whole.get(id(tensor), tensor))
-        self.model.__class__ = type(self.plain)
-        vars(self.model).clear()
-        vars(self.model).update(vars(self.plain))
+                values[name] = value.cpu()
+        fill(self.model, self.plain, values)
