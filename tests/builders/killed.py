@@ -18,8 +18,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -69,8 +70,8 @@ def kind_of(path: Path, out: Path) -> str | None:
 class _Striker:
     """Counts events and strikes at the one that was asked for."""
 
-    def __init__(self, fault: Fault, out: Path) -> None:
-        self.fault, self.out, self.left = fault, out, fault.count
+    def __init__(self, fault: Fault, out: Path, told: Path) -> None:
+        self.fault, self.out, self.told, self.left = fault, out, told, fault.count
 
     def meets(self, event: str, path: Any) -> bool:
         """Whether this is the event."""
@@ -86,7 +87,7 @@ class _Striker:
 
     def strike(self, where: Any) -> None:
         """Tell where, and do it."""
-        (self.out.parent / "struck").write_text(str(where))
+        self.told.write_text(str(where))
         if self.fault.act in ("ENOSPC", "EFBIG"):
             number = getattr(errno, self.fault.act)
             raise OSError(number, os.strerror(number))
@@ -122,16 +123,16 @@ class _Stream:
         self._stream.close()
 
 
-def _install(fault: Fault, out: Path) -> None:
+def _install(fault: Fault, out: Path, told: Path) -> None:
     """Put the striker around everything that writes."""
     import safetensors.torch
-    import transformers.modeling_utils
 
-    striker = _Striker(fault, out)
-    replace, fsync, rmtree, open_, save = os.replace, os.fsync, shutil.rmtree, builtins.open, safetensors.torch.save_file
+    striker = _Striker(fault, out, told)
+    replace, fsync, rmtree, open_ = os.replace, os.fsync, shutil.rmtree, builtins.open
+    save = safetensors.torch.save_file
 
     def cut(path: Any) -> None:
-        if fault.act in ("KILL",):
+        if fault.act == "KILL":
             os.truncate(path, os.path.getsize(path) // 2)
 
     def replaces(source: Any, target: Any, **options: Any) -> None:
@@ -188,7 +189,7 @@ def _child(order: dict[str, Any]) -> int:
 
     logging.getLogger("harness").handlers[:] = []
     if order["fault"]:
-        _install(Fault(**order["fault"]), Path(order["out"]))
+        _install(Fault(**order["fault"]), Path(order["out"]), Path(order["struck"]))
     if order["limit"]:
         import resource
 
@@ -209,7 +210,7 @@ def _serve() -> None:
     import faiss  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import torch
-    import transformers.models.bert.modeling_bert  # noqa: F401
+    import transformers.models.bert.modeling_bert
     import transformers.models.bert.tokenization_bert  # noqa: F401
 
     import harness.cli
@@ -267,23 +268,25 @@ class Zygote:
     def __init__(self) -> None:
         environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])]),
+            "HF_HUB_OFFLINE": "1", "COLUMNS": "120",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])]),
         }  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, "-m", "builders.killed"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment,
         )  # fmt: skip
         assert self.process.stdout is not None and self.process.stdin is not None
+        self.own = tempfile.TemporaryDirectory(prefix="harness-runs-")
         self._read: Callable[[], str] = self.process.stdout.readline
         self._write = self.process.stdin
         assert self._read() == "ready\n"
 
     def run(self, arguments: Sequence[str], out: Path, fault: Fault | None = None, limit: int = 0) -> Ended:
         """Run ``harness ARGUMENTS``. ``out`` is the run's folder, ``limit`` the size that no file may exceed."""
-        log, struck = out.parent / "run.log", out.parent / "struck"
+        log, struck = Path(self.own.name) / "run.log", Path(self.own.name) / "struck"
         struck.unlink(missing_ok=True)
         order = {"arguments": list(arguments), "out": str(out), "fault": asdict(fault) if fault else None,
-                 "log": str(log), "limit": limit}  # fmt: skip
+                 "log": str(log), "struck": str(struck), "limit": limit}  # fmt: skip
         self._write.write(json.dumps(order) + "\n")
         self._write.flush()
         told = json.loads(self._read())
@@ -298,13 +301,7 @@ class Zygote:
         self.process.wait(timeout=60)
         assert self.process.stdout is not None
         self.process.stdout.close()
-
-
-@contextlib.contextmanager
-def zygote() -> Iterator[Zygote]:
-    """A zygote for a ``with`` block."""
-    with Zygote() as made:
-        yield made
+        self.own.cleanup()
 
 
 if __name__ == "__main__":

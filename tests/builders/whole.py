@@ -124,7 +124,7 @@ def differences(one: Path, other: Path) -> list[str]:
     Reports are left out (they show times), and of ``manifest.json``, ``results.json`` and the stages' summaries times.
     """
     names = [
-        {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
+        {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path.name[-5:] != ".lock"}
         for root in (one, other)
     ]
     found = [f"only in one: {name}" for name in sorted(names[0] ^ names[1])]
