@@ -1,4 +1,4 @@
-"""What each of two real processes does: ``python -m builders.two_processes FOLDER RANK``, with a launcher's variables.
+"""What each of two real processes does: ``python -m builders.two_processes FOLDER``, under ``accelerate launch``.
 
 Whatever a check needs is written below FOLDER, one file a rank; the comparing is done by the tests.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from builders.toy_problem import LineBatches, Squares, line
+from builders import sharding
+from builders.toy_problem import LineBatches, Squares, line, scripted
 from builders.training import (
     ENCODERS,
     STAGES,
@@ -31,7 +31,15 @@ from builders.training import (
 )
 from safetensors.torch import save_file
 
-from harness.runtime.distributed import average_gradients, gather, rank, require_processes, seed_step
+from harness.runtime.distributed import (
+    average_gradients,
+    gather,
+    join_processes,
+    rank,
+    require_processes,
+    seed_step,
+    world_size,
+)
 from harness.runtime.errors import InputError, RunError
 from harness.training.fit import fit
 
@@ -85,6 +93,15 @@ def fit_line(folder: Path, batches: LineBatches, **run: Any) -> None:
     fit(line(), Squares(), batches, None, training, run_folder(folder, **run), Accelerator(cpu=True))
 
 
+def differently_judged(folder: Path) -> dict[str, Any]:
+    """A training that each process would judge differently."""
+    model, training = line(), toy_training(learning_rate=0.1, steps=3, evaluate_every=1)
+    evaluate = scripted([0.1, 0.9, 0.2] if rank() == 0 else [0.9, 0.1, 0.2])
+    fitted = fit(model, Squares(), LineBatches(), evaluate, training, run_folder(folder), Accelerator(cpu=True))
+    return {"step": fitted.step, "scores": [entry["score"] for entry in fitted.curve],
+            "weight": model.weight.detach()[0].tolist()}  # fmt: skip
+
+
 def random_numbers(step: int) -> list[float]:
     """What a step would draw for dropout."""
     seed_step(7, step)
@@ -92,10 +109,10 @@ def random_numbers(step: int) -> list[float]:
 
 
 def main(folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", timeout=timedelta(seconds=60),
-                            rank=int(sys.argv[2]), world_size=2)  # fmt: skip
+    join_processes(torch.device("cpu"))
     torch.set_num_threads(1)
     toy, answers = open_toy(folder / "toy"), {}
+    answers["processes"] = [world_size(), rank(), Accelerator(cpu=True).num_processes, dist.get_backend()]
     save_file(gathered(), folder / f"gather-{rank()}.safetensors")
     for stage in STAGES:
         for kind in ENCODERS:
@@ -112,6 +129,8 @@ def main(folder: Path) -> None:
     # Only the second process meets a NaN, and not in the last micro-batch.
     poisoned = LineBatches(micro=2, poison=2 if rank() == 1 else None, point=0)
     answers["nan"] = outcome(lambda: fit_line(folder / "nan", poisoned))
+    answers["judged"] = differently_judged(folder / "judged")
+    answers["sharded"] = sharding.by_two(toy, folder)
     answers["odd"] = outcome(lambda: stage_parts("align", toy, toy.encoder(), toy_training(batch_size=15)))
     (folder / f"answers-{rank()}.json").write_text(json.dumps(answers))
     dist.barrier()

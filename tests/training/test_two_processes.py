@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from builders.training import ENCODERS, STAGES, Toy, write_toy
+from builders.training import ENCODERS, STAGES, Toy
 from builders.two_processes import gradients_of, whole_run
 from safetensors.torch import load_file
 from torch import Tensor
-
-TESTS = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes have filled."""
-    folder = tmp_path_factory.mktemp("two")
-    write_toy(folder / "toy")
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    common = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "builders.two_processes", str(folder), str(rank)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return folder
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
@@ -49,6 +20,17 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 
 def tensors(folder: Path, name: str) -> list[dict[str, Tensor]]:
     return [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)]
+
+
+def test_the_shipped_file_starts_two_processes_that_see_each_other(both: Path) -> None:
+    assert [answer["processes"] for answer in answers(both)] == [[2, 0, 2, "gloo"], [2, 1, 2, "gloo"]]
+
+
+def test_one_process_judges_for_all(both: Path) -> None:
+    first, second = (answer["judged"] for answer in answers(both))
+    assert first == second
+    assert (first["step"], first["scores"]) == (2, [0.1, 0.9, 0.2])
+    assert json.loads((both / "judged" / "checkpoints" / "best" / "state.json").read_text())["best_step"] == 2
 
 
 def test_gather_stands_in_rank_order_and_sends_every_gradient_home(both: Path) -> None:
