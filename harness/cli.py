@@ -89,6 +89,7 @@ def run(
 def check(
     recipe: RecipePath,
     set_: Set = None,
+    output: Output = None,
     full: Annotated[
         bool, typer.Option("--full", help="Read all lines of every file, not only the first million.")
     ] = False,
@@ -97,7 +98,8 @@ def check(
     from harness.pipeline.check import check_recipe
 
     console = _console()
-    for part in check_recipe(load_recipe(recipe, set_ or []), full=full):
+    loaded, root = _load(recipe, set_, output)
+    for part in check_recipe(loaded, full=full, output=root):
         console.print(part)
 
 

@@ -23,11 +23,11 @@ from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
 from harness.pipeline.checks import check_data, check_models, check_surroundings, trainings, unknown_shares
-from harness.pipeline.folder import RunFolder
+from harness.pipeline.folder import RunFolder, refuse_foreign_folder
 from harness.pipeline.foresight import Counts, Model, Need, counts_of, judge, models_of, needs, peak, size_text
 from harness.pipeline.launch import check_launch
 from harness.pipeline.plan import plan
-from harness.pipeline.sources import sources_of
+from harness.pipeline.sources import input_paths, sources_of
 from harness.recipe import Recipe
 from harness.runtime.errors import gather_problems
 
@@ -50,6 +50,7 @@ def check_recipe(recipe: Recipe, *, full: bool = False, output: Path | None = No
         lambda: sources_of(recipe),
         lambda: check_models(recipe),
         lambda: check_surroundings(recipe),
+        lambda: refuse_foreign_folder(folder, input_paths(recipe)),
     )
     models = models_of(recipe)
     judge(recipe, needs(recipe, models, counts_of(recipe, folder.data)), folder)

@@ -20,7 +20,7 @@ from harness.pipeline.plan import embedded_kinds
 from harness.recipe import MineSettings, Recipe, VectorFiles
 from harness.runtime.errors import StoppedError
 from harness.runtime.process import file_sha256, logger
-from harness.vectors.files import check_sample, import_vectors
+from harness.vectors.files import GivenVectors, check_sample, import_vectors
 from harness.vectors.mining import load_mined, mine, save_mined
 from harness.vectors.space import Space
 from harness.vectors.store import VectorStore
@@ -168,14 +168,13 @@ def do_embed(run: Run) -> list[Path]:
 def given_documents(run: Run, files: VectorFiles, encoder: Encoder | None, space: Space) -> VectorStore:
     """Given vectors as ``vectors/documents``; where the teacher's weights are here, a sample is encoded again."""
     documents, settings = run.dataset.documents, run.recipe.documents
-    store = _import(run, files, "documents", space, documents.ids)
     if encoder is not None:
         texts = dict(zip(documents.ids, documents.texts, strict=True))
         check_sample(
-            store, texts, encode_with(encoder, "document", run, "check sample"), sample=settings.sample,
-            min_cosine=settings.min_cosine, alternatives=_other_ways(run, encoder),
+            GivenVectors.of(files, space, documents.ids), texts, encode_with(encoder, "document", run, "check sample"),
+            sample=settings.sample, min_cosine=settings.min_cosine, alternatives=_other_ways(run, encoder),
         )  # fmt: skip
-    return store
+    return _import(run, files, "documents", space, documents.ids)
 
 
 def given_queries(run: Run, files: VectorFiles, space: Space) -> VectorStore:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -192,8 +193,41 @@ def _read_faiss(path: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- a sample again
 
 
+class Sampled(Protocol):
+    """What a sample is taken from: a store, or files that are to become one."""
+
+    folder: Path
+    space: Space
+    ids: list[str]
+
+    def vectors(self, row_B: np.ndarray) -> np.ndarray:
+        """Vectors of the given rows, float32 [B, D]."""
+        ...
+
+
+@dataclass
+class GivenVectors:
+    """The vectors of ``ids`` in files, before they are a store; ``folder`` is the file."""
+
+    folder: Path
+    space: Space
+    ids: list[str]
+    row: Mapping[str, int]
+    vector_ND: np.ndarray
+
+    @classmethod
+    def of(cls, files: VectorFiles, space: Space, ids_wanted: Sequence[str]) -> GivenVectors:
+        """Open the files; raises what ``check_vectors`` raises, values apart."""
+        row, vector_ND = check_vectors(files, ids_wanted, space.dimension, normalized=space.normalized, rows=0)
+        return cls(Path(files.path), space, list(ids_wanted), row, vector_ND)
+
+    def vectors(self, row_B: np.ndarray) -> np.ndarray:
+        """Vectors of the given rows of ``ids``, float32 [B, D]."""
+        return np.asarray(self.vector_ND[[self.row[self.ids[row]] for row in row_B.tolist()]], dtype=np.float32)
+
+
 def check_sample(
-    store: VectorStore,
+    store: Sampled,
     texts_by_id: Mapping[str, str],
     encode: Encode,
     *,

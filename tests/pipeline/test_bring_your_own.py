@@ -63,7 +63,7 @@ def test_vectors_of_another_set_up_stop_the_run_and_name_the_difference(tmp_path
     )
     with pytest.raises(InputError, match="with cls pooling"):
         run_recipe(recipe, tmp_path / "out")
-    assert not (tmp_path / "out" / "student").exists()
+    assert not (tmp_path / "out" / "student").exists() and not (tmp_path / "out" / "vectors").exists()
 
 
 def test_a_teacher_known_by_its_vectors_alone(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""What a run needs of disk and memory: by hand, against what a run writes, and when it is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders.tiny_run import tiny_tree, write_recipe
+
+from harness.pipeline import foresight
+from harness.pipeline.controller import run_recipe
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.foresight import Counts, Model, counts_of, foresee, models_of, needs, size_text
+from harness.recipe import Recipe, load_recipe
+from harness.runtime.errors import InputError
+
+MODEL = Model(parameters=1000, body=600, layers=2, hidden=10, heads=2, dimension=10)
+ALL = ("data", "embed.base", "teacher", "embed", "student", "align", "refine", "export", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tiny_tree(tmp_path_factory.mktemp("foresight"))
+
+
+def _recipe(tmp_path: Path, tree: dict[str, Any], *overrides: str) -> Recipe:
+    return load_recipe(write_recipe(tmp_path, tree), overrides)
+
+
+def test_needs_by_hand(tmp_path: Path, tree: dict[str, Any]) -> None:
+    recipe = _recipe(tmp_path, tree, "align.training.token_table=frozen", "align.training.keep=last",
+                     "embed.dtype=float16", "align.texts=[queries]")  # fmt: skip
+    counts = Counts(documents=100, queries=50, evaluated=20, text_bytes=5_000, tokens={"query": 4, "document": 8})
+    found = needs(recipe, {"teacher": MODEL, "student": MODEL}, counts)
+    assert found["embed"].disk == {"vectors": (100 + 50) * 10 * 2, "index": 100 * 10 * 4}
+    assert found["teacher"].disk == {"model": 4_000, "checkpoints": 16 * 1000}, "weights, two moments, the best"
+    assert found["align"].disk == {"model": 4_000, "checkpoints": 12 * 600}, "the token table rests, no best is kept"
+    assert found["teacher"].memory["gradients and moments"] == 12_000
+    assert found["evaluate"].disk == {"hits": 4 * 5 * 100 * 20}
+    rows, tokens = 32, 4  # of the alignment's batch
+    assert found["align"].activations == 2 * rows * tokens * 10 * (34 + 5 * 2 * tokens / 10)
+    assert found["align"].memory["activations"] < found["align"].activations
+
+
+def test_the_estimate_is_less_than_a_run_writes_and_most_of_it(tmp_path: Path, tree: dict[str, Any]) -> None:
+    short = [f"{stage}.training.steps=2" for stage in ("teacher", "align", "refine")]
+    recipe = _recipe(tmp_path, tree, *short, "bench=null")
+    before = needs(recipe, models_of(recipe), counts_of(recipe, tmp_path / "out" / "data"))
+    run_recipe(recipe, tmp_path / "out", last="refine")
+    after = needs(recipe, models_of(recipe), counts_of(recipe, tmp_path / "out" / "data"))
+    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+    steps = ALL[: ALL.index("refine") + 1]
+    sure, known = (sum(sum(found[step].disk.values()) for step in steps) for found in (before, after))
+    assert sure < known < written < 1.5 * known, (sure, known, written)
+
+
+def test_steps_that_are_done_need_nothing(
+    tmp_path: Path, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = _recipe(tmp_path, tree), RunFolder(tmp_path / "out")
+    monkeypatch.setattr(foresight, "free_disk", lambda path: 10)
+    monkeypatch.setattr(foresight, "total_memory", lambda: 200_000)
+    with pytest.raises(InputError, match="not enough disk"):
+        foresee(recipe, folder, ["export"])
+    foresee(recipe, folder, [])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "export").write_bytes(b"0" * 10**6)  # what lies there already needs no more room
+    foresee(recipe, folder, ["export"])
+    with pytest.raises(InputError, match="not enough memory: step 'teacher'") as caught:
+        foresee(recipe, folder, ["export", "teacher"])
+    (problem,) = caught.value.problems
+    assert problem.got == "200 KB in all" and "gradients and moments 524 KB" in problem.allowed
+
+
+def test_data_that_turns_out_larger_is_refused_before_anything_is_trained(
+    tmp_path: Path, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, data = _recipe(tmp_path, tree), tmp_path / "out" / "data"
+    sure = sum(sum(need.disk.values()) for need in needs(recipe, models_of(recipe), counts_of(recipe, data)).values())
+    monkeypatch.setattr(foresight, "free_disk", lambda path: sure + 50_000)
+    with pytest.raises(InputError, match="not enough disk"):
+        run_recipe(recipe, tmp_path / "out")
+    assert (data / "data.json").is_file() and not (tmp_path / "out" / "teacher").exists()
+
+
+def test_a_tight_machine_is_warned_of(
+    tmp_path: Path, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = _recipe(tmp_path, tree)
+    monkeypatch.setattr(foresight, "free_disk", lambda path: 110_000)
+    monkeypatch.setattr(foresight.logger, "propagate", True)
+    foresee(recipe, RunFolder(tmp_path / "out"), ["export"])
+    assert "disk is tight: the run writes about 98 KB, 110 KB are free" in caplog.text
+    monkeypatch.setattr(foresight, "total_memory", lambda: 240_000)
+    monkeypatch.setattr(foresight, "free_disk", lambda path: 10**9)
+    foresee(recipe, RunFolder(tmp_path / "out"), ["embed.base"])
+    assert "memory is tight: step embed.base may take 212 KB of 240 KB" in caplog.text
+
+
+def test_what_a_gpu_holds_is_not_asked_of_the_machine(
+    tmp_path: Path, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = _recipe(tmp_path, tree), RunFolder(tmp_path / "out")
+    monkeypatch.setattr(foresight, "total_memory", lambda: 200_000)
+    monkeypatch.setattr(foresight, "usable_gpus", lambda launch: 2)
+    monkeypatch.setattr(foresight, "gpu_memory", lambda launch: 10**9)
+    foresee(recipe, folder, ["teacher"])
+    monkeypatch.setattr(foresight, "gpu_memory", lambda launch: 500_000)
+    with pytest.raises(InputError, match="a GPU: not enough memory: step 'teacher'"):
+        foresee(recipe, folder, ["teacher"])
+
+
+def test_the_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = foresight.total_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "above").write_text("123456789\n")
+    monkeypatch.setattr(foresight, "_limit_files", lambda: [tmp_path / "memory.max", tmp_path / "none"])
+    assert foresight.total_memory() >= whole
+    monkeypatch.setattr(foresight, "_limit_files", lambda: [tmp_path / "memory.max", tmp_path / "above"])
+    assert foresight.total_memory() == 123456789
+
+
+def test_free_disk_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
+    assert foresight.free_disk(tmp_path / "a" / "b" / "c") > 0
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1500, "1.5 KB"), (25e9, "25 GB"), (3.2e15, "3200 TB")])
+def test_sizes_as_text(size: float, text: str) -> None:
+    assert size_text(size) == text
+
+
+def test_nothing_is_promised_of_sources_that_only_reading_tells(tmp_path: Path, tree: dict[str, Any]) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"query": "a", "positive": "b"}) + "\n")
+    pairs = _recipe(tmp_path, {**tree, "data": {"source": "pairs", "path": str(path)}})
+    assert counts_of(pairs, tmp_path / "none") == Counts()
+    told = counts_of(_recipe(tmp_path, tree), tmp_path / "none")
+    assert told.documents == pytest.approx(60) and told.text_bytes > 0, "half of what the first lines promise"
