@@ -72,7 +72,8 @@ def score(hit_row_QK: Rows, judgments: Judgments, metrics: Iterable[str] = METRI
             scored[metric] = np.where(hit_QK[:, :k].any(axis=1), 1.0 / (first_Q + 1), 0.0)
         else:
             ideal_Qk = _ideal(query_J, grade_J, relevant_Q, min(k, int(relevant_Q.max(initial=0))))
-            scored[metric] = _discounted(gain_QK[:, :k]) / _discounted(ideal_Qk)
+            # At most 1: sums of other lengths round otherwise, and an ideal ranking came to 1 + 2e-16.
+            scored[metric] = np.minimum(_discounted(gain_QK[:, :k]) / _discounted(ideal_Qk), 1.0)
     return scored
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 
+from hypothesis import HealthCheck, settings
+
 _CACHE = tempfile.TemporaryDirectory(prefix="harness-tests-")  # removed when Python ends
 
 os.environ.update(
@@ -16,3 +18,9 @@ os.environ.update(
     WANDB_MODE="offline",
     MPLBACKEND="Agg",
 )
+
+# A busy machine is no failure; where CI runs, every run draws the same examples.
+_SLOW = [HealthCheck.too_slow]
+settings.register_profile("harness", deadline=None, suppress_health_check=_SLOW)
+settings.register_profile("ci", deadline=None, suppress_health_check=_SLOW, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "harness")

@@ -57,6 +57,7 @@ def update_documents(recipe: Recipe, output: Path) -> dict[str, Any] | None:
     with alone_in(output), signals(output) as stop:
         controller = Controller(recipe, folder)
         current = _require_done(controller)
+        clear_leftovers(folder)
         manifest, sources = controller.manifest, controller.sources
         earlier = sources_so_far(sources, manifest)
         if not manifest.updating and all(earlier.get(step) == sources.get(step) for step in READ_AGAIN):
@@ -65,7 +66,6 @@ def update_documents(recipe: Recipe, output: Path) -> dict[str, Any] | None:
                     manifest.steps[step]["sources"] = sources.get(step)
                 manifest.write()
             return None
-        clear_leftovers(folder)
         from harness.pipeline.context import Run
 
         run = Run(recipe, folder, controller.keys, stop)
@@ -75,6 +75,7 @@ def update_documents(recipe: Recipe, output: Path) -> dict[str, Any] | None:
             staged = {step: list(_stage_vectors(step, run, staging)) for step in EMBEDDED if step in current}
             store = staged["embed"][0].store
             staging.index_of(store).save(staging.folder.index, store.space, store_sha256=store.sha256)
+            dump_recipe(recipe, folder.recipe)
             manifest.updating = {"begun": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             manifest.write()
             _put_in_place(run, staging, staged)
@@ -82,7 +83,6 @@ def update_documents(recipe: Recipe, output: Path) -> dict[str, Any] | None:
             shutil.rmtree(staging.folder.root, ignore_errors=True)
         told = {made.name: dict(made.told) for parts in staged.values() for made in parts}
         _end(controller, current, {step: [made.name for made in parts] for step, parts in staged.items()}, told)
-        dump_recipe(recipe, folder.recipe)
     return told
 
 
