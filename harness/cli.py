@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 the run failed; 2 the input is wrong, every problem listed
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 

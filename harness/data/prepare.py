@@ -307,8 +307,8 @@ def _check_splits(
     if not dev:
         problems.append(
             Problem("no query is left in dev", where="data", got=left_out, allowed="queries with a positive document",
-                    next="judge queries in dev (data.qrels.dev, data.dev_path), or give pairs of several groups to hold "
-                    "some out of (data.hold_out)")
+                    next="judge queries in dev (data.qrels.dev, data.dev_path), or give pairs of several groups to "
+                    "hold some out of (data.hold_out)")
         )
     elif not (splits["select"] and splits["report"]):
         problems.append(

@@ -136,7 +136,8 @@ class Reading:
                         yield number, text
         except (OSError, EOFError, zlib.error) as error:
             what = "no such file" if isinstance(error, FileNotFoundError) else "the file can't be read"
-            raise InputError(Problem(what, where=str(path), got=str(error), next="check the path, or get it again")) from None
+            problem = Problem(what, where=str(path), got=str(error), next="check the path, or get it again")
+            raise InputError(problem) from None
 
     def objects(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """The JSON objects of a JSONL file, with their line numbers."""

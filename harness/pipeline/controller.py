@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 from harness.pipeline.checks import check_models, check_surroundings
@@ -30,11 +28,11 @@ from harness.pipeline.launch import (
     run_command,
     runs_inside,
     started_by_controller,
-    told_to_stop,
     usable_gpus,
 )
 from harness.pipeline.plan import Step, depends_on, keys, plan
 from harness.pipeline.sources import input_paths, refuse_changed_documents, sources_of
+from harness.pipeline.stop import StopRequest, signals
 from harness.recipe import Recipe, dump_recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, StoppedError, gather_problems
 from harness.runtime.process import is_main_process, launched_processes, logger, read_json, remove_folder
@@ -65,46 +63,6 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
             )
         )
     return found
-
-
-class _StopNow(BaseException):
-    """Raised by a signal: not an ``Exception``, for libraries catch those and go on, or name another cause."""
-
-
-class StopRequest:
-    """SIGTERM, Ctrl-C and a controller's word: a training polls it and saves; anything else is interrupted at once."""
-
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.requested = False
-        self.patient = False
-
-    def __call__(self) -> bool:
-        """Polled by a training between steps."""
-        return self.requested or told_to_stop(self.output)
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Ask a training to stop; the second signal, or one outside a training, stops at once."""
-        if self.patient and not self.requested:
-            self.requested = True
-            logger.info("stopping after this step; a checkpoint is being saved")
-        elif not (self.patient and launched_processes() > 1):  # launchers pass on a signal that we got already
-            raise _StopNow(
-                f"stopped by {signal.Signals(number).name}; the same command goes on from the last finished part"
-            )
-
-
-@contextlib.contextmanager
-def signals(output: Path) -> Iterator[StopRequest]:
-    request = StopRequest(output)
-    previous = {number: signal.signal(number, request.handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    except _StopNow as stop:
-        raise StoppedError(str(stop)) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _work() -> dict[str, Callable[[Any], list[Path]]]:

@@ -86,7 +86,7 @@ def require_processes(step: Step, launch: LaunchSettings) -> None:
         raise InputError(
             Problem(f"step {step.name!r} does not see the processes that it was asked for", where="launch.processes",
                     got=f"{seen} running", allowed=f"{wanted}",
-                    next=f"start it with `harness run`, as `harness run --print` shows, or --set launch.processes={seen}")
+                    next=f"start it as `harness run --print` shows, or add --set launch.processes={seen}")
         )  # fmt: skip
 
 

@@ -1,0 +1,58 @@
+"""How a run is asked to stop: SIGTERM, Ctrl-C, or its controller's word."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from harness.pipeline.launch import told_to_stop
+from harness.runtime.errors import StoppedError
+from harness.runtime.process import launched_processes, logger
+
+
+class _StopNow(BaseException):
+    """Raised by a signal: not an ``Exception``, for libraries catch those and go on, or name another cause."""
+
+
+class StopRequest:
+    """SIGTERM, Ctrl-C and a controller's word: a training polls it and saves; anything else is interrupted at once."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.requested = False
+        self.patient = False
+
+    def __call__(self) -> bool:
+        """Polled by a training between steps."""
+        return self.requested or told_to_stop(self.output)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Ask a training to stop; the second signal, or one outside a training, stops at once."""
+        if self.patient and not self.requested:
+            self.requested = True
+            logger.info("stopping after this step; a checkpoint is being saved")
+        elif not (self.patient and launched_processes() > 1):  # launchers pass on a signal that we got already
+            raise _StopNow(
+                f"stopped by {signal.Signals(number).name}; the same command goes on from the last finished part"
+            )
+
+
+@contextlib.contextmanager
+def signals(output: Path) -> Iterator[StopRequest]:
+    """Listen to SIGTERM and Ctrl-C for a run in ``output``.
+
+    Raises:
+        StoppedError: one of them came outside a training, or came twice.
+    """
+    request = StopRequest(output)
+    previous = {number: signal.signal(number, request.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    except _StopNow as stop:
+        raise StoppedError(str(stop)) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
