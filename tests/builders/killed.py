@@ -39,7 +39,7 @@ class Fault:
             ``replace`` (before the rename), ``replaced`` (after it), ``rmtree`` (after one entry), ``time``.
         count: which of these events, from 1.
         name: a pattern of the file's or folder's own name.
-        act: ``KILL``, ``TERM``, ``INT`` (signals to itself), ``ENOSPC``, ``EFBIG`` (the event raises).
+        act: ``KILL``, ``TERM``, ``INT`` (signals to itself, joined by ``+``), ``ENOSPC``, ``EFBIG`` (the event raises).
         seconds: for ``time``.
     """
 
@@ -91,7 +91,8 @@ class _Striker:
         if self.fault.act in ("ENOSPC", "EFBIG"):
             number = getattr(errno, self.fault.act)
             raise OSError(number, os.strerror(number))
-        os.kill(os.getpid(), getattr(signal, f"SIG{self.fault.act}"))
+        for name in self.fault.act.split("+"):
+            os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
 
 
 class _Stream:
@@ -243,9 +244,12 @@ def _serve() -> None:
             if not ended:
                 if fault.get("event") == "time" and time.monotonic() - started > fault["seconds"]:
                     fault = {}
+                    Path(order["struck"]).touch()
                     os.kill(child, getattr(signal, f"SIG{order['fault']['act']}"))
                 time.sleep(0.002)
-        answer = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - started}
+        struck = Path(order["struck"])
+        after = time.time() - struck.stat().st_mtime if struck.exists() else 0.0
+        answer = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - started, "after": after}
         print(json.dumps(answer), flush=True)  # noqa: T201
 
 
@@ -254,10 +258,12 @@ def _serve() -> None:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: exit code (negative: killed by that signal), seconds, what it said, where the fault struck."""
+    """How a run ended: exit code (negative: killed by that signal), seconds, those after the fault struck, what the run
+    said, and where the fault struck (empty: by time)."""
 
     code: int
     seconds: float
+    after: float
     log: str
     struck: str
 
@@ -290,8 +296,9 @@ class Zygote:
         self._write.write(json.dumps(order) + "\n")
         self._write.flush()
         told = json.loads(self._read())
-        where = Path(struck.read_text()).relative_to(out).as_posix() if struck.exists() else ""
-        return Ended(told["code"], told["seconds"], log.read_text(encoding="utf-8", errors="replace"), where)
+        place = struck.read_text() if struck.exists() else ""
+        where = Path(place).relative_to(out).as_posix() if place else ""
+        return Ended(told["code"], told["seconds"], told["after"], log.read_text(errors="replace"), where)
 
     def __enter__(self) -> Zygote:
         return self

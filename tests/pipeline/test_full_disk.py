@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from builders.killed import Ended, Fault, Zygote
-from builders.tiny_run import tiniest_tree, write_recipe
 from builders.whole import differences, partial_artefacts
 
 from harness.runtime.process import folder_sha256
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("full")
-    return write_recipe(root, tiniest_tree(root))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, recipe: Path) -> Path:
-    out = recipe.parent / "whole" / "out"
-    out.parent.mkdir()
-    assert zygote.run(["run", str(recipe), "--output", str(out)], out).code == 0
-    return out
 
 
 def assert_told(ended: Ended, out: Path, what: str = "No space left on device") -> None:
@@ -69,9 +48,8 @@ REFUSALS = (
 )
 
 
-def test_every_artefact_refused_once(zygote: Zygote, recipe: Path, uninterrupted: Path) -> None:
-    out = recipe.parent / "refused" / "out"
-    out.parent.mkdir()
+def test_every_artefact_refused_once(zygote: Zygote, recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     for fault, name in REFUSALS:
         ended = zygote.run(["run", str(recipe), "--output", str(out)], out, fault)
         assert ended.struck or fault.event == "save", f"{fault} was not met:\n{ended.log}"
@@ -83,19 +61,21 @@ def test_every_artefact_refused_once(zygote: Zygote, recipe: Path, uninterrupted
     assert not list(out.rglob("*.tmp")) and not list(out.rglob("*.partial")), "leftovers"
 
 
-def test_the_old_artefact_stays_until_the_new_one_is_whole(zygote: Zygote, recipe: Path, uninterrupted: Path) -> None:
-    student = uninterrupted / "student" / "refined"
-    before = folder_sha256(student)
-    command = ["run", str(recipe), "--output", str(uninterrupted), "--from", "refine"]
-    assert_told(zygote.run(command, uninterrupted, Fault("model", "save", act="ENOSPC")), uninterrupted)
-    assert folder_sha256(student) == before
-    assert zygote.run(command[:-2], uninterrupted).code == 0
+def test_the_old_artefact_stays_until_the_new_is_whole(
+    zygote: Zygote, recipe: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(uninterrupted, tmp_path / "out"))
+    before = folder_sha256(out / "student" / "refined")
+    command = ["run", str(recipe), "--output", str(out), "--from", "refine"]
+    assert_told(zygote.run(command, out, Fault("model", "save", act="ENOSPC")), out)
+    assert folder_sha256(out / "student" / "refined") == before
+    assert zygote.run(command[:-2], out).code == 0
+    assert differences(uninterrupted, out) == []
 
 
-def test_a_limit_on_the_size_of_files(zygote: Zygote, recipe: Path, uninterrupted: Path) -> None:
+def test_a_limit_on_the_size_of_files(zygote: Zygote, recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """RLIMIT_FSIZE, as batch systems set it."""
-    out = recipe.parent / "limited" / "out"
-    out.parent.mkdir()
+    out = tmp_path / "out"
     command = ["run", str(recipe), "--output", str(out)]
     assert_told(zygote.run(command, out, limit=100_000), out, "File too large")
     assert zygote.run(command, out).code == 0
@@ -118,8 +98,8 @@ def fill(disk: Path, when: Path) -> threading.Thread:
     return thread
 
 
-def test_a_disk_that_really_fills_up(zygote: Zygote, recipe: Path, uninterrupted: Path) -> None:
-    disk = recipe.parent / "disk"
+def test_a_disk_that_really_fills_up(zygote: Zygote, recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(disk)], capture_output=True).returncode:
         pytest.skip("no right to mount a small disk")

@@ -4,39 +4,14 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from builders.killed import Fault, Zygote
-from builders.tiny_run import tiniest_tree, write_recipe
-from builders.whole import count_artefacts, differences, partial_artefacts
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("kills")
-    return write_recipe(root, tiniest_tree(root))
+from builders.whole import differences, partial_artefacts
 
 
 def command(recipe: Path, out: Path) -> list[str]:
     return ["run", str(recipe), "--output", str(out)]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, recipe: Path) -> Path:
-    out = recipe.parent / "whole" / "out"
-    out.parent.mkdir()
-    ended = zygote.run(command(recipe, out), out)
-    assert ended.code == 0, ended.log
-    assert partial_artefacts(out) == [] and count_artefacts(out) > 30
-    return out
 
 
 # In running order: each is met on the way from where the one before it struck.
@@ -69,9 +44,8 @@ KILLS = (
 )
 
 
-def test_kills_inside_every_kind_of_write(zygote: Zygote, recipe: Path, uninterrupted: Path) -> None:
-    out = recipe.parent / "writes" / "out"
-    out.parent.mkdir()
+def test_kills_inside_every_kind_of_write(zygote: Zygote, recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     for fault in KILLS:
         ended = zygote.run(command(recipe, out), out, fault)
         assert ended.code == -signal.SIGKILL, f"{fault} was not met:\n{ended.log}"
@@ -82,12 +56,11 @@ def test_kills_inside_every_kind_of_write(zygote: Zygote, recipe: Path, uninterr
     assert not list(out.rglob("*.tmp")) and not list(out.rglob("*.partial")), "leftovers"
 
 
-def test_kills_at_random_moments(zygote: Zygote, recipe: Path, uninterrupted: Path) -> None:
+def test_kills_at_random_moments(zygote: Zygote, recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     draw, kills, number = random.Random(5), 0, 0
     while kills < 8:
         number += 1
-        out = recipe.parent / f"moments{number}" / "out"
-        out.parent.mkdir()
+        out = tmp_path / f"out{number}"
         while True:
             wait = draw.uniform(0.1, 1.5) if kills < 8 else 1e9
             ended = zygote.run(command(recipe, out), out, Fault("any", "time", seconds=wait))
