@@ -266,8 +266,11 @@ def run_recipe(
     with alone_in(output), signals(output) as stop:
         controller = Controller(recipe, folder)
         controller.refuse_other_documents(forced)
-        kept = [step for step in steps if step.trains and step.name not in forced]
-        gather_problems(*(functools.partial(controller.old_checkpoints, step) for step in kept))
+        kept = [step for step in steps if step.name not in forced]
+        gather_problems(
+            *(functools.partial(controller.todo, [step]) for step in kept),
+            *(functools.partial(controller.old_checkpoints, step) for step in kept if step.trains),
+        )
         controller.foresee(steps, forced)
         clear_leftovers(folder)
         controller.forget_dropped_steps()

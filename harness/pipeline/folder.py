@@ -207,13 +207,19 @@ class Manifest:
         entry = self.steps.get(step)
         return bool(entry and entry["key"] == key and self._present(step))
 
-    def require_untouched(self, steps: Collection[str]) -> None:
-        """What these steps wrote is still that, as far as it is there.
+    def require_untouched(self, folders: Sequence[Path]) -> None:
+        """What a run wrote into these folders is still that; missing files and the manifest are left alone.
 
         Raises:
             StaleArtefactError: naming every file that was edited or damaged.
         """
-        gather_problems(*(functools.partial(self._present, step) for step in steps if step in self.steps))
+        root = self.folder.root
+        inside = tuple(f"{folder.relative_to(root).as_posix()}/" for folder in folders)
+        checks = []
+        for step, entry in self.steps.items():
+            recorded = {n: s for n, s in entry["outputs"].items() if n.startswith(inside) and (root / n).exists()}
+            checks.append(functools.partial(outputs_present, recorded, root, step))
+        gather_problems(*checks)
 
     def _present(self, step: str) -> bool:
         outputs = self.steps[step]["outputs"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.pipeline.folder import Manifest, RunFolder
+from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError, Problem
 
@@ -45,7 +45,10 @@ def search_run(root: Path, text: str, k: int, language: str | None = None) -> li
         raise InputError(Problem("the query is blank", where="TEXT"))
     from harness.pipeline.context import Run
 
+    refuse_edited_recipe(folder)
     run = Run(load_recipe(folder.recipe), folder, {})
+    encoders = _encoders(run)
+    Manifest(folder).require_untouched([folder.data, folder.index, *encoders.values()])
     languages = sorted(set(run.dataset.documents.languages))
     if run.dataset.search_within and language not in languages:
         raise InputError(
@@ -56,7 +59,7 @@ def search_run(root: Path, text: str, k: int, language: str | None = None) -> li
                 allowed=", ".join(languages),
             )
         )
-    return [_ask(run, name, path, text, k, language) for name, path in _encoders(run).items()]
+    return [_ask(run, name, path, text, k, language) for name, path in encoders.items()]
 
 
 def _encoders(run: Run) -> dict[str, Path]:

@@ -185,16 +185,22 @@ def test_search_answers_with_student_and_teacher(whole: tuple[Path, Path]) -> No
 
 
 def test_a_foreign_student_is_refused(whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """Equal dimension is not enough: the space must be the index's."""
+    """Equal dimension is not enough: the space must be the index's, also where the manifest was made to agree."""
     import shutil
 
+    from harness.pipeline.folder import Manifest, RunFolder, signature
     from harness.runtime.process import write_json
 
-    out = shutil.copytree(whole[1], tmp_path / "out")
+    out = Path(shutil.copytree(whole[1], tmp_path / "out"))
     path = out / "student" / "refined" / "harness.json"
     told = read_json(path)
     told["space"]["query_prompt"] = "query: "
     write_json(path, told)
+    with pytest.raises(StaleArtefactError, match="harness.json"):
+        search_run(out, "baba", 3)
+    manifest = Manifest(RunFolder(out))
+    manifest.steps["refine"]["outputs"] = signature([path.parent], out)
+    manifest.write()
     with pytest.raises(StaleArtefactError, match="query_prompt"):
         search_run(out, "baba", 3)
 
