@@ -94,12 +94,6 @@ def corpus(whole: Path) -> Corpus:
     return Corpus(whole / "data")
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as made:
-        yield made
-
-
 def _models(out: Path) -> list[str]:
     return [folder_sha256(out / name) for name in ("teacher", "teacher-more", "student", "export", "mined")]
 
