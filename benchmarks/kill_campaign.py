@@ -156,9 +156,9 @@ def main() -> None:
     print(f"""`python benchmarks/kill_campaign.py --kills {options.kills} --seed {options.seed}`
 
 Commit {made}; {where["cpu"]}, {where["cores"]} cores, load {load:.1f} at the start;
-{told["provenance"]["seconds"]:.0f} s in all. {len(told["kills"])} kills in {told["runs"]} runs, {timed} of them at random moments, the others inside writes,
-renames and removals; a run alone takes {told["seconds_uninterrupted"]:.1f} s. Lost: a run's seconds beyond that, shared
-by its kills.
+{told["provenance"]["seconds"]:.0f} s in all. {len(told["kills"])} kills in {told["runs"]} runs, {timed} of them at
+random moments, the others inside writes, renames and removals; a run alone takes {told["seconds_uninterrupted"]:.1f} s.
+Lost: a run's seconds beyond that, shared by its kills.
 """)
     print("\n".join(table(told)))
     sys.exit(not all(kill["recovered"] for kill in told["kills"]))
