@@ -134,8 +134,12 @@ def save_checkpoint(folder: Path, placement: Placement, state: TrainingState) ->
     """
     path = folder / _STEP.format(state.step)
     _save(path, {"model": placement.weights(), "optimizer": placement.moments()}, state)
+    _remove_others(path)
+
+
+def _remove_others(path: Path) -> None:
     if is_main_process():
-        for other in folder.glob("step-*"):
+        for other in path.parent.glob("step-*"):
             if other != path:
                 remove_folder(other)
 
@@ -284,6 +288,7 @@ def load_checkpoint(folder: Path, placement: Placement, fingerprint: str) -> Tra
         saved.verify()
         saved.put_weights(placement)
         saved.put_moments(placement)
+    _remove_others(path)  # a kill may have come before it was done
     return _without_lost_best(folder, saved.state)
 
 

@@ -193,7 +193,8 @@ class Sharded:
         self.plain = hollow_copy(model)
         mesh = init_device_mesh(device.type, (world_size(),))
         # Under autocast every block would keep a bf16 copy of its gathered fp32 weights until the backward pass:
-        # gathered in bf16 they can be freed. What stands outside the blocks stays fp32; sums over processes, too.
+        # gathered in bf16 they can be freed. What stands outside the blocks stays fp32; sums over processes, too. An
+        # evaluation then has to run under autocast as well, as it does: it takes the training's precision.
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else None
         for block in _blocks(model):
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy or MixedPrecisionPolicy())

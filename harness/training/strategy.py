@@ -68,16 +68,17 @@ def _require_supported(accelerator: Accelerator) -> None:
 
 
 def _fsdp_problems() -> list[Problem]:
-    version, offload = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_OFFLOAD_PARAMS", "false")
-    problems = []
-    if version != "2":
-        problems.append(
-            Problem("only version 2 of FSDP is used here, and accelerate's default is 1", allowed="2",
-                    where="fsdp_config.fsdp_version", got=version, next="take recipes/accelerate/fsdp2.yaml")
-        )  # fmt: skip
-    if offload.lower() != "false":
-        problems.append(
-            Problem("parameters can't be kept off the device", where="fsdp_config.fsdp_offload_params", got=offload,
-                    allowed="false", next="use more processes, or a smaller batch with training.accumulate")
-        )  # fmt: skip
-    return problems
+    # The launcher's names, what is done here, and what accelerate or transformers take where nothing is said.
+    wanted = {
+        "fsdp_version": ("FSDP_VERSION", "2", "1"),
+        "fsdp_offload_params": ("FSDP_OFFLOAD_PARAMS", "false", "false"),
+        "fsdp_cpu_ram_efficient_loading": ("FSDP_CPU_RAM_EFFICIENT_LOADING", "false", "false"),
+        "fsdp_activation_checkpointing": ("FSDP_ACTIVATION_CHECKPOINTING", "false", "false"),
+    }
+    found = {key: os.environ.get(name, usual).lower() for key, (name, _, usual) in wanted.items()}
+    return [
+        Problem("this trainer does not do that", where=f"fsdp_config.{key}", got=got, allowed=wanted[key][1],
+                next="compare with recipes/accelerate/fsdp2.yaml")
+        for key, got in found.items()
+        if got != wanted[key][1]
+    ]  # fmt: skip

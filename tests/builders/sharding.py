@@ -6,9 +6,11 @@ What is run here runs with any number of processes, one included; the comparing 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +25,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from harness.encoders.folder import save_encoder
-from harness.runtime.distributed import join_processes, rank
+from harness.runtime.distributed import join_processes, rank, wait_for_all
+from harness.runtime.errors import InputError, RunError
 from harness.training.fit import Interrupted
 from harness.training.objectives import Backward, Objective
 from harness.training.placement import trainable
@@ -32,13 +35,6 @@ from harness.training.strategy import place
 RUNS = (("teacher", "bert"), ("refine", "qwen3"))
 SCORES = [0.9, 0.1]  # of steps 2 and 4: the best weights are not the last
 STOP = 3
-
-
-@contextlib.contextmanager
-def sharding() -> Iterator[None]:
-    """What the launcher says of an accelerate file with ``distributed_type: FSDP``."""
-    with mock.patch.dict(os.environ, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}):
-        yield
 
 
 class InParts:
@@ -71,8 +67,7 @@ def two_steps(
     training = toy_training(batch_size=16, accumulate=accumulate, chunks=3, **settings)
     encoder, numbers, tensors = toy.encoder(kind), {"loss": [], "norm": [], "early": [], "kinds": []}, {}
     usual, batches = stage_parts(stage, toy, encoder, training)
-    with sharding():
-        placement: Any = place(encoder, _adamw, Accelerator(cpu=True), max_norm=0.5, bf16=bf16)
+    placement: Any = place(encoder, _adamw, Accelerator(cpu=True), max_norm=0.5, bf16=bf16)
     for step in range(2):
         for number, batch in enumerate(batches(step)):
             last = number == accumulate - 1
@@ -112,7 +107,7 @@ def whole_run(stage: str, kind: str, toy: Toy, folder: Path, *, stop: int = 0, s
         return {**score(), "size": float(abs(vector_ND).sum())}
 
     run = run_folder(folder, stop=lambda: next(asked) == stop)
-    with sharding(), contextlib.suppress(Interrupted):
+    with contextlib.suppress(Interrupted):
         run_stage(stage, toy, encoder, training, run, evaluate)
         if rank() == 0:
             save_encoder(encoder, folder / "encoder")
@@ -131,6 +126,7 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@mock.patch.dict(os.environ, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})  # as the launcher would say it
 def by_two(toy: Toy, folder: Path) -> dict[str, Any]:
     """All cases, whole runs, runs that stop, and runs that go on from what one process has left."""
     answers = {}
@@ -142,11 +138,42 @@ def by_two(toy: Toy, folder: Path) -> dict[str, Any]:
         whole_run(stage, kind, toy, folder / "sharded" / name, scores=SCORES)
         whole_run(stage, kind, toy, folder / "stopped" / name, stop=STOP, scores=SCORES[:1])
         whole_run(stage, kind, toy, folder / "from-one" / name, scores=SCORES[1:])
+    whole_run(*RUNS[0], toy, folder / "full-disk", stop=2, scores=SCORES[:1])
+    answers["full disk"] = _refused(lambda: _fail_to_write(toy, folder / "full-disk"))
+    damaged = folder / "stopped" / name_of(*RUNS[0])
+    answers["damaged"] = _refused(lambda: _damage(toy, damaged, folder / "damaged"))
     return answers
 
 
+def _refused(work: Callable[[], None]) -> list[str]:
+    try:
+        work()
+    except (RunError, InputError) as error:
+        return [type(error).__name__, str(error)]
+    return []
+
+
+def _fail_to_write(toy: Toy, folder: Path) -> None:
+    """The disk is full in the second process only, at the checkpoint after step 3."""
+    refusal = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with mock.patch("harness.training.checkpoint.save_file", side_effect=refusal if rank() else save_file):
+        whole_run(*RUNS[0], toy, folder, stop=1, scores=[])
+
+
+def _damage(toy: Toy, source: Path, folder: Path) -> None:
+    """One bit of the second process's moments is not what was written."""
+    if rank() == 0:
+        shutil.copytree(source, folder)
+        (path,) = folder.glob("checkpoints/step-*/optimizer-00001-of-00002.safetensors")
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 4
+        path.write_bytes(bytes(content))
+    wait_for_all()
+    whole_run(*RUNS[0], toy, folder, scores=SCORES)
+
+
 def main(folder: Path) -> None:
-    """Go on from what others have left in ``folder/from-two``."""
+    """Go on from what others have left in ``folder/from-two``; sharded, if the launcher says so."""
     join_processes(torch.device("cpu"))
     torch.set_num_threads(1)
     toy = open_toy(folder / "toy")

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from builders import sharding
 from builders.training import Toy, write_toy
 
 TESTS = Path(__file__).resolve().parents[1]
-CPU2 = TESTS.parent / "recipes" / "accelerate" / "cpu2.yaml"
+ACCELERATE = TESTS.parent / "recipes" / "accelerate"
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -31,12 +32,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return write_toy(tmp_path_factory.mktemp("toy"))
 
 
-def launch(module: str, folder: Path, *options: str) -> None:
-    """Run a builder under ``accelerate launch`` with the shipped file for CPU processes."""
+def launch(file: Path, module: str, folder: Path) -> None:
+    """Run a builder under ``accelerate launch``."""
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
     found = subprocess.run(
-        [*start, "--main_process_port", "0", *options, "-m", module, str(folder)],
+        [*start, "--main_process_port", "0", "-m", module, str(folder)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
@@ -51,7 +52,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage, kind in sharding.RUNS:
         to = folder / "from-one" / sharding.name_of(stage, kind)
         sharding.whole_run(stage, kind, toy, to, stop=sharding.STOP, scores=sharding.SCORES[:1])
-    launch("builders.two_processes", folder)
+    launch(ACCELERATE / "cpu2.yaml", "builders.two_processes", folder)
     return folder
 
 
@@ -59,5 +60,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def three(both: Path) -> Path:
     """The same folder, in which three processes have gone on from what two have left."""
     shutil.copytree(both / "stopped", both / "from-two")
-    launch("builders.sharding", both, "--num_processes", "3")
+    file = both / "fsdp-cpu3.yaml"  # the shipped one, on the CPU
+    file.write_text(yaml.safe_dump(yaml.safe_load((ACCELERATE / "fsdp2.yaml").read_text())
+                                   | {"use_cpu": True, "num_processes": 3}))  # fmt: skip
+    launch(file, "builders.sharding", both)
     return both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -116,6 +117,63 @@ def test_killed_in_a_step_and_continued_is_never_having_been_killed(
         assert log[-1]["step"] == failing, "the log is ahead of the checkpoint"
         encoder = toy.encoder()
         assert_same_bits(state_of(folder, encoder, train(stage, toy, folder, encoder, training)), expected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stopped_at_any_step_is_never_having_stopped(toy: Toy, tmp_path: Path, stage: str) -> None:
+    """Every step: the epochs of 32 queries end after the fourth; evaluations and checkpoints come between."""
+    training = settings(dropout=0.2)
+    expected = alone(stage, toy, tmp_path / "alone", "bert", training)
+    for stopped in range(1, STEPS):
+        folder = tmp_path / f"stopped-{stopped}"
+        with pytest.raises(Interrupted):
+            train(stage, toy, folder, toy.encoder(), training, stop=stop_after(stopped))
+        encoder = toy.encoder()
+        assert_same_bits(state_of(folder, encoder, train(stage, toy, folder, encoder, training)), expected)
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, target: str, call: int, after: bool) -> None:
+    """Raise in a call of ``target`` by its number, before or after its work is done."""
+    real, seen = pkgutil.resolve_name(target), iter(range(1, 1000))
+
+    def work(*args: Any, **options: Any) -> Any:
+        now = next(seen) == call
+        if now and not after:
+            raise KeyboardInterrupt
+        result = real(*args, **options)
+        if now:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(target, work)
+
+
+SEAMS = (
+    ("harness.training.fit.save_best", 2, False),  # evaluated, and nothing kept of it
+    ("harness.training.fit.save_best", 2, True),  # the best weights are newer than the checkpoint
+    ("harness.training.fit.save_checkpoint", 2, False),
+    ("harness.training.fit.save_checkpoint", 2, True),  # the last: nothing is left to do
+    ("harness.training.checkpoint.remove_folder", 1, False),  # two checkpoints
+    ("harness.training.checkpoint.save_file", 3, True),  # weights written, moments not
+    ("harness.training.checkpoint.write_json", 4, True),  # all written, without its name
+    ("harness.training.placement.Replicated.update", 5, True),  # a step that no log knows of
+)
+
+
+@pytest.mark.parametrize("seam", SEAMS, ids=[f"{target.split('.')[-1]}-{'after' if after else 'before'}"
+                                             for target, _, after in SEAMS])  # fmt: skip
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_between_any_two_writes_is_never_having_been_killed(
+    toy: Toy, tmp_path: Path, stage: str, seam: tuple[str, int, bool]
+) -> None:
+    training = settings(dropout=0.2)
+    expected = alone(stage, toy, tmp_path / "alone", "bert", training)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(patch, *seam)
+        train(stage, toy, tmp_path / "killed", toy.encoder(), training)
+    encoder = toy.encoder()
+    continued = state_of(tmp_path / "killed", encoder, train(stage, toy, tmp_path / "killed", encoder, training))
+    assert_same_bits(continued, expected)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -182,3 +182,20 @@ def test_two_processes_shards_go_on_in_three(
     name = name_of(stage, kind)
     assert_same_training(three / "from-two" / name, uninterrupted / name, toy.texts[1])
     assert len(checkpoint(three / "from-two" / name)[0]["files"]) == 6
+
+
+# ---------------------------------------------------------------------------------------------- one fails, all stop
+
+
+def test_a_checkpoint_that_one_process_can_not_write_is_none(both: Path) -> None:
+    first, second = answers(both, "full disk")
+    assert first == ["StoppedError", "another process failed"]
+    assert second[0] == "DiskError" and "step-00000003" in second[1] and "No space left" in second[1]
+    left = [path.name for path in (both / "full-disk" / "checkpoints").iterdir()]
+    assert sorted(left) == ["best", "step-00000002"], "the one before it stays, and nothing half-written"
+
+
+def test_a_damaged_part_is_named_by_all_processes(both: Path) -> None:
+    first, second = answers(both, "damaged")
+    assert first == second and first[0] == "InputError"
+    assert "optimizer-00001-of-00002.safetensors: the checkpoint is damaged" in first[1]
