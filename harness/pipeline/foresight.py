@@ -152,11 +152,11 @@ def _cut(model: Model, layers: int) -> Model:
 
 def counts_of(recipe: Recipe, data: Path) -> Counts:
     """How much data a run has: exactly from its prepared folder ``data``, else at least so much from its source."""
-    if not (data / "data.json").is_file():
+    texts = {"query": data / "queries.jsonl", "document": data / "corpus.jsonl"}
+    if not all(path.is_file() for path in (data / "data.json", *texts.values())):
         return _counts_of_source(recipe.data)
     told = read_json(data / "data.json")
     splits = {name: split["queries"] for name, split in told["splits"].items()}
-    texts = {"query": data / "queries.jsonl", "document": data / "corpus.jsonl"}
     return Counts(
         documents=told["documents"]["count"], queries=splits.get("train", 0),
         evaluated=sum(count for name, count in splits.items() if name != "train"),

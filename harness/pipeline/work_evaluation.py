@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from harness.export.student import export_student
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
+from harness.runtime.errors import Problem, StaleArtefactError
 from harness.runtime.process import fingerprint, logger, read_json, write_json
 from harness.vectors.index import VectorIndex
 from harness.vectors.space import require_same_space
@@ -205,8 +207,6 @@ def _describe_systems(run: Run) -> dict[str, dict[str, Any]]:
 
 def _training(run: Run) -> dict[str, Any]:
     """Each stage's curve on ``select`` and its losses (thinned to 200 points)."""
-    import json
-
     metric = run.recipe.evaluate.select_metric
     found = {}
     manifest = Manifest(run.folder)
@@ -220,8 +220,7 @@ def _training(run: Run) -> dict[str, Any]:
         if not manifest.current(step) or not summary.exists():
             continue
         told = read_json(summary)
-        lines = [json.loads(line) for line in run.folder.log(stage).read_text(encoding="utf-8").splitlines()]
-        losses = [{"step": line["step"], "loss": line["loss"]} for line in lines if "loss" in line]
+        losses = _losses(run.folder.log(stage))
         found[stage] = {
             "curve": [{"step": p["step"], "metric": metric, "value": p[metric]} for p in told["curve"]],
             "loss": losses[:: max(1, len(losses) // 200)],
@@ -229,6 +228,22 @@ def _training(run: Run) -> dict[str, Any]:
             "kept_step": told["kept_step"],
         }
     return found
+
+
+def _losses(log: Path) -> list[dict[str, Any]]:
+    """The losses of a stage's log; none where it was deleted.
+
+    Raises:
+        StaleArtefactError: the log is damaged.
+    """
+    try:
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        return [{"step": line["step"], "loss": line["loss"]} for line in lines if "loss" in line]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StaleArtefactError(
+            Problem("the log is damaged", where=str(log), got=str(error),
+                    next="restore it, or delete it: the report then shows no losses of this stage")
+        ) from None  # fmt: skip
 
 
 def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -253,7 +268,7 @@ def collect_results(run: Run) -> dict[str, Any]:
         for system in settings.systems
     }
     manifest = Manifest(run.folder)
-    steps = manifest.steps
+    steps = {name: step for name, step in manifest.steps.items() if name != "report"}  # that would be an earlier one
     provenance = {
         "commit": commit(), "recipe_sha256": recipe_sha256(run.recipe), "seed": run.recipe.seed, "versions": versions(),
         "hardware": hardware(), "started": min(step["started"] for step in steps.values()),
