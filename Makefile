@@ -1,5 +1,6 @@
 # make quickstart   the whole method in minutes on a CPU, installation included
 # make test         the tests
+# make check        linter, types, arrows between the rooms, tests: what must hold before a change lands
 # Another Python: make PYTHON=python3.12 quickstart. Another folder for it: make VENV=/somewhere/venv quickstart.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,10 +8,12 @@ BIN := $(VENV)/bin
 # What an installation depends on: as long as these do not change, it is not repeated.
 PINS := pyproject.toml constraints.txt
 
-.PHONY: help quickstart test lint types check clean
+.PHONY: help quickstart test lint types arrows check lint-shell matrix clean
 help:
-	@sed -n '1,3s/^# //p' Makefile
-	@echo "make check        linter, types and tests (make lint, make types: one of them)"
+	@sed -n '1,4s/^# //p' Makefile
+	@echo "make lint, make types, make arrows, make test: one part of make check"
+	@echo "make lint-shell   the Dockerfile and the shell scripts (hadolint, shellcheck)"
+	@echo "make matrix       the tests at the oldest and the newest supported versions; gigabytes, up to an hour"
 	@echo "make clean        removes $(VENV) and caches; outputs/ stays"
 
 quickstart: $(VENV)/.installed-quickstart
@@ -26,7 +29,21 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-check: lint types test
+# The rooms import only rooms before them. `make test` has this too; here it stands alone, and answers in seconds.
+arrows: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+check: lint types arrows test
+
+lint-shell: $(VENV)/.installed-shell
+	$(BIN)/hadolint --strict-labels --failure-threshold style Dockerfile
+	$(BIN)/shellcheck --enable=all --exclude=SC2250,SC2312 .ci/run recipes/slurm/*.sh
+
+# Other Pythons for the two sides: make PYTHON_OLDEST=python3.11 PYTHON_NEWEST=python3.13 matrix
+PYTHON_OLDEST ?= $(PYTHON)
+PYTHON_NEWEST ?= $(PYTHON)
+matrix:
+	$(PYTHON_OLDEST) benchmarks/version_matrix.py --python oldest=$(PYTHON_OLDEST) --python newest=$(PYTHON_NEWEST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -45,5 +62,5 @@ $(VENV)/.installed-%: $(PINS) | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .matrix .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find harness tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
