@@ -29,13 +29,14 @@ def cut_layers(encoder: Encoder, kept: list[int]) -> None:
 
     Raises:
         InputError: the architecture's layers are not found, or the cut model has no stock form (ModernBERT's first
-            layer differs from the others, so it has to stay the first).
+            layer differs from the others, so it has to stay the first) or none that this transformers can open.
     """
     backbone = encoder.backbone
     name, layers = _find_layers(backbone)
     assert kept and sorted(set(kept)) == kept and kept[0] >= 0 and kept[-1] < len(layers), kept
     config = copy.deepcopy(backbone.config)
     _cut_config(config, kept)
+    _require_readable(config)
     _require_stock_form(backbone, config, name, kept)
     remaining = nn.ModuleList(layers[position] for position in kept)
     for index, layer in enumerate(remaining):
@@ -129,6 +130,17 @@ def _cut_config(config: Any, kept: list[int]) -> None:
     config.num_hidden_layers = len(kept)
     for key, value in per_layer.items():
         setattr(config, key, [value[position] for position in kept])
+
+
+def _require_readable(config: Any) -> None:
+    """Read the cut config back as a saved folder's is read. transformers before 5.17 can't if a ModernBERT keeps
+    layers of one kind of attention only."""
+    try:
+        type(config).from_dict(config.to_dict())
+    except Exception as error:  # transformers raises many kinds for a config that it can't read
+        raise InputError(Problem("this version of transformers can't open the cut model", where="student.layers",
+                                 got=(str(error) or type(error).__name__).splitlines()[0],
+                                 next="keep layers of each kind of attention, or take a newer transformers")) from error
 
 
 def _require_stock_form(backbone: nn.Module, config: Any, name: str, kept: list[int]) -> None:

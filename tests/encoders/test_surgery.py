@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from builders.tiny_models import byte_level_tokenizer
+from packaging.version import Version
 
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import open_encoder, save_encoder
@@ -89,6 +91,10 @@ def test_a_cut_model_reopens_to_the_same_vectors(
     encoder = _encoder(build, texts)
     whole_ND = encoder.encode(texts, side="query")
     types = getattr(encoder.backbone.config, "layer_types", None)
+    if build is _modernbert and kept == [0, 3] and Version(transformers.__version__) < Version("5.17"):
+        with pytest.raises(InputError, match="this version of transformers can't open the cut model"):
+            cut_layers(encoder, kept)  # both layers attend to everything
+        return
     cut_layers(encoder, kept)
     cut_ND = encoder.encode(texts, side="query")
     assert np.abs(cut_ND - whole_ND).max() > 1e-2
