@@ -163,7 +163,7 @@ def hollow_copy(model: nn.Module) -> nn.Module:
 
 
 def fill(model: nn.Module, hollow: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Turn ``model``, in place, into what ``hollow_copy`` made of it, with these values."""
+    """Turn ``model``, in place, into what ``hollow_copy`` made of it, on the CPU, with these values."""
     parameters = dict(hollow.named_parameters())
     whole = {
         id(parameters[name]): nn.Parameter(value, parameters[name].requires_grad) for name, value in values.items()
@@ -171,6 +171,8 @@ def fill(model: nn.Module, hollow: nn.Module, values: Mapping[str, Tensor]) -> N
     for module in hollow.modules():
         for name, tensor in list(module.named_parameters(recurse=False)):
             module.register_parameter(name, whole.get(id(tensor), tensor))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.cpu())
     model.__class__ = type(hollow)
     vars(model).clear()
     vars(model).update(vars(hollow))

@@ -173,12 +173,20 @@ def _damage(toy: Toy, source: Path, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Go on from what others have left in ``folder/from-two``; sharded, if the launcher says so."""
+    """Go on from what others have left in ``folder/from-two``, and note how parameters were placed."""
     join_processes(torch.device("cpu"))
     torch.set_num_threads(1)
-    toy = open_toy(folder / "toy")
-    for stage, kind in RUNS:
-        whole_run(stage, kind, toy, folder / "from-two" / name_of(stage, kind), scores=SCORES[1:])
+    toy, kinds = open_toy(folder / "toy"), []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        placement = place(*args, **options)
+        kinds.append(type(placement).__name__)
+        return placement
+
+    with mock.patch("harness.training.fit.place", noted):
+        for stage, kind in RUNS:
+            whole_run(stage, kind, toy, folder / "from-two" / name_of(stage, kind), scores=SCORES[1:])
+    (folder / f"placements-{rank()}.txt").write_text(" ".join(kinds))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from builders import sharding
+from builders.launching import ACCELERATE, launch, on_cpu
 from builders.training import Toy, write_toy
-
-TESTS = Path(__file__).resolve().parents[1]
-ACCELERATE = TESTS.parent / "recipes" / "accelerate"
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -30,18 +24,6 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return write_toy(tmp_path_factory.mktemp("toy"))
-
-
-def launch(file: Path, module: str, folder: Path) -> None:
-    """Run a builder under ``accelerate launch``."""
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-    found = subprocess.run(
-        [*start, "--main_process_port", "0", "-m", module, str(folder)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +42,5 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def three(both: Path) -> Path:
     """The same folder, in which three processes have gone on from what two have left."""
     shutil.copytree(both / "stopped", both / "from-two")
-    file = both / "fsdp-cpu3.yaml"  # the shipped one, on the CPU
-    file.write_text(yaml.safe_dump(yaml.safe_load((ACCELERATE / "fsdp2.yaml").read_text())
-                                   | {"use_cpu": True, "num_processes": 3}))  # fmt: skip
-    launch(file, "builders.sharding", both)
+    launch(on_cpu("fsdp2", 3, both), "builders.sharding", both)
     return both

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from builders.launching import launch, on_cpu
 from builders.sharding import RUNS, SCORES, STOP, name_of, whole_run
 from builders.training import Toy, write_toy
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
-TESTS = Path(__file__).resolve().parents[1]
-
-
-def in_two(folder: Path, stage: int) -> None:
-    """Go on in ``folder/from-two`` with two processes, told what accelerate's launcher would tell them on GPUs."""
-    told = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage), "DS_ACCELERATOR": "cpu",
-    }  # fmt: skip
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*start, "-m", "builders.sharding", str(folder)], env=told, capture_output=True, text=True,
-                          timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -37,7 +22,8 @@ def test_a_training_goes_from_one_process_to_two_under_zero_and_back(toy: Toy, t
         name = name_of(*run)
         whole_run(*run, toy, tmp_path / "alone" / name, scores=SCORES)
         whole_run(*run, toy, tmp_path / "from-two" / name, stop=STOP, scores=SCORES[:1])
-    in_two(tmp_path, stage)
+    launch(on_cpu(f"deepspeed-zero{stage}", 2, tmp_path), "builders.sharding", tmp_path)
+    assert {path.read_text() for path in tmp_path.glob("placements-*.txt")} == {"Zero Zero"}
     for run in RUNS:
         name = name_of(*run)
         shutil.copytree(tmp_path / "from-two" / name, tmp_path / "back" / name)

@@ -182,6 +182,7 @@ def test_two_processes_shards_go_on_in_three(
     name = name_of(stage, kind)
     assert_same_training(three / "from-two" / name, uninterrupted / name, toy.texts[1])
     assert len(checkpoint(three / "from-two" / name)[0]["files"]) == 6
+    assert {path.read_text() for path in three.glob("placements-*.txt")} == {"Sharded Sharded"}
 
 
 # ---------------------------------------------------------------------------------------------- one fails, all stop
