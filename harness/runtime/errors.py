@@ -47,16 +47,18 @@ def gather_problems(*checks: Callable[[], object]) -> None:
     """Run every check, so that all problems are told at once, each of them once.
 
     Raises:
-        InputError: what any of them found.
+        InputError: what any of them found. StaleArtefactError: where all of it is stale artefacts.
     """
-    problems: list[Problem] = []
+    found: list[InputError] = []
     for check in checks:
         try:
             check()
         except InputError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-    if problems:
-        raise InputError(problems)
+            found.append(error)
+    if found:
+        stale = all(isinstance(error, StaleArtefactError) for error in found)
+        told = dict.fromkeys(problem for error in found for problem in error.problems)
+        raise (StaleArtefactError if stale else InputError)(told)
 
 
 class RunError(RuntimeError):
