@@ -15,5 +15,6 @@ def export_student(source: Path, target: Path) -> None:
         source: a sentence-transformers folder of this run.
         target: replaced as a whole.
     """
-    with atomic_folder(target) as temporary:
+    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    with atomic_folder(target, size=size) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)

@@ -98,7 +98,7 @@ def refuse_foreign_folder(folder: RunFolder, inputs: Sequence[Path]) -> None:
 
 def clear_leftovers(folder: RunFolder) -> None:
     """Clear away what a killed run left; nothing else in the folder is touched, whatever its name."""
-    for name in ARTEFACTS:
+    for name in ("step", *ARTEFACTS):  # the step that a controller had started
         remove_leftovers(folder.root, f".{name}.*.tmp")
         remove_leftovers(folder.root / name)
 

@@ -10,6 +10,7 @@ state. A checkpoint appears whole, by a rename, and the one before it goes only 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -103,9 +104,11 @@ def _joined(indexes: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _save(path: Path, kinds: Mapping[str, Mapping[str, Part]], state: TrainingState) -> None:
     """Write a folder together; it gets its name when all have written."""
+    tensors = [part for parts in kinds.values() for part in parts.values()]
+    size = sum(math.prod(part.shape) * part.value.element_size() for part in tensors)
 
     def write(temporary: Path) -> None:
-        with disk_errors(path, written=temporary):
+        with disk_errors(path, size=size, written=temporary):
             index: dict[str, Any] = {"files": {}}
             for kind, parts in kinds.items():
                 files, index[kind] = _write_parts(temporary, kind, parts)
@@ -114,7 +117,7 @@ def _save(path: Path, kinds: Mapping[str, Mapping[str, Part]], state: TrainingSt
 
     def work() -> None:
         with contextlib.ExitStack() as stack:
-            temporary = Path(on_main(lambda: str(stack.enter_context(atomic_folder(path)))))
+            temporary = Path(on_main(lambda: str(stack.enter_context(atomic_folder(path, size=size)))))
             _in_all(lambda: write(temporary))
             if is_main_process():
                 notes = [temporary / f"index-{other:05d}.json" for other in range(world_size())]

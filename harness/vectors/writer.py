@@ -297,7 +297,7 @@ class _ShardWriter:
         dtype = np.dtype(self.manifest.dtype)
         shape = (len(ids), self.manifest.space.dimension)
         # Written as a plain file, not through a memory map: on a full disk a map kills the process without a word.
-        with atomic_file(path) as stream:
+        with atomic_file(path, size=shape[0] * shape[1] * dtype.itemsize) as stream:
             descr = np.lib.format.dtype_to_descr(dtype)
             np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
             for start in range(0, len(ids), WINDOW):

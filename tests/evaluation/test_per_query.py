@@ -10,8 +10,8 @@ import pyarrow.parquet as parquet
 import pytest
 from builders.evaluations import per_query
 
-from harness.evaluation.per_query import MANIFEST, TABLE, PerQuery
-from harness.runtime.errors import InputError
+from harness.evaluation.per_query import MANIFEST, TABLE, VECTORS, PerQuery, load_query_vectors
+from harness.runtime.errors import InputError, StaleArtefactError
 from harness.runtime.process import read_json, write_json
 
 
@@ -22,6 +22,20 @@ def example() -> PerQuery:
     stored.scores = np.array([[0.5, 0.25], [0.5, -np.inf], [-np.inf, -np.inf]], np.float32)
     stored.weights = np.array([1.0, 2.5, 0.0])
     return stored
+
+
+def test_query_vectors_come_with_the_table(tmp_path: Path) -> None:
+    query_QD = np.arange(6, dtype=np.float32).reshape(3, 2)
+    example().save(tmp_path / "a", {}, query_QD)
+    np.testing.assert_array_equal(load_query_vectors(tmp_path / "a"), query_QD)
+    example().save(tmp_path / "b", {})
+    with pytest.raises(InputError, match=r"query_vectors\.npy: no such file"):
+        load_query_vectors(tmp_path / "b")
+    content = bytearray((tmp_path / "a" / VECTORS).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "a" / VECTORS).write_bytes(content)
+    with pytest.raises(StaleArtefactError, match="not the one that its manifest describes"):
+        load_query_vectors(tmp_path / "a")
 
 
 def test_round_trip(tmp_path: Path) -> None:

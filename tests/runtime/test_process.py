@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.runtime.errors import InputError
+from harness.runtime.errors import DiskError, InputError, Problem
 from harness.runtime.process import (
     atomic_file,
     atomic_folder,
@@ -23,6 +23,7 @@ from harness.runtime.process import (
     is_main_process,
     progress,
     read_json,
+    remove_folder,
     remove_leftovers,
     write_json,
 )
@@ -109,6 +110,98 @@ def test_a_kill_leaves_the_old_content_and_leftovers_can_be_removed(tmp_path: Pa
     assert len(names(tmp_path)) == 3  # the test would be empty if nothing had been left
     remove_leftovers(tmp_path)
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_what_was_only_moved_aside_gets_its_name_back(tmp_path: Path) -> None:
+    """A kill between the two renames of a folder that takes another's place."""
+    for name in ("best", ".best.77.old.tmp", ".other.78.old.tmp", ".gone.79.gone.tmp"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "content").write_text(name)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path / "run") == ["best", "other"]
+    assert (tmp_path / "run" / "best" / "content").read_text() == "best"
+
+
+def test_a_folder_leaves_its_name_before_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "step-1").mkdir()
+    (tmp_path / "step-1" / "weights").touch()
+    monkeypatch.setattr("shutil.rmtree", lambda path, **options: None)  # killed before the first file is gone
+    remove_folder(tmp_path / "step-1")
+    remove_folder(tmp_path / "absent")
+    assert [name.startswith(".step-1.") for name in names(tmp_path)] == [True]
+
+
+# ---------------------------------------------------------------------------------------------------- a full disk
+
+REFUSED = """
+import resource, shutil, sys
+from pathlib import Path
+import faiss, numpy as np, pyarrow as pa, pyarrow.parquet as parquet, torch
+from safetensors.torch import save_file
+from harness.runtime.errors import DiskError
+from harness.runtime.process import atomic_file, atomic_folder, write_json
+
+root = Path(sys.argv[1])
+big = np.random.default_rng(0).random(200_000)
+(root / "source").mkdir()
+(root / "source" / "file").write_bytes(big.tobytes())
+
+def through_faiss(folder):
+    index = faiss.IndexFlatIP(100)
+    index.add(big.reshape(-1, 100).astype(np.float32))
+    with atomic_file(folder / "index") as stream:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
+
+def through_numpy(folder):
+    with atomic_file(folder / "array.npy") as stream:
+        np.save(stream, big)
+
+def through_text(folder):
+    with atomic_file(folder / "text", "w") as stream:
+        stream.write("x" * 1_000_000)
+
+ways = {
+    "faiss": through_faiss, "numpy": through_numpy, "text": through_text,
+    "json": lambda folder: write_json(folder / "a.json", "x" * 1_000_000),
+    "safetensors": lambda folder: save_file({"a": torch.from_numpy(big)}, folder / "model.safetensors"),
+    "arrow": lambda folder: parquet.write_table(pa.table({"a": big}), folder / "table.parquet"),
+    "copytree": lambda folder: shutil.copytree(root / "source", folder, dirs_exist_ok=True),
+}
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for name, write in ways.items():
+    (root / name).mkdir()
+    (root / name / "old").touch()
+    try:
+        with atomic_folder(root / name, size=1_600_000) as folder:
+            write(folder)
+    except DiskError as error:
+        told = str(error)
+        whole = all(word in told for word in (str(root / name), "File too large", "needed: 1,600,000 bytes", "free: "))
+        print(name, "told" if whole else told, sorted(path.name for path in (root / name).iterdir()))
+print(sorted(path.name for path in root.iterdir()))
+"""
+
+
+def test_a_refusal_is_told_whatever_library_met_it(tmp_path: Path) -> None:
+    """Each puts it in words of its own; the old content stays, and nothing of the new."""
+    done = subprocess.run([sys.executable, "-c", REFUSED, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    ways = ["faiss", "numpy", "text", "json", "safetensors", "arrow", "copytree"]
+    assert done.stdout.splitlines() == [*(f"{name} told ['old']" for name in ways), str(sorted([*ways, "source"]))]
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    for error in (FileNotFoundError(2, "No such file"), ValueError("step 28"), InputError(Problem("wrong"))):
+        with pytest.raises(type(error)), atomic_file(tmp_path / "a"):
+            raise error
+
+
+def test_a_refusal_without_a_known_size_tells_what_was_begun(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=r"a: can't be written.*\n.*more than the 3 bytes written so far\n.*free: ") as got:
+        with atomic_file(tmp_path / "a") as stream:
+            stream.write(b"abc")
+            stream.flush()
+            raise OSError(28, "No space left on device")
+    assert got.value.number == 28 and names(tmp_path) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- JSON
