@@ -228,10 +228,25 @@ def test_refused_before_work_begins(zygote: Zygote, row: Row, place: Place) -> N
 
 
 def test_an_undamaged_copy_goes_on(zygote: Zygote, place: Place) -> None:
-    """Else every row above would prove nothing."""
+    """Else every row above would prove nothing. It is read once: then the manifest knows the copy's times."""
     ended = zygote.run(place.command("run"), place.out)
     assert ended.code == 0 and "nothing ran" in ended.log, ended.log
+    for step in read_json(place.out / "manifest.json")["steps"].values():
+        for name, (_, modified, _, changed) in step["outputs"].items():
+            assert (place.out / name).stat().st_mtime_ns == modified
+            assert (place.out / name).stat().st_ctime_ns == changed
     assert zygote.run(["search", str(place.out), "bado"], place.out).code == 0
+
+
+def test_only_what_the_run_left_is_cleared_away(zygote: Zygote, place: Place) -> None:
+    """A user's temporary files, in the folder or below it, are not the run's."""
+    kept = [place.out / ".editor.tmp", place.out / "notes" / ".draft.tmp"]
+    left = [place.out / ".results.json.77.tmp", place.out / "student" / ".refined.77.1234.tmp", place.out / ".step.a.tmp"]
+    for path in (*kept, *left):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert zygote.run(place.command("run"), place.out).code == 0
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in left)
 
 
 def test_one_run_in_a_folder(zygote: Zygote, place: Place) -> None:

@@ -196,11 +196,11 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
 
 
 def test_a_refusal_without_a_known_size_tells_what_was_begun(tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match=r"a: can't be written.*\n.*more than the 3 bytes written so far\n.*free: ") as got:
-        with atomic_file(tmp_path / "a") as stream:
-            stream.write(b"abc")
-            stream.flush()
-            raise OSError(28, "No space left on device")
+    told = r"a: can't be written.*\n.*more than the 3 bytes written so far\n.*free: "
+    with pytest.raises(DiskError, match=told) as got, atomic_file(tmp_path / "a") as stream:
+        stream.write(b"abc")
+        stream.flush()
+        raise OSError(28, "No space left on device")
     assert got.value.number == 28 and names(tmp_path) == []
 
 
