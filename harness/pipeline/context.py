@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness.data.prepare import load_dataset
 from harness.data.records import Dataset
 from harness.pipeline.folder import RunFolder
+from harness.pipeline.stop import StopRequest
 from harness.recipe import EncoderSettings, Recipe, TrainingSettings
 from harness.runtime.distributed import pick_device, use_bf16
 from harness.runtime.errors import InputError, Problem
@@ -33,7 +34,7 @@ class Run:
     recipe: Recipe
     folder: RunFolder
     keys: Mapping[str, str]
-    stop: Callable[[], bool] = lambda: False
+    stop: StopRequest | None = None
     warnings: list[str] = field(default_factory=list)
 
     @cached_property

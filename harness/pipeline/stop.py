@@ -29,6 +29,22 @@ class StopRequest:
         """Polled by a training between steps."""
         return self.requested or told_to_stop(self.output)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Around an evaluation within a training: a stop, also one asked for before, does not wait for its end.
+
+        Several processes do wait: they can't stop in the middle of what they do together.
+        """
+        patient = self.patient
+        if patient and launched_processes() == 1:
+            if self():
+                raise _StopNow("stopped before an evaluation; the same command goes on from there")
+            self.patient = False
+        try:
+            yield
+        finally:
+            self.patient = patient
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Ask a training to stop; the second signal, or one outside a training, stops at once."""
         if self.patient and not self.requested:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -36,16 +37,20 @@ def _ground(run: Run, step: str, stage: str, evaluate: Evaluate) -> stages.Groun
         if trackers:
             accelerator.log({f"{step}/{name}": value for name, value in values.items()}, step=at)
 
+    def judged() -> dict[str, float]:
+        with run.stop.at_once() if run.stop else contextlib.nullcontext():  # it may take long
+            return evaluate()
+
     folder = StageFolder(
         checkpoints=run.folder.checkpoints(stage),
         log=run.folder.log(stage),
         fingerprint=run.keys[step],
         seed=run.recipe.seed,
         what=step,
-        stop=run.stop,
+        stop=run.stop or (lambda: False),
         track=track,
     )
-    return stages.Ground(folder, accelerator, evaluate, run.recipe.data.language_temperature)
+    return stages.Ground(folder, accelerator, judged, run.recipe.data.language_temperature)
 
 
 def _finish(run: Run, stage: str, fitted: Fitted) -> None:

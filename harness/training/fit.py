@@ -16,7 +16,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from harness.recipe import TrainingSettings
-from harness.runtime.distributed import broadcast, mean_over_processes, rank, seed_step, use_bf16, wait_for_all
+from harness.runtime.distributed import (
+    broadcast,
+    mean_over_processes,
+    rank,
+    seed_step,
+    use_bf16,
+    wait_for_all,
+    world_size,
+)
 from harness.runtime.errors import RunError, StoppedError
 from harness.runtime.process import atomic_file, disk_errors, is_main_process, logger, progress, write_json
 from harness.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
@@ -168,7 +176,15 @@ class _Trainer:
         """Evaluate, log, and keep the weights if they are the best so far. ``evaluate`` returns at least ``score``."""
         training_mode = self.model.training
         self.model.eval()
-        values = broadcast(dict(evaluate()))  # one process's arithmetic decides for all
+        try:
+            values = broadcast(dict(evaluate()))  # one process's arithmetic decides for all
+        except Exception:
+            raise
+        except BaseException:  # asked to stop in a long evaluation: it is made when the training goes on
+            self.model.train(training_mode)
+            if world_size() == 1:
+                self.save()
+            raise
         self.model.train(training_mode)
         line = {"step": self.state.step, **values}
         self.curve.append(line)
@@ -218,6 +234,14 @@ def fit(
     model.train()
     if trainer.state.step:
         logger.info("%s: goes on from step %d", run.what, trainer.state.step)
+
+    def due(step: int) -> bool:
+        return step == settings.steps or bool(settings.evaluate_every and step and step % settings.evaluate_every == 0)
+
+    at = trainer.state.step
+    if evaluate and due(at) and not broadcast(any(line["step"] == at for line in trainer.curve)):
+        trainer.judge(evaluate)
+        trainer.save()
     with progress(what=run.what, total=settings.steps, initial=trainer.state.step, unit="step") as bar:
         while (step := trainer.state.step) < settings.steps:
             logs = trainer.step(objective, batches(step))
@@ -225,7 +249,7 @@ def fit(
             bar.set_postfix_str(f"loss {logs['loss']:.3f}")
             done = trainer.state.step
             last = done == settings.steps
-            if evaluate and (last or (settings.evaluate_every and done % settings.evaluate_every == 0)):
+            if evaluate and due(done):
                 trainer.judge(evaluate)
             stopping = trainer.stopping() and not last
             if last or stopping or (settings.checkpoint_every and done % settings.checkpoint_every == 0):

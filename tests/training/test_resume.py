@@ -272,6 +272,37 @@ def test_the_best_score_is_not_that_of_weights_which_a_later_step_has_replaced(t
     assert model.weight.equal(expected.weight)
 
 
+@pytest.mark.parametrize("at", [2, 4, 6])
+def test_stopped_in_an_evaluation_and_continued_is_never_having_stopped(tmp_path: Path, at: int) -> None:
+    """What was trained is saved; the evaluation is made when the training goes on, and only then."""
+    scores, asked = {2: 0.2, 4: 0.9, 6: 0.1}, []
+
+    def evaluate_but(stopped: int) -> Callable[[], dict[str, float]]:
+        left = iter([step for step in scores if step >= (at if not stopped else 2)])
+
+        def evaluate() -> dict[str, float]:
+            step = next(left)
+            asked.append(step)
+            if step == stopped:
+                raise KeyboardInterrupt
+            return {"score": scores[step]}
+
+        return evaluate
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_line(tmp_path / "stopped", line(), evaluate=evaluate_but(at), evaluate_every=2)
+    (saved,) = (tmp_path / "stopped" / "checkpoints").glob("step-*")
+    assert saved.name == f"step-{at:08d}"
+    model, expected = line(), line()
+    fitted = fit_line(tmp_path / "stopped", model, evaluate=evaluate_but(0), evaluate_every=2)
+    assert asked == [*(step for step in scores if step <= at), *(step for step in scores if step >= at)]
+    alone = fit_line(tmp_path / "alone", expected, evaluate=scripted([0.2, 0.9, 0.1]), evaluate_every=2)
+    assert (fitted.step, fitted.score, fitted.curve) == (alone.step, alone.score, alone.curve)
+    assert model.weight.equal(expected.weight)
+    states = [(tmp_path / name / "checkpoints" / "step-00000006" / "state.json") for name in ("stopped", "alone")]
+    assert states[0].read_text() == states[1].read_text()
+
+
 def test_a_stop_in_the_last_step_is_none(tmp_path: Path) -> None:
     run = run_folder(tmp_path, stop=stop_after(6))
     fitted = fit(line(), Squares(), LineBatches(), None, toy_training(), run, Accelerator(cpu=True))
