@@ -241,7 +241,7 @@ def test_an_undamaged_copy_goes_on(zygote: Zygote, place: Place) -> None:
 def test_only_what_the_run_left_is_cleared_away(zygote: Zygote, place: Place) -> None:
     """A user's temporary files, in the folder or below it, are not the run's."""
     kept = [place.out / ".editor.tmp", place.out / "notes" / ".draft.tmp"]
-    left = [place.out / ".results.json.77.tmp", place.out / "student" / ".refined.77.1234.tmp", place.out / ".step.a.tmp"]
+    left = [place.out / name for name in (".results.json.77.tmp", "student/.refined.77.1234.tmp", ".step.a.tmp")]
     for path in (*kept, *left):
         path.parent.mkdir(exist_ok=True)
         path.touch()
