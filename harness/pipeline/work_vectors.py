@@ -62,7 +62,7 @@ def encode_with(encoder: Encoder, side: Side, run: Run, what: str) -> Callable[[
     """The encoder's one side as a function of texts, in fp32; between two calls it may be asked to stop."""
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        if run.stop():
+        if run.stop and run.stop():
             raise StoppedError("stopped; the same command goes on from the last finished shard")
         return encoder.encode(texts, side=side, batch_tokens=run.recipe.embed.batch_tokens, what=what)
 
