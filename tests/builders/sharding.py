@@ -61,13 +61,14 @@ def _adamw(model: nn.Module) -> torch.optim.AdamW:
 
 def two_steps(
     stage: str, kind: str, toy: Toy, accumulate: int, *, objective: Objective | None = None, bf16: bool = False,
-    **settings: Any,
+    reshard: bool = True, **settings: Any,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
     """What happened in two steps of a sharded training, and every gradient of them and every weight after them."""
     training = toy_training(batch_size=16, accumulate=accumulate, chunks=3, **settings)
     encoder, numbers, tensors = toy.encoder(kind), {"loss": [], "norm": [], "early": [], "kinds": []}, {}
     usual, batches = stage_parts(stage, toy, encoder, training)
-    placement: Any = place(encoder, _adamw, Accelerator(cpu=True), max_norm=0.5, bf16=bf16)
+    with mock.patch.dict(os.environ, {"FSDP_RESHARD_AFTER_FORWARD": str(reshard).lower()}):
+        placement: Any = place(encoder, _adamw, Accelerator(cpu=True), max_norm=0.5, bf16=bf16)
     for step in range(2):
         for number, batch in enumerate(batches(step)):
             last = number == accumulate - 1
@@ -122,6 +123,7 @@ CASES: dict[str, dict[str, Any]] = {
        for stage in ("teacher", "align", "refine") for kind in ("bert", "qwen3") for accumulate in (1, 2)},
     "frozen": {"stage": "refine", "kind": "qwen3", "accumulate": 2, "token_table": "frozen"},
     "in parts": {"stage": "align", "kind": "bert", "accumulate": 2, "objective": InParts()},
+    "kept": {"stage": "align", "kind": "bert", "accumulate": 2, "reshard": False},
     "bf16": {"stage": "align", "kind": "qwen3", "accumulate": 2, "bf16": True},
 }  # fmt: skip
 
