@@ -14,6 +14,9 @@ from builders.killed import Ended, Fault, Zygote
 from builders.tiny_run import tiniest_tree, write_recipe
 from builders.whole import differences, partial_artefacts
 
+from harness.pipeline.stop import signals
+from harness.runtime.errors import StoppedError
+
 SECONDS = 5.0  # "within seconds"; well below one on an idle machine
 
 
@@ -91,6 +94,21 @@ def test_stopped_at_random_moments(zygote: Zygote, recipe: Path, uninterrupted: 
             assert_stopped(ended, out)
     assert zygote.run(command, out).code == 0
     assert differences(uninterrupted, out) == []
+
+
+def test_an_evaluation_within_a_training_is_not_waited_for(tmp_path: Path) -> None:
+    """Nor is one begun when the stop was asked for before; the training itself goes on to the end of its step."""
+    with pytest.raises(StoppedError, match="SIGTERM"), signals(tmp_path) as stop:
+        stop.patient = True
+        with stop.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the evaluation went on")
+    with pytest.raises(StoppedError, match="before an evaluation"), signals(tmp_path) as stop:
+        stop.patient = True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() and stop.patient
+        with stop.at_once():
+            pytest.fail("the evaluation began")
 
 
 def test_ctrl_c_in_a_terminal(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
