@@ -208,7 +208,7 @@ for _verb, _text in {
     _add_step_verb(_verb, f"{_text} The steps before it must be done.")
 
 
-_DISK_ERRORS = (28, 122, 30, 5)  # no space, quota, read-only, input/output error
+_DISK_ERRORS = (28, 122, 27, 30, 5, 13, 1)  # no space, quota, too large, read-only, input/output error, no right to it
 
 
 def main() -> None:
@@ -226,7 +226,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        _fail(f"{error}\n    next: make room or repair the disk; the same command goes on from there", 1)
+        _fail(f"{error}\n    next: make room, or make it writable; the same command goes on from there", 1)
 
 
 def _fail(message: str, code: int, together: bool = False) -> None:

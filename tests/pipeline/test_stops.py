@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from builders.killed import Ended, Fault, Zygote
 from builders.tiny_run import tiniest_tree, write_recipe
 from builders.whole import differences, partial_artefacts
