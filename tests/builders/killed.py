@@ -174,9 +174,10 @@ def _install(fault: Fault, out: Path, told: Path) -> None:
     os.replace, os.fsync, shutil.rmtree, builtins.open = replaces, syncs, removes, opens
     safetensors.torch.save_file = saves
     for module in list(sys.modules.values()):  # whoever imported the name
-        if getattr(module, "save_file", None) is save and module is not safetensors.torch:
+        names = vars(module)  # not getattr: a lazy module would import what may not be there
+        if names.get("save_file") is save and module is not safetensors.torch:
             module.save_file = saves
-        if getattr(module, "safe_save_file", None) is save:
+        if names.get("safe_save_file") is save:
             module.safe_save_file = saves
 
 
