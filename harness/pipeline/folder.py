@@ -356,4 +356,4 @@ def commit() -> str | None:
 
 def recipe_sha256(recipe: Recipe) -> str:
     """The recipe without its launch and tracking settings, which change no result."""
-    return fingerprint(recipe.model_dump(mode="json", exclude={"launch", "tracking"}))
+    return fingerprint({name: part for name, part in recipe.keyed().items() if name not in ("launch", "tracking")})

@@ -94,7 +94,7 @@ def _setting(recipe: Recipe, path: str) -> Any:
     """A part of the recipe as plain data; ``teacher.encoder`` is the teacher without its training."""
     if path == "embedded kinds":
         return embedded_kinds(recipe)
-    tree = recipe.model_dump(mode="json")
+    tree = recipe.keyed()
     if path == "teacher.encoder":
         names = ("model", "sha256", "revision", "trust_remote_code", "prompts", "pooling", "max_length", "dimension")
         return {name: tree["teacher"][name] for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,10 +20,32 @@ SYSTEMS = ("teacher", "teacher-base", "teacher-more", "student-untrained", "stud
 System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined"]
 
 
+_ADDED: dict[str, Any] = {"added": True}
+
+
+def added(default: Any) -> Any:
+    """The default of a setting that earlier versions did not have, and that leaves what they did.
+
+    At its default it stays out of step keys: a run that was made before is still the run of its recipe.
+    """
+    return Field(default, json_schema_extra=_ADDED)
+
+
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, a number in quotes is not a number, values don't change."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    def keyed(self) -> dict[str, Any]:
+        """What step keys are made of: all settings as plain data, but for ``added`` ones that are at their default."""
+        tree = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                tree[name] = value.keyed()
+            if field.json_schema_extra == _ADDED and value == field.default:
+                del tree[name]
+        return tree
 
 
 # -------------------------------------------------------------------------------------------------------- data
@@ -107,6 +129,7 @@ class TrainingSettings(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     token_table: Literal["trained", "frozen"] = "trained"
     chunks: Positive = 4
+    gradient_checkpointing: bool = added(False)
     evaluate_every: Count = 0
     checkpoint_every: Count = 0
     keep: Literal["best", "last"] = "best"
@@ -146,8 +169,23 @@ class EncoderSettings(Section):
     dimension: Positive | None = None
 
 
+class LoraSettings(Section):
+    """Train low-rank adapters (Hu et al. 2022) and nothing else: every weight of the base, its token table too, stays.
+
+    What is added to a linear layer's output is ``alpha / rank * B A dropout(x)``. ``targets`` names the layers by the
+    ends of their names; ``auto``: all linear layers of every block, where the architecture is a known one.
+    """
+
+    rank: Positive = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["auto"] | Annotated[list[Name], Field(min_length=1)] = "auto"
+
+
 class TeacherSettings(EncoderSettings):
     """Stage 1. ``dimension`` truncates to a Matryoshka dimension; ``temperature`` is that of its contrastive loss.
+
+    ``lora``: train adapters instead of all weights; they are merged into the weights when the training has ended.
 
     ``select_documents``: both towers move while it trains, so it is judged by encoding documents anew: those that
     answer ``select`` queries and others at random, up to so many. These scores are not those over the whole index.
@@ -158,6 +196,7 @@ class TeacherSettings(EncoderSettings):
     hard_negatives: Count = 0
     select_documents: Positive = 20_000
     training: TrainingSettings | None = None
+    lora: LoraSettings | None = added(None)
     query_vectors: VectorFiles | None = None
 
 
