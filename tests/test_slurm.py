@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ command = sys.argv[1 + len(options):]
 tasks = []
 signal.signal(signal.SIGTERM, lambda number, frame: [task.send_signal(number) for task in tasks])
 for rank in range(count):
-    tasks.append(subprocess.Popen(command, env={{**os.environ, "SLURM_NODEID": str(rank)}}, start_new_session=True))
+    tasks.append(subprocess.Popen(command, env={{**os.environ, "SLURM_NODEID": str(rank)}}))
 sys.exit(max(abs(task.wait()) for task in tasks))
 """
 
@@ -47,7 +48,7 @@ def _executable(path: Path, text: str) -> None:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+def slurm(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a script as the batch shell of a job; its stand-ins write logs into ``tmp_path``."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -57,12 +58,20 @@ def slurm(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "FAKE": str(tmp_path)}
     environment = {**os.environ, **job, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
-    def start(script: Path, *arguments: object) -> subprocess.Popen[str]:
-        with (tmp_path / "job.log").open("a") as log:
-            command = [BASH or "bash", str(script), *map(str, arguments)]
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)
+    jobs: list[subprocess.Popen[str]] = []
 
-    return start
+    def start(script: Path, *arguments: object) -> subprocess.Popen[str]:
+        command = [BASH or "bash", str(script), *map(str, arguments)]
+        with (tmp_path / "job.log").open("a") as log:
+            options = {"env": environment, "stdout": log, "stderr": log, "text": True, "start_new_session": True}
+            jobs.append(subprocess.Popen(command, **options))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:  # of a test that failed
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
 
 
 def _until(there: Callable[[], bool], process: subprocess.Popen[str], log: Path, seconds: float = 120) -> None:
