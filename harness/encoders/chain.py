@@ -34,7 +34,7 @@ _TOKEN_TABLES = ("word_embeddings.weight", "embed_tokens.weight", "tok_embedding
 # Heads of pretraining tasks, and BERT's pooler: in many checkpoints, in no encoder of ours.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}  # positions begin behind padding
-_HEADS = {"pooler", "lm_head", "cls", "classifier", "score", "vocab_transform", "vocab_layer_norm", "vocab_projector"}
+HEADS = {"pooler", "lm_head", "cls", "classifier", "score", "vocab_transform", "vocab_layer_norm", "vocab_projector"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +267,7 @@ def describe_folder(folder: str | Path) -> dict[str, Any]:
     counts = {
         name: math.prod(shape)
         for name, (dtype, shape) in tensors.items()
-        if "F" in dtype and not _HEADS & set(name.split(".")[:2])
+        if "F" in dtype and not HEADS & set(name.split(".")[:2])
     }
     tables = {name: count for name, count in counts.items() if name.endswith(_TOKEN_TABLES)}
     projection = 0

@@ -13,6 +13,7 @@ from harness.data.records import Dataset
 from harness.encoders.chain import backbone_files, describe_folder, read_chain, verify_sha256
 from harness.encoders.layers import select_layers
 from harness.encoders.sources import resolve_model
+from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer, unknown_share
 from harness.pipeline.launch import usable_gpus
 from harness.recipe import EncoderSettings, Recipe, TrainingSettings, VectorFiles
@@ -35,6 +36,12 @@ def check_models(recipe: Recipe) -> None:
                 problems += _model_problems(role, settings)
             except InputError as error:
                 problems += error.problems
+    teacher = recipe.teacher
+    if not problems and teacher.lora and teacher.model:
+        try:
+            adapter_size(resolve_model(teacher.model, teacher.revision), teacher.lora)
+        except InputError as error:
+            problems += error.problems
     source = recipe.teacher if recipe.student.model == "teacher" else recipe.student
     if not problems and source.model and recipe.student.layers is not None:
         told = describe_folder(resolve_model(source.model, source.revision))

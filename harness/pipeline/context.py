@@ -80,17 +80,17 @@ class Run:
         """Whether vectors that only guide a training are computed in bf16."""
         return use_bf16(training.precision if training else "auto", self.device)
 
-    def open(self, folder: Path, *, attention: str = "sdpa") -> Encoder:
-        """An encoder from a folder of this run, on the device."""
+    def open(self, folder: Path, *, attention: str = "sdpa", bf16: bool = False) -> Encoder:
+        """An encoder from a folder of this run, on the device; its backbone in fp32 or bfloat16."""
         from harness.encoders.folder import open_encoder
 
-        return open_encoder(folder, attention=attention).to(self.device)
+        return open_encoder(folder, dtype=_dtype(bf16), attention=attention).to(self.device)
 
-    def load(self, settings: EncoderSettings, *, attention: str = "sdpa") -> Encoder:
-        """An encoder from outside, as the recipe describes it, on the device."""
+    def load(self, settings: EncoderSettings, *, attention: str = "sdpa", bf16: bool = False) -> Encoder:
+        """An encoder from outside, as the recipe describes it, on the device; its backbone in fp32 or bfloat16."""
         from harness.encoders.folder import load_encoder
 
-        return load_encoder(settings, attention=attention).to(self.device)
+        return load_encoder(settings, dtype=_dtype(bf16), attention=attention).to(self.device)
 
     def attention(self, training: TrainingSettings) -> str:
         """``auto``: eager on the CPU, where it is fastest for short texts; SDPA elsewhere."""
@@ -126,3 +126,9 @@ class Run:
         from harness.runtime.process import read_json
 
         return Space.from_json(read_json(folder / "harness.json")["space"])
+
+
+def _dtype(bf16: bool) -> torch.dtype:
+    import torch
+
+    return torch.bfloat16 if bf16 else torch.float32

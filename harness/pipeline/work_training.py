@@ -12,7 +12,10 @@ import torch
 from harness.data.records import Dataset, Documents
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import save_encoder
+from harness.encoders.lora import add_adapter, merge_adapter
+from harness.encoders.sources import resolve_model
 from harness.encoders.surgery import add_projection, cut_layers, select_layers
+from harness.encoders.targets import stored_in_bf16
 from harness.evaluation.searching import quick_quality
 from harness.pipeline.context import Run
 from harness.pipeline.work_vectors import given_vectors_sha256, negatives_of, query_texts
@@ -129,7 +132,8 @@ def do_teacher(run: Run) -> list[Path]:
     if settings.model is None:
         return [_space_without_weights(run)]
     training = settings.training if settings.train else None
-    encoder = run.load(settings, attention=run.attention(training) if training else "sdpa")
+    attention = run.attention(training) if training else "sdpa"
+    encoder = run.load(settings, attention=attention, bf16=_frozen_in_bf16(run, training))
     if training is not None:
         _fit_teacher(run, encoder, "teacher", run.folder.teacher.name)
     _save(run, encoder, run.folder.teacher, None)
@@ -137,16 +141,28 @@ def do_teacher(run: Run) -> list[Path]:
 
 
 def do_teacher_more(run: Run) -> list[Path]:
-    """The baseline ``teacher-more``: the teacher trained on for as many steps as the refinement."""
+    """The baseline ``teacher-more``: the teacher trained on for as many steps as the refinement.
+
+    Where the teacher was trained by adapters, new ones go on from the merged teacher.
+    """
     recipe = run.recipe
     assert recipe.teacher.training and recipe.refine, "validated by the recipe"
     training = recipe.teacher.training.model_copy(update={"steps": recipe.refine.training.steps})
-    encoder = run.open(run.folder.teacher, attention=run.attention(training))
+    attention, bf16 = run.attention(training), _frozen_in_bf16(run, training)
+    encoder = run.open(run.folder.teacher, attention=attention, bf16=bf16)
     teacher = recipe.teacher.model_copy(update={"training": training})
     more = Run(recipe.model_copy(update={"teacher": teacher}), run.folder, run.keys, run.stop)
     _fit_teacher(more, encoder, "teacher.more", "teacher-more")
     _save(run, encoder, run.folder.teacher_more, None)
     return [run.folder.teacher_more]
+
+
+def _frozen_in_bf16(run: Run, training: TrainingSettings | None) -> bool:
+    """Whether the weights below adapters are kept in bfloat16: stored so, and the training computes so."""
+    teacher = run.recipe.teacher
+    if training is None or teacher.lora is None or not run.precision(training):
+        return False
+    return stored_in_bf16(resolve_model(teacher.model or "", teacher.revision))
 
 
 def _fit_teacher(run: Run, encoder: Encoder, step: str, stage: str) -> None:
@@ -155,7 +171,11 @@ def _fit_teacher(run: Run, encoder: Encoder, step: str, stage: str) -> None:
     queries = stages.training_queries(run.dataset, "teacher")
     negatives = negatives_of(run, "base" if recipe.mine.base else None) if settings.hard_negatives else None
     ground = _ground(run, step, stage, judge_both_towers(run, encoder, settings.training))
+    if settings.lora:
+        add_adapter(encoder, settings.lora, seed=recipe.seed)
     fitted = stages.train_teacher(encoder, queries, settings, ground, negatives=negatives)
+    if settings.lora and run.is_main:  # in other processes the parameters may have no values any more
+        merge_adapter(encoder, [record.text for record in queries.records[:16]])
     _finish(run, stage, fitted)
 
 

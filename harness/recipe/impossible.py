@@ -64,6 +64,8 @@ def _impossible_models(recipe: Recipe) -> list[tuple[str, str, str]]:
                 "name teacher.model, or give documents.vectors and teacher.query_vectors",
             )
         )
+    if teacher.lora and not teacher.train:
+        found.append(("teacher.lora", "adapters are to be trained, but the teacher is not", "remove it"))
     if teacher.model is None and teacher.train:
         found.append(("teacher.train", "there is no model to train", "set teacher.train: false"))
     if teacher.query_vectors and recipe.align and recipe.align.texts != ["queries"]:

@@ -13,6 +13,7 @@ from harness.data.collator import PairCollator
 from harness.data.records import Dataset
 from harness.data.relevance import Relevance
 from harness.encoders.encoder import Encoder
+from harness.encoders.lora import is_adapted, is_adapter
 from harness.recipe import AlignSettings, RefineSettings, TeacherSettings, TrainingSettings
 from harness.runtime.errors import InputError, Problem
 from harness.training.batches import AlignmentBatches, RefinementBatches, TeacherBatches, TrainingQueries
@@ -34,16 +35,42 @@ class Ground:
 
 
 def prepare_parameters(encoder: Encoder, settings: TrainingSettings) -> None:
-    """Trainable parameters in fp32, the token table frozen if so set, dropout as set (0 makes a step repeatable)."""
-    encoder.float()
-    encoder.requires_grad_(True)
+    """Say what is trained, in fp32, and how: dropout as set (0 makes a step repeatable), activations kept or not.
+
+    Adapters are trained alone where there are any, else all but a frozen token table. What is frozen keeps its number
+    format; an adapter its own dropout.
+
+    Raises:
+        InputError: gradient checkpointing, and a model that can't do it.
+    """
+    adapted = is_adapted(encoder)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(is_adapter(name) if adapted else True)
     if settings.token_table == "frozen":
         encoder.token_table.requires_grad_(False)
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
+    for parameter in encoder.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    _set_checkpointing(encoder, settings.gradient_checkpointing)
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Dropout) and not is_adapter(name):
             module.p = settings.dropout
         if isinstance(getattr(module, "attention_dropout", None), float):  # read by decoder models' attention
             setattr(module, "attention_dropout", settings.dropout)  # noqa: B010 - a plain attribute, no parameter
+
+
+def _set_checkpointing(encoder: Encoder, wanted: bool) -> None:
+    """Keep a block's input and compute the rest of it again in the backward pass, or keep everything."""
+    backbone = encoder.backbone
+    if wanted and not backbone.supports_gradient_checkpointing:
+        raise InputError(
+            Problem("this architecture can't compute activations again", where="training.gradient_checkpointing",
+                    got=f"true for {backbone.config.model_type!r}", next="set it to false, or raise accumulate")
+        )  # fmt: skip
+    if wanted:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif backbone.is_gradient_checkpointing:
+        backbone.gradient_checkpointing_disable()
 
 
 def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
