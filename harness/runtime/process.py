@@ -74,7 +74,8 @@ def _disk_errno(error: BaseException) -> int | None:
     """The number of a disk's refusal, in whatever a library made of it; None: something else is wrong."""
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         return error.errno
-    told = re.search(r"(?:os error |\[Errno )(\d+)", str(error))  # safetensors; shutil.copytree
+    # newer and older safetensors; shutil.copytree
+    told = re.search(r"(?:os error |Os \{ code: |\[Errno )(\d+)", str(error))
     if told and int(told[1]) in _REMEDIES:
         return int(told[1])
     if not isinstance(error, OSError) or not re.search(r"requested and \d+ written", str(error)):
