@@ -104,7 +104,9 @@ def run_side(side: str, commit: str, interpreter: str, folder: Path, limit: floa
     python = place / "venv/bin/python"
     install = [str(python), "-m", "pip", "install", "--no-cache-dir", "--quiet", *pins, "--editable", f".[{EXTRA}]"]
     code, seconds = quiet(install, place / "install.log", tree, limit)
-    outcome: dict[str, Any] = {"install_seconds": seconds, "install_exit_code": code}
+    outcome: dict[str, Any] = {"commit": commit, "date": datetime.now(UTC).date().isoformat(), "cores": os.cpu_count(),
+                               "platform": platform.platform()}  # fmt: skip
+    outcome |= {"install_seconds": seconds, "install_exit_code": code}
     if code:
         return {**outcome, "log": last_lines(place / "install.log", 20)}
     versions = installed(python)
@@ -120,20 +122,20 @@ def run_side(side: str, commit: str, interpreter: str, folder: Path, limit: floa
 
 def table(record: dict[str, Any]) -> str:
     """The record as Markdown, for RESULTS.md."""
-    lines = ["| | Python | " + " | ".join(SHOWN) + " | passed | failed | skipped | seconds |"]
-    lines.append("|---" * (len(SHOWN) + 6) + "|")
-    for side, outcome in record["sides"].items():
+    lines = ["| | Python | " + " | ".join(SHOWN) + " | passed | failed | skipped | seconds | commit, date |"]
+    lines.append("|---" * (len(SHOWN) + 7) + "|")
+    for side, outcome in record.items():
         cells = [side, outcome.get("python", "-"), *(outcome.get("versions", {}).get(name, "-") for name in SHOWN)]
         cells += [str(outcome.get(key, "-")) for key in ("passed", "failed", "skipped", "test_seconds")]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [f"{side}: {name} failed" for side, o in record["sides"].items() for name in o.get("failures", [])]
-    return "\n".join([f"Commit {record['commit']}; {record['date']}; {record['cores']} cores.", "", *lines])
+        lines.append("| " + " | ".join([*cells, f"{outcome['commit']}, {outcome['date']}"]) + " |")
+    lines += [f"{side}: {name} failed" for side, outcome in record.items() for name in outcome.get("failures", [])]
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Run the sides one after the other; exit code 1 if one does not install or has a failing test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", action="append", choices=SIDES, help="one of them (default: both)")
+    parser.add_argument("--side", action="append", choices=SIDES, help="one of them; the other's record stays")
     parser.add_argument("--commit", default="HEAD")
     parser.add_argument("--python", action="append", default=[], metavar="SIDE=PATH", help="default: this Python")
     parser.add_argument("--folder", type=Path, default=Path(".matrix"), help="where the venvs go (default .matrix)")
@@ -146,18 +148,18 @@ def main() -> None:
         parser.error(f"--python {' '.join(options.python)}: SIDE is one of {', '.join(SIDES)}")
     name = ["git", "rev-parse", "--short=12", f"{options.commit}^{{commit}}"]
     commit = subprocess.check_output(name, text=True).strip()
-    record: dict[str, Any] = {"commit": commit, "date": datetime.now(UTC).date().isoformat(), "cores": os.cpu_count(),
-                              "platform": platform.platform(), "sides": {}}  # fmt: skip
-    for side in options.side or SIDES:
+    record = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
+    sides = options.side or SIDES
+    for side in sides:
         print(f"{side} ...", file=sys.stderr, flush=True)
         interpreter = interpreters.get(side, sys.executable)
-        record["sides"][side] = run_side(side, commit, interpreter, options.folder.resolve(), options.limit)
+        record[side] = run_side(side, commit, interpreter, options.folder.resolve(), options.limit)
         if not options.keep:
             shutil.rmtree(options.folder / side / "venv", ignore_errors=True)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(table(record))
-    sys.exit(any(side["install_exit_code"] or side.get("test_exit_code") for side in record["sides"].values()))
+    sys.exit(any(record[side]["install_exit_code"] or record[side].get("test_exit_code") for side in sides))
 
 
 if __name__ == "__main__":
