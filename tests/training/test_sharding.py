@@ -71,7 +71,7 @@ def test_the_norm_that_clips_is_that_of_the_whole_gradient(both: Path, alone: An
     assert min(whole["norm"]) > 0.5, "nothing was clipped"
     mean = [(one + other) / 2 for one, other in zip(first["loss"], second["loss"], strict=True)]
     assert mean == pytest.approx(whole["loss"], rel=exact)
-    assert first["vector"] == pytest.approx(whole["vector"], abs=1e-5 if case != "bf16" else 2e-2)
+    assert first["vector"] == pytest.approx(whole["vector"], abs=1e-5 if case != "bf16" else 3e-2)
 
 
 @pytest.mark.parametrize("case", list(CASES))
