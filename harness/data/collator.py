@@ -50,8 +50,11 @@ class Collator:
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Tokenise a batch of at least one text."""
-        assert len(texts), "nothing to collate"
-        token_lists = self._tokenizer(
+        return self.pad(self.tokens(texts))
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, prompt and special tokens included."""
+        return self._tokenizer(
             [self._prompt + text for text in texts],
             truncation=True,
             max_length=self._max_length,
@@ -59,6 +62,10 @@ class Collator:
             return_attention_mask=False,
             return_token_type_ids=False,
         )["input_ids"]
+
+    def pad(self, token_lists: Sequence[Sequence[int]]) -> TokenBatch:
+        """A batch of at least one text, from the token ids that ``tokens`` made of each, now or earlier."""
+        assert len(token_lists), "nothing to collate"
         # A tokenizer without special tokens makes nothing of an empty text; a mask without a token would pool to NaN.
         token_lists = [tokens or [self._pad] for tokens in token_lists]
         lengths = np.fromiter(map(len, token_lists), dtype=np.int64, count=len(token_lists))
