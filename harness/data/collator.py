@@ -36,10 +36,21 @@ class Collator:
         prompt: put before every text.
         max_length: in tokens, special tokens included; longer texts are cut by the tokenizer.
         chunks: of a batch, or as many as it has texts; they hold about equally many tokens.
+        chunk_tokens: instead of ``chunks``, the most tokens that a chunk may hold, padding included; a text that is
+            longer is a chunk of its own.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_length: int, chunks: int = 1) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompt: str,
+        max_length: int,
+        chunks: int = 1,
+        chunk_tokens: int | None = None,
+    ) -> None:
         assert chunks >= 1 and max_length >= 1
+        self._chunk_tokens = chunk_tokens
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._max_length = max_length
@@ -70,7 +81,9 @@ class Collator:
         token_lists = [tokens or [self._pad] for tokens in token_lists]
         lengths = np.fromiter(map(len, token_lists), dtype=np.int64, count=len(token_lists))
         order = np.argsort(-lengths, kind="stable")  # longest first: a lack of memory shows at once
-        parts = np.split(order, _cuts(lengths[order], self._chunks))
+        budget = self._chunk_tokens
+        cuts = _cuts(lengths[order], self._chunks) if budget is None else _cuts_within(lengths[order], budget)
+        parts = np.split(order, cuts)
         restore = np.empty_like(order)
         restore[order] = np.arange(len(order))
         return TokenBatch([self._pad_part([token_lists[i] for i in part]) for part in parts], torch.from_numpy(restore))
@@ -96,9 +109,12 @@ class PairCollator:
         document_prompt: str,
         max_length: int,
         chunks: int = 1,
+        chunk_tokens: int | None = None,
     ) -> None:
         self._prompts = query_prompt, document_prompt
-        self._collate = Collator(tokenizer, prompt="", max_length=max_length, chunks=chunks)
+        self._collate = Collator(
+            tokenizer, prompt="", max_length=max_length, chunks=chunks, chunk_tokens=chunk_tokens
+        )  # fmt: skip
 
     def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> TokenBatch:
         """Tokenise a batch of at least one text in all."""
@@ -118,3 +134,11 @@ def _cuts(lengths: NDArray[np.int64], chunks: int) -> NDArray[np.int64]:
     cut_K = np.searchsorted(ends, ends[-1] * number_K / parts) + 1
     cut_K = np.maximum.accumulate(cut_K - number_K) + number_K  # one text at least in every part ...
     return np.minimum(cut_K, len(lengths) - parts + number_K)  # ... and in those that follow
+
+
+def _cuts_within(lengths: NDArray[np.int64], budget: int) -> list[int]:
+    """Where to cut falling lengths so that no part, padded to its longest, holds more than ``budget`` tokens."""
+    cuts, start = [], 0
+    while (start := start + max(1, budget // int(lengths[start]))) < len(lengths):
+        cuts.append(start)
+    return cuts

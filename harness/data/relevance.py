@@ -71,6 +71,27 @@ class Relevance:
             result |= self._language_N[document_M] != self._language_of_query[query_B, None]
         return result | (document_M < 0)
 
+    def related(self, query_B: Ints, query_M: Ints) -> NDArray[np.bool_]:
+        """Which queries may not be negatives of which: those with the same text, or with a positive in common.
+
+        Within a language, queries of other languages are no candidates either.
+
+        Returns:
+            bool_BM: a query is related to itself.
+        """
+        query_B, query_M = np.asarray(query_B, dtype=np.int64), np.asarray(query_M, dtype=np.int64)
+        result = self._asked[query_B][:, None] == self._asked[query_M]
+        at, known = self._known.take(self._asked[query_B])
+        other_at, other_known = self._known.take(self._asked[query_M])
+        order = np.argsort(other_known, kind="stable")
+        first, last = (np.searchsorted(other_known[order], known, side) for side in ("left", "right"))
+        counts = last - first  # of the other queries that know the class, for each class that is known
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        result[np.repeat(at, counts), other_at[order[np.repeat(first, counts) + within]]] = True
+        if self._language_N is not None:
+            result |= self._language_of_query[query_B, None] != self._language_of_query[query_M]
+        return result
+
     def _among(self, slot: Ints, known_class: Ints, queries: int, document_M: Ints) -> NDArray[np.bool_]:
         """Whether the classes of the documents are known to the queries, by a table of queries x distinct classes."""
         if not document_M.size:

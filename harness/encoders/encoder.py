@@ -163,11 +163,14 @@ class Encoder(nn.Module):
                 vector_BD = torch.tanh(vector_BD)
             return nn.functional.normalize(vector_BD, dim=-1) if self.normalize else vector_BD
 
-    def collator(self, side: Side, chunks: int = 1) -> Collator:
+    def collator(self, side: Side, chunks: int = 1, chunk_tokens: int | None = None) -> Collator:
         """The collator for texts of one side: adds that side's prompt, truncates to ``max_length``."""
         from harness.data.collator import Collator
 
-        return Collator(self.tokenizer, prompt=self.prompts[side], max_length=self.max_length, chunks=chunks)
+        return Collator(
+            self.tokenizer, prompt=self.prompts[side], max_length=self.max_length, chunks=chunks,
+            chunk_tokens=chunk_tokens,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def encode(

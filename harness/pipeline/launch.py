@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from harness.pipeline.plan import STEPS, Step
-from harness.recipe import LaunchSettings, Recipe
+from harness.recipe import LaunchSettings, Recipe, impossible_with
 from harness.runtime.errors import InputError, Problem, StepFailedError, StoppedError
 from harness.runtime.process import LOCK, folder_lock, is_locked, launched_processes, logger
 
@@ -153,6 +153,15 @@ def check_launch(recipe: Recipe) -> None:
                         allowed=f"a multiple of {training.accumulate * processes}",
                         next="change batch_size, accumulate, or launch.processes")
             )  # fmt: skip
+        if training:
+            kind = str(_told(accelerate_file(step, launch)).get("distributed_type", "NO")).upper()
+            learned = step.name == "teacher" and recipe.teacher.loss.learned_temperature
+            told = impossible_with(kind, cached=training.cached, learned_temperature=learned) if processes > 1 else []
+            problems += [
+                Problem(what, where=f"launch.accelerate ({accelerate_file(step, launch)})",
+                        got=f"{kind} for step {step.name!r}", next=next_)
+                for what, next_ in told
+            ]  # fmt: skip
     if problems:
         raise InputError(problems)
 

@@ -4,7 +4,7 @@ Every key has a type, a range and a default; an unknown key is refused with the 
 that can't work are refused with the reason. ``load_recipe`` lists all problems together.
 """
 
-from harness.recipe.impossible import impossible
+from harness.recipe.impossible import impossible, impossible_with
 from harness.recipe.reading import (
     apply_overrides,
     dump_recipe,
@@ -28,9 +28,11 @@ from harness.recipe.settings import (
     LaunchSettings,
     LayerRule,
     LoraSettings,
+    LossSettings,
     Metric,
     MineSections,
     MineSettings,
+    ModelScores,
     Pooling,
     Prompts,
     QrelsNames,
@@ -63,9 +65,11 @@ __all__ = [
     "LaunchSettings",
     "LayerRule",
     "LoraSettings",
+    "LossSettings",
     "Metric",
     "MineSections",
     "MineSettings",
+    "ModelScores",
     "Pooling",
     "Prompts",
     "QrelsNames",
@@ -86,6 +90,7 @@ __all__ = [
     "apply_overrides",
     "dump_recipe",
     "impossible",
+    "impossible_with",
     "load_recipe",
     "parse_yaml",
     "unedited",

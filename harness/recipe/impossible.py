@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from harness.recipe.settings import DataSettings, Recipe
+from harness.recipe.settings import DataSettings, LossSettings, Recipe
 
 
 def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Combinations that can't work, as (key, reason, what to do)."""
-    found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_stages(recipe)]
+    found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_loss(recipe)]
+    found += _impossible_stages(recipe)
     if recipe.student.dimension is not None:
         found.append(
             ("student.dimension", "the student takes the teacher's dimension", "set teacher.dimension, or remove it")
@@ -20,6 +21,59 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     for key, values in lists.items():
         if isinstance(values, list) and len(set(values)) < len(values):
             found.append((key, "one of them stands twice", "name each once"))
+    return found
+
+
+def impossible_with(strategy: str, *, cached: bool, learned_temperature: bool) -> list[tuple[str, str]]:
+    """What a training can't do under accelerate's ``distributed_type``, as (reason, what to do)."""
+    found = []
+    if cached and strategy == "DEEPSPEED":
+        found.append(
+            (
+                "cached gradients go backward once for every chunk, and ZeRO 2 and 3 reduce all gradients each time",
+                "take recipes/accelerate/fsdp2.yaml or ddp.yaml, or set training.cached: false",
+            )
+        )
+    if learned_temperature and strategy in ("FSDP", "DEEPSPEED"):
+        found.append(
+            (
+                "a learned temperature is used outside the model's forward pass, where a parameter that is spread over "
+                "processes has no value",
+                "take recipes/accelerate/ddp.yaml, or set teacher.loss.learned_temperature: false",
+            )
+        )
+    return found
+
+
+def _impossible_loss(recipe: Recipe) -> list[tuple[str, str, str]]:
+    teacher, found = recipe.teacher, []
+    loss, key = teacher.loss, "teacher.loss"
+    if loss.to_scores:
+        unused = {
+            "same_tower": loss.with_towers, "mask_margin": loss.masks_above is not None, "margin": loss.margin > 0,
+            "learned_temperature": loss.learned_temperature and loss.kind == "margin_mse",
+        }  # fmt: skip
+        found += [(f"{key}.{name}", f"{loss.kind} has none", "remove it") for name, is_set in unused.items() if is_set]
+        if recipe.data.source == "emoji":
+            found.append((f"{key}.kind", f"{loss.kind} learns given scores, and emoji has none", "choose another loss"))
+        if recipe.mine.base and teacher.hard_negatives:
+            found.append((f"{key}.kind", f"{loss.kind} learns given scores, and mined negatives have none",
+                          "take mine.base out, or choose another loss"))  # fmt: skip
+        if not teacher.hard_negatives and loss.positives == 1:
+            found.append((f"{key}.kind", f"{loss.kind} compares a query's documents, and a batch has one of each query",
+                          "set teacher.hard_negatives, or teacher.loss.positives, above"))  # fmt: skip
+    if loss.score_temperature != 1 and not loss.to_scores:
+        found.append((f"{key}.score_temperature", f"{loss.kind} takes no given scores", "remove it"))
+    if loss.matryoshka_weights is not None and len(loss.matryoshka_weights) != len(loss.matryoshka):
+        found.append((f"{key}.matryoshka_weights", "not one for every dimension", f"give as many as {key}.matryoshka"))
+    if len(set(loss.matryoshka)) < len(loss.matryoshka):
+        found.append((f"{key}.matryoshka", "one of them stands twice", "name each once"))
+    if loss.matryoshka and teacher.dimension and max(loss.matryoshka) > teacher.dimension:
+        found.append((f"{key}.matryoshka", "more dimensions than teacher.dimension leaves", "name smaller ones"))
+    if loss.learned_temperature and not 0.01 <= teacher.temperature <= 1:
+        found.append(("teacher.temperature", "a learned temperature stays between 0.01 and 1", "start between them"))
+    if not teacher.train and loss != LossSettings():
+        found.append((key, "the teacher is not trained", "remove it, or set teacher.train: true"))
     return found
 
 
@@ -143,6 +197,14 @@ def _impossible_stages(recipe: Recipe) -> list[tuple[str, str, str]]:
                     f"{name}.training.accumulate",
                     "the global batch must split into equal parts",
                     "choose accumulate to divide batch_size",
+                )
+            )
+        if training and training.chunk_tokens and not training.cached:
+            found.append(
+                (
+                    f"{name}.training.chunk_tokens",
+                    "without cached gradients all chunks of a batch are in memory together, however small",
+                    "set cached: true, or use chunks",
                 )
             )
         if training and training.attention == "flash_attention_2" and training.precision == "fp32":

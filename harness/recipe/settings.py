@@ -11,6 +11,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Pooling = Literal["mean", "cls", "lasttoken"]
 TextKind = Literal["queries", "documents", "unlabelled"]
@@ -114,7 +115,12 @@ class DataSettings(Section):
 
 
 class TrainingSettings(Section):
-    """What the trainer core reads; ``batch_size`` is the global batch of one optimiser step."""
+    """What the trainer core reads; ``batch_size`` is the global batch of one optimiser step.
+
+    A batch is encoded in ``chunks`` of texts of like length. ``cached``: with cached gradients, so that one chunk's
+    activations are in memory at a time, for one more forward pass; what is learnt is the same. ``chunk_tokens``: then
+    as many chunks as it takes for each to hold at most so many tokens, padding included, in place of ``chunks``.
+    """
 
     steps: Positive
     batch_size: Annotated[int, Field(ge=2)]
@@ -129,6 +135,8 @@ class TrainingSettings(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     token_table: Literal["trained", "frozen"] = "trained"
     chunks: Positive = 4
+    cached: bool = added(False)
+    chunk_tokens: Positive | None = added(None)
     gradient_checkpointing: bool = added(False)
     evaluate_every: Count = 0
     checkpoint_every: Count = 0
@@ -182,6 +190,46 @@ class LoraSettings(Section):
     targets: Literal["auto"] | Annotated[list[Name], Field(min_length=1)] = "auto"
 
 
+class LossSettings(Section):
+    """The loss of stage 1; each is explained, with its source, in ``training/losses.py``.
+
+    ``kind``: ``info_nce``; ``qwen3``, which is InfoNCE with ``same_tower: true`` and ``mask_margin: 0.1``; ``kl`` or
+    ``margin_mse``, to the scores that the data gives to a query's judged documents. ``null`` is what the kind says.
+
+    ``same_tower``: other queries, and for the positive other documents, are negatives, too. ``mask_margin``: what
+    scores higher than the positive by more than this is no negative (cosines differ by 2 at most: 2 masks nothing).
+    ``margin``: taken from the positive's score. ``learned_temperature``: ``teacher.temperature`` is where it starts;
+    it stays between 0.01 and 1, is in logs and checkpoints, and not in the model. ``matryoshka``: dimensions that the
+    loss is summed over, with ``matryoshka_weights`` (null: 1 each). ``positives``: how many of a query's positives
+    stand in a batch; above 1, each is wanted in proportion to its grade. ``score_temperature`` divides given scores.
+    """
+
+    kind: Literal["info_nce", "qwen3", "kl", "margin_mse"] = "info_nce"
+    same_tower: bool | None = None
+    mask_margin: NonNegativeFloat | None = None
+    margin: NonNegativeFloat = 0.0
+    learned_temperature: bool = False
+    matryoshka: list[Positive] = []
+    matryoshka_weights: list[PositiveFloat] | None = None
+    positives: Positive = 1
+    score_temperature: PositiveFloat = 1.0
+
+    @property
+    def with_towers(self) -> bool:
+        """``same_tower``, or what the kind says."""
+        return self.kind == "qwen3" if self.same_tower is None else self.same_tower
+
+    @property
+    def masks_above(self) -> float | None:
+        """``mask_margin``, or what the kind says."""
+        return 0.1 if self.mask_margin is None and self.kind == "qwen3" else self.mask_margin
+
+    @property
+    def to_scores(self) -> bool:
+        """Whether it learns given scores."""
+        return self.kind in ("kl", "margin_mse")
+
+
 class TeacherSettings(EncoderSettings):
     """Stage 1. ``dimension`` truncates to a Matryoshka dimension; ``temperature`` is that of its contrastive loss.
 
@@ -197,6 +245,7 @@ class TeacherSettings(EncoderSettings):
     select_documents: Positive = 20_000
     training: TrainingSettings | None = None
     lora: LoraSettings | None = added(None)
+    loss: LossSettings = added(LossSettings())
     query_vectors: VectorFiles | None = None
 
 
@@ -216,12 +265,42 @@ class EmbedSettings(Section):
     batch_tokens: Positive | None = None
 
 
+class ModelScores(Section):
+    """A relevance model's scores of pairs, Parquet or JSONL of query_id, document_id, score.
+
+    What scores above ``max_score`` is no negative. ``unknown``: what becomes of pairs that the file does not have.
+    """
+
+    path: Name
+    max_score: Finite
+    unknown: Literal["keep", "drop"] = "keep"
+
+
 class MineSettings(Section):
-    """Top-k of the index without the positives; the first ``skip`` ranks may be left out as likely false negatives."""
+    """Negatives are the ``top_k`` of the index without what is known to be relevant, then filtered; ``keep`` are kept.
+
+    Ranks count from 0 among what is not known to be relevant: ``skip`` leaves out the first ones as likely false
+    negatives, ``until`` those from there on. ``min_score``, ``max_score``: bounds of a negative's score. A negative
+    scores below the positive's score - ``margin``, and below ``share`` of it (NV-Retriever, arXiv 2407.15831:
+    TopK-MarginPos and TopK-PercPos); of several positives ``positive`` says whose score: the ``lowest``, so that
+    nothing stands near any of them, or the ``best``. ``model_scores``: drop what a relevance model holds for relevant.
+    ``pick``: the ``top`` of what is left, or a ``random`` sample drawn with ``seed``. ``part_queries``: queries written
+    at once, the unit of resuming and of sharing among processes (null: by their number).
+    """
 
     top_k: Positive = 50
     skip: Count = 0
     keep: Positive = 16
+    until: Positive | None = added(None)
+    min_score: Finite | None = added(None)
+    max_score: Finite | None = added(None)
+    margin: NonNegativeFloat | None = added(None)
+    share: Annotated[float, Field(gt=0, le=1)] | None = added(None)
+    positive: Literal["lowest", "best"] = added("lowest")
+    model_scores: ModelScores | None = added(None)
+    pick: Literal["top", "random"] = added("top")
+    seed: Count = added(0)
+    part_queries: Positive | None = added(None)
 
 
 class MineSections(Section):

@@ -17,12 +17,13 @@ from harness.data.collator import Collator, TokenBatch
 from harness.data.records import Documents, Record
 from harness.data.relevance import Relevance
 from harness.data.sampling import EpochSampler
-from harness.recipe import RefineSettings, TrainingSettings
+from harness.recipe import LossSettings, RefineSettings, TrainingSettings
 from harness.runtime.distributed import rank, world_size
 from harness.runtime.errors import InputError, Problem
 from harness.vectors.store import VectorStore
 
 Batch = Mapping[str, Any]
+_PLAIN = LossSettings()
 PairCollate = Callable[[Sequence[str], Sequence[str]], TokenBatch]
 
 
@@ -77,9 +78,32 @@ class TrainingQueries:
         self.positives = [np.array([row[i] for i in record.positives], dtype=np.int64) for record in self.records]
         self.weight_R = np.array([record.weight for record in self.records])
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether any query has judged documents of different scores."""
+        return any(record.negatives or len(set(record.positives.values())) > 1 for record in self.records)
+
+    def pick_positives(self, rows: np.ndarray, count: int, random: np.random.Generator) -> list[np.ndarray]:
+        """Up to ``count`` positive documents' rows of each query, at random without repetition."""
+        if count == 1:
+            return list(self.pick_positive(rows, random)[:, None])
+        return choose(rows, self.positives, count, random)
+
+    def grades(self, row: int, documents: np.ndarray) -> list[float]:
+        """The grades of a query's documents; of those that are no positives, 0."""
+        known = self.records[row].positives
+        return [known.get(self.documents.ids[document], 0.0) for document in documents]
+
     def pick_positive(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """One positive document's row for each query, at random."""
         return np.array([self.positives[r][int(random.integers(len(self.positives[r])))] for r in rows], dtype=np.int64)
+
+
+def choose(
+    rows: np.ndarray, lists: Sequence[np.ndarray], count: int, random: np.random.Generator
+) -> list[np.ndarray]:
+    """Up to ``count`` of each query's list, at random without repetition."""
+    return [random.permutation(lists[row])[:count].astype(np.int64) for row in rows]
 
 
 def pick_negatives(
@@ -88,12 +112,12 @@ def pick_negatives(
     """Up to ``count`` of each query's negatives, at random without repetition, as one flat array of document rows."""
     if not count:
         return np.empty(0, dtype=np.int64)
-    chosen = [random.permutation(negatives[row])[:count] for row in rows]
-    return np.concatenate(chosen).astype(np.int64) if chosen else np.empty(0, dtype=np.int64)
+    chosen = choose(rows, negatives, count, random)
+    return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
 
 
 class TeacherBatches:
-    """Queries, one positive each, hard negatives; a document that several queries name is encoded once."""
+    """Queries, their positives, hard negatives; a document that several queries name is encoded once."""
 
     def __init__(
         self,
@@ -105,9 +129,10 @@ class TeacherBatches:
         language_temperature: float,
         hard_negatives: int = 0,
         negatives: Sequence[np.ndarray] | None = None,
+        loss: LossSettings = _PLAIN,
     ) -> None:
         require_equal_parts(settings)
-        self.queries, self.collate, self.settings, self.seed = queries, collate, settings, seed
+        self.queries, self.collate, self.settings, self.seed, self.loss = queries, collate, settings, seed, loss
         self.hard_negatives, self.negatives = (hard_negatives, negatives) if negatives is not None else (0, [])
         languages = [record.language for record in queries.records]
         self.sampler = EpochSampler(languages, temperature=language_temperature, seed=seed)
@@ -119,9 +144,12 @@ class TeacherBatches:
         return [self._micro_batch(rows, random) for rows in np.split(rows_B, self.settings.accumulate)]
 
     def _micro_batch(self, rows: np.ndarray, random: np.random.Generator) -> Batch:
-        positive_B = self.queries.pick_positive(rows, random)
-        negative = pick_negatives(rows, self.negatives, self.hard_negatives, random)
-        document_N = np.unique(np.concatenate([positive_B, negative]))
+        own = self.queries.pick_positives(rows, self.loss.positives, random)
+        positive_B = np.array([documents[0] for documents in own], dtype=np.int64)
+        if self.hard_negatives:
+            negatives = choose(rows, self.negatives, self.hard_negatives, random)
+            own = [np.concatenate(both) for both in zip(own, negatives, strict=True)]
+        document_N = np.unique(np.concatenate(own))
         # Every process encodes the same number of documents: the last is repeated, and hidden from all.
         padding = -len(document_N) % world_size()
         column = {int(document): index for index, document in enumerate(document_N)}
@@ -139,8 +167,26 @@ class TeacherBatches:
             "positive_Q": torch.tensor([column[int(row)] for row in mine(positive_B)]),
             "forbidden_QN": torch.from_numpy(forbidden_QN),
             "weight_Q": self.weights(local),
+            **self._more_labels(rows, own, column, forbidden_QN.shape[1]),
             "ids": [record.id for record in records],
         }
+
+    def _more_labels(
+        self, rows: np.ndarray, own: Sequence[np.ndarray], column: Mapping[int, int], documents: int
+    ) -> dict[str, Tensor]:
+        """What only some losses need: each query's own documents, their grades, and the queries related to it."""
+        graded, found = self.loss.to_scores or self.loss.positives > 1, {}
+        if self.loss.with_towers:
+            found["related_QG"] = torch.from_numpy(self.queries.relevance.related(mine(rows), rows))
+        if graded or self.loss.with_towers:
+            own_QN = torch.zeros(len(mine(rows)), documents, dtype=torch.bool)
+            grade_QN = torch.zeros(own_QN.shape)
+            for number, place in enumerate(mine(np.arange(len(rows)))):
+                columns = [column[int(document)] for document in own[place]]
+                own_QN[number, columns] = True
+                grade_QN[number, columns] = torch.tensor(self.queries.grades(int(rows[place]), own[place]))
+            found |= {"own_QN": own_QN} | ({"grade_QN": grade_QN} if graded else {})
+        return found
 
 
 class AlignmentBatches:

@@ -5,16 +5,28 @@ Axes: Q queries, N documents, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from harness.recipe import LossSettings
 from harness.runtime.distributed import gather
-from harness.training.losses import info_nce, l2_alignment
+from harness.training.cached import Backward, learn
+from harness.training.losses import (
+    Labels,
+    clamp_times,
+    contrastive,
+    info_nce,
+    kl_to_scores,
+    l2_alignment,
+    learned_temperature,
+    margin_mse,
+    matryoshka,
+)
 
-Backward = Callable[..., None]  # backward(loss, sync=True); sync only with the last chunk of a step
+LOG_TIMES = "log_times"  # the model's name of what a learned temperature is made of
 
 
 class Objective(Protocol):
@@ -25,20 +37,11 @@ class Objective(Protocol):
         ...
 
 
-def forward_chunks(model: nn.Module, chunks: list[dict[str, Tensor]], restore: Tensor) -> Tensor:
-    """Encode length-sorted chunks without padding across them; rows in the batch's order."""
-    return model(chunks=chunks)[restore]
-
-
-def anchored(loss: Tensor, anchor: Tensor | None, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """``loss + weight * anchor`` and the parts to log."""
+def anchored(loss: Tensor, anchor: Tensor | None, weight: float) -> dict[str, Tensor]:
+    """``loss + weight * anchor``, and the parts to log."""
     if anchor is None:
-        return loss, {"loss": loss}
-    return loss + weight * anchor, {"loss": loss + weight * anchor, "contrastive": loss, "anchor": anchor}
-
-
-def _numbers(parts: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in parts.items()}
+        return {"loss": loss}
+    return {"loss": loss + weight * anchor, "contrastive": loss, "anchor": anchor}
 
 
 @dataclass(frozen=True)
@@ -46,37 +49,74 @@ class Contrastive:
     """Stage 1: both towers are the model. Local queries against the documents of all processes.
 
     The batch: ``chunks, restore`` (queries first, then documents), ``queries`` (how many), ``positive_Q``,
-    ``forbidden_QN``, ``weight_Q``. Columns are the gathered documents, in rank order.
+    ``forbidden_QN``, ``weight_Q``, and as ``loss`` needs them ``own_QN``, ``grade_QN``, ``related_QG``. Columns are the
+    gathered documents, or queries, in rank order.
+
+    Args:
+        temperature: divides the scores; where it is learned, the model has a parameter ``log_times``.
+        cached: the batch's chunks are encoded twice, and one at a time is in memory.
     """
 
     temperature: float
+    loss: LossSettings = LossSettings()
+    cached: bool = False
 
     def step(self, model: nn.Module, batch: Mapping[str, Any], backward: Backward) -> dict[str, float]:
-        """One merged forward over queries and documents, one backward."""
-        vector_BD = forward_chunks(model, batch["chunks"], batch["restore"])
-        query_QD, document_ND = vector_BD[: batch["queries"]], vector_BD[batch["queries"] :]
-        loss = info_nce(
-            query_QD,
-            gather(document_ND),
-            batch["positive_Q"],
-            temperature=self.temperature,
-            forbidden_QN=batch["forbidden_QN"],
-            weight_Q=batch["weight_Q"],
-        )
-        backward(loss)
-        return _numbers({"loss": loss})
+        """One loss over queries and documents, one backward, or one for every chunk."""
+        temperature: float | Tensor = self.temperature
+        others: list[nn.Parameter] = []
+        if self.loss.learned_temperature:
+            others = [getattr(model, LOG_TIMES)]
+            clamp_times(others[0])
+
+        def losses(vector_BD: Tensor) -> dict[str, Tensor]:
+            learned = learned_temperature(others[0]) if others else None
+            found = self.losses(vector_BD, batch, temperature if learned is None else learned)
+            return {"loss": found} | ({} if learned is None else {"temperature": learned})
+
+        return learn(model, batch, losses, backward, cached=self.cached, others=others)
+
+    def losses(self, vector_BD: Tensor, batch: Mapping[str, Any], temperature: float | Tensor) -> Tensor:
+        """The loss of this process's queries."""
+        query_QD, document_ND = vector_BD[: batch["queries"]], gather(vector_BD[batch["queries"] :])
+        vectors = [query_QD, document_ND, *([gather(query_QD)] if self.loss.with_towers else [])]
+        labels = Labels(
+            batch["positive_Q"], batch["forbidden_QN"], batch["weight_Q"],
+            own_QN=batch.get("own_QN"), grade_QN=batch.get("grade_QN"), related_QG=batch.get("related_QG"),
+        )  # fmt: skip
+
+        def loss(query_QD: Tensor, document_ND: Tensor, other_GD: Tensor | None = None) -> Tensor:
+            settings = self.loss
+            if settings.kind == "kl":
+                return kl_to_scores(
+                    query_QD, document_ND, labels, temperature=temperature,
+                    score_temperature=settings.score_temperature,
+                )  # fmt: skip
+            if settings.kind == "margin_mse":
+                return margin_mse(query_QD, document_ND, labels, score_temperature=settings.score_temperature)
+            return contrastive(
+                query_QD, document_ND, labels, temperature=temperature, mask_margin=settings.masks_above,
+                margin=settings.margin, other_GD=other_GD,
+            )  # fmt: skip
+
+        if not self.loss.matryoshka:
+            return loss(*vectors)
+        return matryoshka(loss, *vectors, dimensions=self.loss.matryoshka, weights=self.loss.matryoshka_weights)
 
 
 @dataclass(frozen=True)
 class Alignment:
     """Stage 2: the student's query vectors against cached ones of the teacher (``teacher_QD``)."""
 
+    cached: bool = False
+
     def step(self, model: nn.Module, batch: Mapping[str, Any], backward: Backward) -> dict[str, float]:
-        """One forward over the queries, one backward."""
-        student_QD = forward_chunks(model, batch["chunks"], batch["restore"])
-        loss = l2_alignment(student_QD, batch["teacher_QD"], weight_Q=batch["weight_Q"])
-        backward(loss)
-        return _numbers({"loss": loss})
+        """One loss over the queries, one backward, or one for every chunk."""
+
+        def losses(student_QD: Tensor) -> dict[str, Tensor]:
+            return {"loss": l2_alignment(student_QD, batch["teacher_QD"], weight_Q=batch["weight_Q"])}
+
+        return learn(model, batch, losses, backward, cached=self.cached)
 
 
 @dataclass(frozen=True)
@@ -85,19 +125,21 @@ class Refinement:
 
     temperature: float
     anchor: float
+    cached: bool = False
 
     def step(self, model: nn.Module, batch: Mapping[str, Any], backward: Backward) -> dict[str, float]:
-        """One forward over the queries, one backward; the documents are constants."""
-        student_QD = forward_chunks(model, batch["chunks"], batch["restore"])
-        contrastive = info_nce(
-            student_QD,
-            batch["document_ND"],
-            batch["positive_Q"],
-            temperature=self.temperature,
-            forbidden_QN=batch["forbidden_QN"],
-            weight_Q=batch["weight_Q"],
-        )
-        anchor = l2_alignment(student_QD, batch["teacher_QD"], weight_Q=batch["weight_Q"]) if self.anchor else None
-        loss, parts = anchored(contrastive, anchor, self.anchor)
-        backward(loss)
-        return _numbers(parts)
+        """One loss over the queries, one backward, or one for every chunk; the documents are constants."""
+
+        def losses(student_QD: Tensor) -> dict[str, Tensor]:
+            loss = info_nce(
+                student_QD,
+                batch["document_ND"],
+                batch["positive_Q"],
+                temperature=self.temperature,
+                forbidden_QN=batch["forbidden_QN"],
+                weight_Q=batch["weight_Q"],
+            )
+            anchor = l2_alignment(student_QD, batch["teacher_QD"], weight_Q=batch["weight_Q"]) if self.anchor else None
+            return anchored(loss, anchor, self.anchor)
+
+        return learn(model, batch, losses, backward, cached=self.cached)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -18,7 +21,8 @@ from harness.recipe import AlignSettings, RefineSettings, TeacherSettings, Train
 from harness.runtime.errors import InputError, Problem
 from harness.training.batches import AlignmentBatches, RefinementBatches, TeacherBatches, TrainingQueries
 from harness.training.fit import Batches, Fitted, RunFolder, fit
-from harness.training.objectives import Alignment, Contrastive, Objective, Refinement
+from harness.training.objectives import LOG_TIMES, Alignment, Contrastive, Objective, Refinement
+from harness.training.strategy import require_possible
 from harness.vectors.store import VectorStore
 
 Evaluate = Callable[[], Mapping[str, float]]
@@ -67,10 +71,12 @@ def _set_checkpointing(encoder: Encoder, wanted: bool) -> None:
             Problem("this architecture can't compute activations again", where="training.gradient_checkpointing",
                     got=f"true for {backbone.config.model_type!r}", next="set it to false, or raise accumulate")
         )  # fmt: skip
-    if wanted:
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    elif backbone.is_gradient_checkpointing:
-        backbone.gradient_checkpointing_disable()
+    on = any(getattr(module, "gradient_checkpointing", False) for module in backbone.modules())
+    if wanted != on:
+        switch = "enable" if wanted else "disable"
+        old_name = f"gradient_checkpointing_{switch}"  # as older versions of transformers know it
+        change = getattr(backbone, f"activation_checkpointing_{switch}", None) or getattr(backbone, old_name)
+        change(*[{"use_reentrant": False}] * wanted)
 
 
 def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
@@ -95,7 +101,49 @@ def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
 def _fit(
     model: nn.Module, objective: Objective, batches: Batches, settings: TrainingSettings, ground: Ground
 ) -> Fitted:
+    require_possible(cached=settings.cached, learned_temperature=hasattr(model, LOG_TIMES))
     return fit(model, objective, batches, ground.evaluate, settings, ground.run, ground.accelerator)
+
+
+@contextlib.contextmanager
+def trained_temperature(encoder: Encoder, settings: TeacherSettings) -> Iterator[None]:
+    """Let ``encoder`` carry the parameter that a learned temperature is made of, for as long as the block lasts."""
+    if not settings.loss.learned_temperature:
+        yield
+        return
+    start_1 = torch.tensor([-math.log(settings.temperature)], device=encoder.device)
+    encoder.register_parameter(LOG_TIMES, nn.Parameter(start_1))
+    try:
+        yield
+    finally:
+        delattr(encoder, LOG_TIMES)
+
+
+def require_loss(encoder: Encoder, queries: TrainingQueries, settings: TeacherSettings) -> None:
+    """Stop where the model or the data can't give what the loss needs.
+
+    Raises:
+        InputError: everything that is missing.
+    """
+    loss, problems = settings.loss, []
+    if loss.matryoshka and max(loss.matryoshka) > encoder.dimension:
+        problems.append(
+            Problem("more dimensions than the model gives", where="teacher.loss.matryoshka", got=str(loss.matryoshka),
+                    allowed=f"1 to {encoder.dimension}")
+        )  # fmt: skip
+    if loss.matryoshka and not encoder.normalize:
+        problems.append(
+            Problem("cut vectors get length 1, and those of this model have other lengths",
+                    where="teacher.loss.matryoshka", next="remove it")
+        )  # fmt: skip
+    if loss.to_scores and not queries.has_scores:
+        problems.append(
+            Problem(f"{loss.kind} learns given scores, and the data has none: no training query has judged documents "
+                    "of different scores", where="teacher.loss.kind", got=loss.kind, allowed="info_nce, qwen3",
+                    next="give scores and judged negatives, or choose another loss")
+        )  # fmt: skip
+    if problems:
+        raise InputError(problems)
 
 
 def train_teacher(
@@ -109,6 +157,7 @@ def train_teacher(
     """Stage 1: contrastive fine-tuning of the large encoder, both towers. Trains ``encoder`` in place."""
     training = settings.training
     assert training is not None, "validated by the recipe"
+    require_loss(encoder, queries, settings)
     prepare_parameters(encoder, training)
     collate = PairCollator(
         encoder.tokenizer,
@@ -116,12 +165,15 @@ def train_teacher(
         document_prompt=encoder.prompts["document"],
         max_length=encoder.max_length,
         chunks=training.chunks,
+        chunk_tokens=training.chunk_tokens,
     )
     batches = TeacherBatches(
         queries, collate, training, seed=ground.run.seed, language_temperature=ground.language_temperature,
-        hard_negatives=settings.hard_negatives, negatives=negatives,
+        hard_negatives=settings.hard_negatives, negatives=negatives, loss=settings.loss,
     )  # fmt: skip
-    return _fit(encoder, Contrastive(settings.temperature), batches, training, ground)
+    objective = Contrastive(settings.temperature, settings.loss, training.cached)
+    with trained_temperature(encoder, settings):
+        return _fit(encoder, objective, batches, training, ground)
 
 
 def align(
@@ -136,10 +188,11 @@ def align(
     ids, words, languages = texts
     store_rows = np.array([teacher_vectors.row[i] for i in ids], dtype=np.int64)
     batches = AlignmentBatches(
-        words, languages, store_rows, teacher_vectors, student.collator("query", settings.training.chunks),
+        words, languages, store_rows, teacher_vectors,
+        student.collator("query", settings.training.chunks, settings.training.chunk_tokens),
         settings.training, seed=ground.run.seed, language_temperature=ground.language_temperature,
     )  # fmt: skip
-    return _fit(student, Alignment(), batches, settings.training, ground)
+    return _fit(student, Alignment(settings.training.cached), batches, settings.training, ground)
 
 
 def refine(
@@ -156,7 +209,8 @@ def refine(
     prepare_parameters(student, settings.training)
     batches = RefinementBatches(
         queries, document_vectors, teacher_vectors if settings.anchor else None,
-        student.collator("query", settings.training.chunks), settings, seed=ground.run.seed,
-        language_temperature=ground.language_temperature, mined=mined,
+        student.collator("query", settings.training.chunks, settings.training.chunk_tokens), settings,
+        seed=ground.run.seed, language_temperature=ground.language_temperature, mined=mined,
     )  # fmt: skip
-    return _fit(student, Refinement(settings.temperature, settings.anchor), batches, settings.training, ground)
+    objective = Refinement(settings.temperature, settings.anchor, settings.training.cached)
+    return _fit(student, objective, batches, settings.training, ground)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from harness.recipe import impossible_with
 from harness.runtime.distributed import world_size
 from harness.runtime.errors import InputError, Problem
 from harness.training.placement import MakeOptimizer, Placement, Replicated, Sharded
@@ -39,6 +40,18 @@ def place(
     if world_size() > 1 and _wants("DEEPSPEED"):
         return Zero(model, make_optimizer, stage=zero_stage(), max_norm=max_norm, bf16=bf16)
     return Replicated(model, make_optimizer)
+
+
+def require_possible(*, cached: bool, learned_temperature: bool) -> None:
+    """Stop where the accelerate file's strategy can't do what the recipe wants. ``check`` has said so before.
+
+    Raises:
+        InputError: the reason, and what to do.
+    """
+    kind = next((strategy for strategy in ("FSDP", "DEEPSPEED") if world_size() > 1 and _wants(strategy)), "")
+    found = impossible_with(kind, cached=cached, learned_temperature=learned_temperature)
+    if found:
+        raise InputError([Problem(what, where="distributed_type", got=kind, next=next_) for what, next_ in found])
 
 
 def _wants(strategy: str) -> bool:

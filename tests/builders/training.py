@@ -6,7 +6,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from harness.data.collator import PairCollator
 from harness.data.records import Dataset, Documents, Record
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import open_encoder
-from harness.recipe import AlignSettings, RefineSettings, TeacherSettings, TrainingSettings
+from harness.recipe import AlignSettings, LossSettings, RefineSettings, TeacherSettings, TrainingSettings
 from harness.training import stages
 from harness.training.batches import AlignmentBatches, RefinementBatches, TeacherBatches, TrainingQueries
 from harness.training.fit import Batches, Fitted, RunFolder
@@ -31,6 +31,16 @@ from harness.vectors.writer import write_store
 
 WIDTH = 16  # of the models, and so of the vectors
 STAGES = ("teacher", "align", "refine")
+LOSSES: dict[str, dict[str, Any]] = {  # every kind, and every setting, of the teacher's loss
+    "info_nce": {},
+    "qwen3": {"kind": "qwen3"},
+    "margins": {"margin": 0.2, "mask_margin": 0.05},
+    "towers": {"same_tower": True, "learned_temperature": True},
+    "matryoshka": {"kind": "qwen3", "matryoshka": [16, 8, 3], "matryoshka_weights": [1.0, 0.5, 0.25]},
+    "graded": {"kind": "qwen3", "positives": 3},
+    "kl": {"kind": "kl", "positives": 2, "learned_temperature": True, "score_temperature": 0.5},
+    "margin_mse": {"kind": "margin_mse", "positives": 2, "score_temperature": 4.0, "matryoshka": [8, 16]},
+}
 ENCODERS = ("bert", "qwen3")  # padded on the right and on the left
 
 
@@ -113,49 +123,71 @@ def open_toy(folder: Path) -> Toy:
     return Toy(toy_dataset(), VectorStore.open(folder / "documents"), VectorStore.open(folder / "queries"), models)
 
 
+def graded(toy: Toy) -> Toy:
+    """Most queries with two or three positives of different grades, and a judged negative."""
+    records = [
+        replace(
+            record,
+            positives={**record.positives, f"d{(number + 5) % 20}": 2.0, f"d{(number + 9) % 20}": 0.5 + number % 2},
+            negatives=(f"d{(number + 7) % 20}",),
+        )
+        if number % 3
+        else record
+        for number, record in enumerate(toy.dataset.splits["train"])
+    ]
+    return replace(toy, dataset=replace(toy.dataset, splits={**toy.dataset.splits, "train": records}))
+
+
 def toy_training(**changes: Any) -> TrainingSettings:
     """Few short steps in fp32."""
     settings = {"steps": 6, "batch_size": 8, "learning_rate": 3e-3, "precision": "fp32", "chunks": 2, **changes}
     return TrainingSettings(**settings)
 
 
-def stage_settings(stage: str, training: TrainingSettings) -> Any:
-    """The recipe's section of a stage."""
+def stage_settings(stage: str, training: TrainingSettings, loss: str = "info_nce") -> Any:
+    """The recipe's section of a stage; ``loss`` is one of ``LOSSES``, the teacher's."""
     if stage == "teacher":
-        return TeacherSettings(model="toy", training=training, hard_negatives=1)
+        return TeacherSettings(
+            model="toy", training=training, hard_negatives=1, loss=LossSettings(**LOSSES[loss])
+        )  # fmt: skip
     if stage == "align":
         return AlignSettings(training=training)
     return RefineSettings(training=training, candidates="sampled", sampled=6, mined=1, anchor=0.5)
 
 
 def stage_parts(
-    stage: str, toy: Toy, encoder: Encoder, training: TrainingSettings, *, seed: int = 5
+    stage: str, toy: Toy, encoder: Encoder, training: TrainingSettings, *, seed: int = 5, loss: str = "info_nce"
 ) -> tuple[Objective, Batches]:
     """A stage's objective and batches, as the stage itself would make them, and the encoder made ready."""
     stages.prepare_parameters(encoder, training)
-    settings = stage_settings(stage, training)
+    settings = stage_settings(stage, training, loss)
     queries = stages.training_queries(toy.dataset, stage)
     common: dict[str, Any] = {"seed": seed, "language_temperature": 1.0}
-    collate = encoder.collator("query", training.chunks)
+    collate = encoder.collator("query", training.chunks, training.chunk_tokens)
     if stage == "teacher":
-        pairs = pair_collator(encoder, training.chunks)
+        pairs = pair_collator(encoder, training.chunks, training.chunk_tokens)
         negatives = toy_negatives(toy.dataset)
-        return Contrastive(settings.temperature), TeacherBatches(
-            queries, pairs, training, hard_negatives=settings.hard_negatives, negatives=negatives, **common
-        )
+        return Contrastive(settings.temperature, settings.loss, training.cached), TeacherBatches(
+            queries, pairs, training, hard_negatives=settings.hard_negatives, negatives=negatives, loss=settings.loss,
+            **common,
+        )  # fmt: skip
     if stage == "align":
         ids, words, languages = toy.texts
         rows = np.array([toy.queries.row[name] for name in ids])
-        return Alignment(), AlignmentBatches(words, languages, rows, toy.queries, collate, training, **common)
-    return Refinement(settings.temperature, settings.anchor), RefinementBatches(
+        return Alignment(training.cached), AlignmentBatches(
+            words, languages, rows, toy.queries, collate, training, **common
+        )
+    return Refinement(settings.temperature, settings.anchor, training.cached), RefinementBatches(
         queries, toy.documents, toy.queries, collate, settings, mined=toy_negatives(toy.dataset), **common
     )
 
 
-def pair_collator(encoder: Encoder, chunks: int) -> PairCollator:
+def pair_collator(encoder: Encoder, chunks: int, chunk_tokens: int | None = None) -> PairCollator:
     """Queries and documents with their prompts."""
     prompts = {f"{side}_prompt": encoder.prompts[side] for side in ("query", "document")}
-    return PairCollator(encoder.tokenizer, **prompts, max_length=encoder.max_length, chunks=chunks)
+    return PairCollator(
+        encoder.tokenizer, **prompts, max_length=encoder.max_length, chunks=chunks, chunk_tokens=chunk_tokens
+    )  # fmt: skip
 
 
 def training_queries(dataset: Dataset) -> TrainingQueries:
@@ -169,10 +201,11 @@ def run_folder(folder: Path, **changes: Any) -> RunFolder:
 
 
 def run_stage(
-    stage: str, toy: Toy, encoder: Encoder, training: TrainingSettings, run: RunFolder, evaluate: stages.Evaluate
-) -> Fitted:
+    stage: str, toy: Toy, encoder: Encoder, training: TrainingSettings, run: RunFolder, evaluate: stages.Evaluate,
+    *, loss: str = "info_nce",
+) -> Fitted:  # fmt: skip
     """The stage itself, from beginning to end."""
-    settings = stage_settings(stage, training)
+    settings = stage_settings(stage, training, loss)
     ground = stages.Ground(run, Accelerator(cpu=True), evaluate)
     if stage == "align":
         return stages.align(encoder, toy.texts, toy.queries, settings, ground)
