@@ -16,7 +16,7 @@ from torch import nn
 from harness.encoders.encoder import Encoder
 from harness.encoders.targets import adapted_layers
 from harness.recipe import LoraSettings
-from harness.runtime.errors import InputError, Problem, RunError
+from harness.runtime.errors import RunError
 
 _NAME = "default"
 # Of a vector's length. The sum of base and adapter, in fp32, is the same however it is formed, but for rounding.
@@ -34,8 +34,9 @@ def add_adapter(encoder: Encoder, settings: LoraSettings, *, seed: int) -> None:
     assert not is_adapted(encoder), "merge the adapters before others come"
     linear = [name for name, module in encoder.backbone.named_modules() if isinstance(module, nn.Linear)]
     targets = adapted_layers(encoder.backbone.config.model_type, linear, settings)
+    alpha: Any = settings.alpha  # peft calls it an int, and divides it
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, bias="none"
+        r=settings.rank, lora_alpha=alpha, lora_dropout=settings.dropout, target_modules=targets, bias="none"
     )
     # On the CPU and in fp32 whatever the base is: the same numbers on every device and in every process.
     with torch.random.fork_rng(devices=[]):

@@ -59,13 +59,12 @@ def adapter_size(folder: Path, settings: LoraSettings) -> int:
     Raises:
         InputError: as ``adapted_layers``.
     """
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for file in backbone_files(folder):
         for name, (kind, shape) in safetensors_shapes(file).items():
-            layer = name.removesuffix(".weight")
-            if layer != name and "F" in kind and len(shape) == 2 and "embed" not in name:
-                if not HEADS & set(name.split(".")[:2]):
-                    shapes[layer] = shape
+            layer, matrix = name.removesuffix(".weight"), "F" in kind and len(shape) == 2
+            if layer != name and matrix and "embed" not in name and not HEADS & set(name.split(".")[:2]):
+                shapes[layer] = shape
     layers = adapted_layers(describe_folder(folder)["architecture"], shapes, settings)
     return sum(settings.rank * sum(shapes[layer]) for layer in layers)
 
