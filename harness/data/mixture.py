@@ -174,7 +174,9 @@ class Mixture:
                 first, size = order.window(int(place_B[at]))
                 row_B[at] = order.rows(first + int(random.integers(size)), 1)[0]
             key_BK[again] = self._keys(stratum_B[again], row_B[again])
-            again = np.flatnonzero(_shares_earlier(key_BK))
+            settled = np.setdiff1d(np.arange(len(row_B)), again)  # they stay: a stand-in makes room, not they
+            order_B = np.concatenate([settled, again])
+            again = order_B[_shares_earlier(key_BK[order_B])]
         stratum = self.strata[stratum_B[again[0]]]
         raise RunError(
             f"step {step}: no batch of {self.batch_size} rows without relevant pairs was found in {ROUNDS} rounds\n"
