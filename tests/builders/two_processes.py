@@ -18,8 +18,10 @@ from builders import sharding
 from builders.toy_problem import LineBatches, Squares, line, scripted
 from builders.training import (
     ENCODERS,
+    LOSSES,
     STAGES,
     Toy,
+    graded,
     gradients,
     hash_score,
     one_step,
@@ -27,6 +29,7 @@ from builders.training import (
     run_folder,
     run_stage,
     stage_parts,
+    stage_settings,
     toy_training,
 )
 from safetensors.torch import save_file
@@ -42,6 +45,7 @@ from harness.runtime.distributed import (
 )
 from harness.runtime.errors import InputError, RunError
 from harness.training.fit import fit
+from harness.training.stages import trained_temperature
 
 TRAINING = toy_training(batch_size=16, max_grad_norm=0.5)
 # ``keep: last``, since the score that tells every bit apart makes another step the best one.
@@ -55,6 +59,21 @@ def gradients_of(stage: str, kind: str, toy: Toy, step: int) -> tuple[dict[str, 
     logs, _ = one_step(objective, encoder, batches(step)[0])
     average_gradients(encoder.parameters())
     return logs, gradients(encoder)
+
+
+# Every loss, directly and with cached gradients, which also cut their chunks differently in each process.
+LOSS_CASES = [(loss, cached) for loss in LOSSES for cached in (False, True)]
+
+
+def loss_gradients(loss: str, cached: bool, toy: Toy) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Loss and averaged gradients of the teacher's global batch, the learned temperature's gradient included."""
+    toy, training = graded(toy), toy_training(batch_size=16, cached=cached, chunk_tokens=50 if cached else None)
+    encoder = toy.encoder("qwen3" if loss == "qwen3" else "bert")
+    objective, batches = stage_parts("teacher", toy, encoder, training, loss=loss)
+    with trained_temperature(encoder, stage_settings("teacher", training, loss)):
+        logs, _ = one_step(objective, encoder, batches(1)[0])
+        average_gradients(encoder.parameters())
+        return logs, gradients(encoder)
 
 
 def whole_run(stage: str, toy: Toy, folder: Path) -> dict[str, torch.Tensor]:
@@ -121,6 +140,10 @@ def main(folder: Path) -> None:
                 answers[name], found = gradients_of(stage, kind, toy, step)
                 save_file(found, folder / f"{name}-{rank()}.safetensors")
         save_file(whole_run(stage, toy, folder / stage), folder / f"{stage}-{rank()}.safetensors")
+    for loss, cached in LOSS_CASES:
+        name = f"{loss}-{cached}"
+        answers[name], found = loss_gradients(loss, cached, toy)
+        save_file(found, folder / f"{name}-{rank()}.safetensors")
     answers["count"] = [outcome(lambda wanted=wanted: require_processes(wanted)) for wanted in (1, 2, 3)]
     answers["random"] = [random_numbers(step) for step in (3, 4, 3)]
     calls = iter(range(2))

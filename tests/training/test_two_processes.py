@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from builders.training import ENCODERS, STAGES, Toy
-from builders.two_processes import gradients_of, whole_run
+from builders.training import ENCODERS, LOSSES, STAGES, Toy
+from builders.two_processes import LOSS_CASES, gradients_of, loss_gradients, whole_run
 from safetensors.torch import load_file
 from torch import Tensor
+
+from harness.training.objectives import LOG_TIMES
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
@@ -61,6 +63,25 @@ def test_two_processes_have_the_gradients_of_one(both: Path, toy: Toy, stage: st
             assert first[parameter].equal(second[parameter])
             size = max(float(gradient.abs().max()), 1e-2 * largest)
             assert float((first[parameter] - gradient).abs().max()) <= 1e-5 * size, (step, parameter)
+
+
+@pytest.mark.parametrize(("loss", "cached"), LOSS_CASES)
+def test_every_loss_of_two_processes_is_that_of_one_direct_or_cached(
+    both: Path, toy: Toy, loss: str, cached: bool
+) -> None:
+    logs, expected = loss_gradients(loss, False, toy)
+    found = [answer[f"{loss}-{cached}"] for answer in answers(both)]
+    assert sum(answer["loss"] for answer in found) / 2 == pytest.approx(logs["loss"], rel=1e-5)
+    first, second = tensors(both, f"{loss}-{cached}")
+    assert first.keys() == second.keys() == expected.keys()
+    assert (LOG_TIMES in expected) == bool(LOSSES[loss].get("learned_temperature"))
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for parameter, gradient in expected.items():
+        assert first[parameter].equal(second[parameter])
+        # The temperature's gradient is what remains where logits of up to 20 cancel out.
+        size = 0.2 if parameter == LOG_TIMES else max(float(gradient.abs().max()), 1e-2 * largest)
+        assert float((first[parameter] - gradient).abs().max()) <= 3e-5 * size, parameter
+        assert parameter != LOG_TIMES or float(gradient.abs()) > 1e-3
 
 
 @pytest.mark.parametrize("stage", STAGES)
