@@ -169,10 +169,10 @@ class Mixture:
         for _ in range(ROUNDS):
             if not len(again):
                 return
-            for at in again.tolist():
-                order = self.strata[stratum_B[at]].stream.order
-                first, size = order.window(int(place_B[at]))
-                row_B[at] = order.rows(first + int(random.integers(size)), 1)[0]
+            for number in np.unique(stratum_B[again]).tolist():
+                own = again[stratum_B[again] == number]
+                order = self.strata[number].stream.order
+                row_B[own] = order.any_of_window(int(place_B[own[0]]), len(own), random)
             key_BK[again] = self._keys(stratum_B[again], row_B[again])
             settled = np.setdiff1d(np.arange(len(row_B)), again)  # they stay: a stand-in makes room, not they
             order_B = np.concatenate([settled, again])

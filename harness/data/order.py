@@ -51,6 +51,12 @@ class BlockOrder:
         first = int(end_W[window - 1]) if window else 0
         return position - offset, int(end_W[window]) - first
 
+    def any_of_window(self, position: int, count: int, random: np.random.Generator) -> Ints:
+        """int64_C: rows at random, with repetition, from the window that a position falls into."""
+        number, window, _ = self._place(position)
+        row_W = self._window_rows(number, window)
+        return row_W[random.integers(len(row_W), size=count)].astype(np.int64)
+
     def blocks(self, position: int) -> Ints:
         """The blocks that are read for the window that a position falls into, as they are stored."""
         number, window, _ = self._place(position)
