@@ -22,12 +22,21 @@ from harness.data.reading import BadLine, Reading, check_language, require_text
 from harness.data.records import UNKNOWN_LANGUAGE
 from harness.data.shards import Block, Identity, Shard
 from harness.data.token_cache import CacheSettings, CacheShard, Layout, TokenCache, manifest_of
-from harness.runtime.distributed import rank, wait_for_all, world_size
+from harness.runtime.distributed import on_main, rank, wait_for_all, world_size
 from harness.runtime.errors import InputError, Problem
-from harness.runtime.process import atomic_file, file_sha256, fingerprint, progress, read_json, write_json
+from harness.runtime.process import (
+    atomic_file,
+    file_sha256,
+    fingerprint,
+    progress,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
-PART_BYTES = 256 * 2**20  # of memory, for the hashes compared at a time
+PART_BYTES = 128 * 2**20  # of memory, for the hashes compared at a time
 SLICE = 4096  # texts tokenised at a time
+MOST_ROWS, MOST_LANGUAGES = 2**32 - 1, 2**16 - 1  # of one file: what uint32 and uint16 can number
 _BYTES_PER_HASH = 40  # of memory, while hashes are compared
 
 
@@ -43,9 +52,8 @@ def build_token_cache(folder: Path, paths: Sequence[Path], settings: CacheSettin
     """
     if not paths or len(set(paths)) < len(paths):
         raise InputError(Problem("a token cache needs files, each once", where=str(folder), got=f"{len(paths)} files"))
-    if (cache := _finished(folder, paths, settings)) is not None:
-        return cache
-    wait_for_all()  # nobody changes anything while another still looks
+    if on_main(lambda: _is_finished(folder, paths, settings)):
+        return TokenCache.open(folder, settings, paths)
     builder = _Builder(folder, list(paths), settings)
     scans = builder.look_through()
     builder.leave_out_duplicates(scans)
@@ -57,14 +65,14 @@ def build_token_cache(folder: Path, paths: Sequence[Path], settings: CacheSettin
     return cache
 
 
-def _finished(folder: Path, paths: Sequence[Path], settings: CacheSettings) -> TokenCache | None:
-    """The cache, if there is nothing to do; bad rows left out earlier are told now, unless they may be."""
+def _is_finished(folder: Path, paths: Sequence[Path], settings: CacheSettings) -> bool:
+    """Whether nothing is to do (bad rows left out earlier may be an error now); else clear up what a kill left."""
     try:
         cache = TokenCache.open(folder, settings, paths)
     except InputError:
-        return None
-    forgiven = settings.skip_bad or not any(shard.left_out["bad"] for shard in cache.shards)
-    return cache if forgiven and len(cache) else None
+        remove_leftovers(folder)
+        return False
+    return bool(len(cache)) and (settings.skip_bad or not any(shard.left_out["bad"] for shard in cache.shards))
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,9 @@ class _Builder:
         path = self.paths[number]
         self._file("scan", number, "json").unlink(missing_ok=True)  # from here until the end it is unfinished
         identity, shard, reading = Identity.of(path), Shard.open(path), Reading()
+        if shard.rows > MOST_ROWS:
+            raise InputError(Problem("too many rows in one file", where=str(path), got=f"{shard.rows:,}",
+                                     allowed=f"{MOST_ROWS:,}", next="write them as several files"))  # fmt: skip
         key_NK = np.zeros((shard.rows, len(self.settings.texts) + len(self.settings.keys)), dtype=np.uint64)
         language_N = np.zeros(shard.rows, dtype=np.uint16)
         usable_N = np.zeros(shard.rows, dtype=np.bool_)
@@ -180,6 +191,10 @@ class _Builder:
             except BadLine:
                 name = ""
             codes.append(languages.setdefault(name, len(languages)))
+        if len(languages) > MOST_LANGUAGES:
+            raise InputError(Problem(f"more than {MOST_LANGUAGES:,} languages in a file",
+                                     where=f"column {self.settings.language}", got=", ".join(list(languages)[-3:]),
+                                     next="name the column of languages"))  # fmt: skip
         return codes
 
     def _settle_languages(

@@ -122,6 +122,7 @@ def test_a_killed_build_goes_on(
             build_token_cache(tmp_path / "cache", paths, settings())
     with pytest.raises(InputError):
         TokenCache.open(tmp_path / "cache", settings(), paths)  # nothing half is taken for whole
+    (tmp_path / "cache" / ".shard-0.bin.1.tmp").write_text("half")  # which only a real kill leaves
     again = build_token_cache(tmp_path / "cache", paths, settings())
     assert again.shards == cache.shards
     again.verify()
@@ -197,6 +198,8 @@ def test_changed_content_and_files_that_are_not_whole_are_refused(tmp_path: Path
         TokenCache.open(folder, settings(), paths)
     again = build_token_cache(folder, paths, settings())
     assert again.shards[0] == cache.shards[0] and again.shards[1].made != cache.shards[1].made
+    fresh = build_token_cache(tmp_path / "fresh", paths, settings())  # later files' duplicates may have moved, too
+    assert [shard.sha256 for shard in again.shards] == [shard.sha256 for shard in fresh.shards]
 
 
 def test_rows_that_cannot_be_used_are_told_at_once_or_left_out(tmp_path: Path) -> None:
@@ -217,6 +220,16 @@ def test_rows_that_cannot_be_used_are_told_at_once_or_left_out(tmp_path: Path) -
     assert [shard.left_out for shard in cache.shards] == [{"bad": 6, "duplicates": 0}, {"bad": 1, "duplicates": 0}]
     with pytest.raises(InputError, match="no text"):
         build_token_cache(tmp_path / "cache", [one, two], settings())
+
+
+def test_a_column_that_is_no_language_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "1.parquet", [{"text": f"red {n}", "lang": f"x{n}"} for n in range(40)])
+    monkeypatch.setattr(token_writer, "MOST_LANGUAGES", 30)
+    with pytest.raises(InputError, match="more than 30 languages"):
+        build_token_cache(tmp_path / "cache", [path], settings())
+    monkeypatch.setattr(token_writer, "MOST_ROWS", 30)
+    with pytest.raises(InputError, match="too many rows in one file"):
+        build_token_cache(tmp_path / "cache", [path], settings())
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
