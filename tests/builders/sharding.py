@@ -124,7 +124,7 @@ CASES: dict[str, dict[str, Any]] = {
     "frozen": {"stage": "refine", "kind": "qwen3", "accumulate": 2, "token_table": "frozen"},
     "in parts": {"stage": "align", "kind": "bert", "accumulate": 2, "objective": InParts()},
     # In two processes with chunks of so many tokens the numbers of chunks differ.
-    "cached": {"stage": "teacher", "kind": "qwen3", "accumulate": 2, "cached": True, "chunk_tokens": 60},
+    "cached": {"stage": "teacher", "kind": "qwen3", "accumulate": 2, "cached": True, "chunk_tokens": 24},
     "kept": {"stage": "align", "kind": "bert", "accumulate": 2, "reshard": False},
     "bf16": {"stage": "align", "kind": "qwen3", "accumulate": 2, "bf16": True},
 }  # fmt: skip

@@ -67,7 +67,7 @@ LOSS_CASES = [(loss, cached) for loss in LOSSES for cached in (False, True)]
 
 def loss_gradients(loss: str, cached: bool, toy: Toy) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Loss and averaged gradients of the teacher's global batch, the learned temperature's gradient included."""
-    toy, training = graded(toy), toy_training(batch_size=16, cached=cached, chunk_tokens=50 if cached else None)
+    toy, training = graded(toy), toy_training(batch_size=16, cached=cached, chunk_tokens=32 if cached else None)
     encoder = toy.encoder("qwen3" if loss == "qwen3" else "bert")
     objective, batches = stage_parts("teacher", toy, encoder, training, loss=loss)
     with trained_temperature(encoder, stage_settings("teacher", training, loss)):
