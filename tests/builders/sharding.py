@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from harness.encoders.folder import save_encoder
+from harness.encoders.lora import is_adapted, merge_adapter
 from harness.runtime.distributed import join_processes, rank, wait_for_all
 from harness.runtime.errors import InputError, RunError
 from harness.training.fit import Interrupted
@@ -32,7 +33,7 @@ from harness.training.objectives import Backward, Objective
 from harness.training.placement import trainable
 from harness.training.strategy import place
 
-RUNS = (("teacher", "bert"), ("refine", "qwen3"))
+RUNS = (("teacher", "bert"), ("refine", "qwen3"), ("teacher", "qwen3-lora"))
 SCORES = [0.9, 0.1]  # of steps 2 and 4: the best weights are not the last
 STOP = 3
 
@@ -111,6 +112,8 @@ def whole_run(stage: str, kind: str, toy: Toy, folder: Path, *, stop: int = 0, s
     with contextlib.suppress(Interrupted):
         run_stage(stage, toy, encoder, training, run, evaluate)
         if rank() == 0:
+            if is_adapted(encoder):
+                merge_adapter(encoder, toy.texts[1][:5])
             save_encoder(encoder, folder / "encoder")
 
 
@@ -126,7 +129,10 @@ CASES: dict[str, dict[str, Any]] = {
     # In two processes with chunks of so many tokens the numbers of chunks differ.
     "cached": {"stage": "teacher", "kind": "qwen3", "accumulate": 2, "cached": True, "chunk_tokens": 24},
     "kept": {"stage": "align", "kind": "bert", "accumulate": 2, "reshard": False},
+    "lora": {"stage": "teacher", "kind": "bert-lora", "accumulate": 2},
+    "again": {"stage": "teacher", "kind": "qwen3-lora", "accumulate": 2, "gradient_checkpointing": True},
     "bf16": {"stage": "align", "kind": "qwen3", "accumulate": 2, "bf16": True},
+    "bf16 lora": {"stage": "teacher", "kind": "qwen3-bf16-lora", "accumulate": 2, "bf16": True},
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from builders.tiny_data import tiny_roots
 from builders.tiny_models import write_tiny_bert, write_tiny_qwen3
@@ -21,7 +22,15 @@ from harness.data.collator import PairCollator
 from harness.data.records import Dataset, Documents, Record
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import open_encoder
-from harness.recipe import AlignSettings, LossSettings, RefineSettings, TeacherSettings, TrainingSettings
+from harness.encoders.lora import add_adapter
+from harness.recipe import (
+    AlignSettings,
+    LoraSettings,
+    LossSettings,
+    RefineSettings,
+    TeacherSettings,
+    TrainingSettings,
+)
 from harness.training import stages
 from harness.training.batches import AlignmentBatches, RefinementBatches, TeacherBatches, TrainingQueries
 from harness.training.fit import Batches, Fitted, RunFolder
@@ -98,8 +107,19 @@ class Toy:
         )
 
     def encoder(self, kind: str = "bert") -> Encoder:
-        """A fresh copy, the same weights each time."""
-        return copy.deepcopy(self.models[kind])
+        """A fresh copy, the same weights each time; ``bert-lora`` with adapters, ``bert-bf16-lora`` on a bf16 base."""
+        name, *more = kind.split("-")
+        encoder = copy.deepcopy(self.models[name])
+        if "bf16" in more:
+            encoder.to(torch.bfloat16)
+        if "lora" in more:
+            alpha = 4.0 if "bf16" in more else 16.0  # large gradients are clipped; in bf16 they would be noise
+            add_adapter(encoder, LoraSettings(rank=4, alpha=alpha), seed=1)
+            generator = torch.Generator().manual_seed(1)
+            for parameter_name, parameter in encoder.named_parameters():
+                if ".lora_B." in parameter_name:  # zero at first, which would hide the gradients of the other half
+                    parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        return encoder
 
 
 def write_toy(folder: Path) -> Toy:

@@ -52,10 +52,15 @@ TRAINING = toy_training(batch_size=16, max_grad_norm=0.5)
 WHOLE = toy_training(batch_size=16, accumulate=2, steps=4, evaluate_every=2, learning_rate=1e-3, keep="last")
 
 
-def gradients_of(stage: str, kind: str, toy: Toy, step: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+ADAPTED = ("bert-lora", "qwen3-lora")
+
+
+def gradients_of(
+    stage: str, kind: str, toy: Toy, step: int, **settings: Any
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Loss and averaged gradients of a global batch, however many processes share it."""
     encoder = toy.encoder(kind)
-    objective, batches = stage_parts(stage, toy, encoder, TRAINING)
+    objective, batches = stage_parts(stage, toy, encoder, TRAINING.model_copy(update=settings))
     logs, _ = one_step(objective, encoder, batches(step)[0])
     average_gradients(encoder.parameters())
     return logs, gradients(encoder)
@@ -76,9 +81,9 @@ def loss_gradients(loss: str, cached: bool, toy: Toy) -> tuple[dict[str, float],
         return logs, gradients(encoder)
 
 
-def whole_run(stage: str, toy: Toy, folder: Path) -> dict[str, torch.Tensor]:
+def whole_run(stage: str, toy: Toy, folder: Path, kind: str = "bert") -> dict[str, torch.Tensor]:
     """The weights after a whole training."""
-    encoder = toy.encoder()
+    encoder = toy.encoder(kind)
     run_stage(stage, toy, encoder, WHOLE, run_folder(folder), hash_score(encoder))
     return {name: value.contiguous() for name, value in encoder.state_dict().items()}
 
@@ -140,6 +145,12 @@ def main(folder: Path) -> None:
                 answers[name], found = gradients_of(stage, kind, toy, step)
                 save_file(found, folder / f"{name}-{rank()}.safetensors")
         save_file(whole_run(stage, toy, folder / stage), folder / f"{stage}-{rank()}.safetensors")
+    for kind in ADAPTED:
+        for cached in (False, True):
+            name = f"{kind}-{cached}"
+            answers[name], found = gradients_of("teacher", kind, toy, 1, cached=cached)
+            save_file(found, folder / f"{name}-{rank()}.safetensors")
+    save_file(whole_run("teacher", toy, folder / ADAPTED[0], ADAPTED[0]), folder / f"{ADAPTED[0]}-{rank()}.safetensors")
     for loss, cached in LOSS_CASES:
         name = f"{loss}-{cached}"
         answers[name], found = loss_gradients(loss, cached, toy)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from harness.encoders.folder import open_encoder
 
-STAGE_CASES = [case for case in CASES if case != "bf16"]
+ROUGH = {"bf16", "bf16 lora"}  # rounded to so few bits that order matters
+STAGE_CASES = [case for case in CASES if case not in ROUGH]
 
 
 def answers(folder: Path, case: str) -> list[dict[str, Any]]:
@@ -66,12 +67,12 @@ def test_parameters_are_shards_and_gradients_wait_for_the_last_backward(both: Pa
 def test_the_norm_that_clips_is_that_of_the_whole_gradient(both: Path, alone: Any, case: str) -> None:
     whole, _ = alone[case]
     first, second = answers(both, case)
-    exact = 1e-5 if case != "bf16" else 2e-2
+    exact = 1e-5 if case not in ROUGH else 2e-2
     assert first["norm"] == second["norm"] == pytest.approx(whole["norm"], rel=exact)
     assert min(whole["norm"]) > 0.5, "nothing was clipped"
     mean = [(one + other) / 2 for one, other in zip(first["loss"], second["loss"], strict=True)]
     assert mean == pytest.approx(whole["loss"], rel=exact)
-    assert first["vector"] == pytest.approx(whole["vector"], abs=1e-5 if case != "bf16" else 3e-2)
+    assert first["vector"] == pytest.approx(whole["vector"], abs=1e-5 if case not in ROUGH else 3e-2)
 
 
 @pytest.mark.parametrize("case", list(CASES))
@@ -86,7 +87,7 @@ def test_afterwards_the_main_process_holds_the_plain_model(both: Path, alone: An
     for name in weights:
         if "key.bias" not in name:  # without gradient but for rounding, which AdamW makes large
             # In bf16 the sign of a small gradient is a matter of rounding, and AdamW's first steps are signs.
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=5e-3 if case == "bf16" else 1e-4)
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=5e-3 if case in ROUGH else 1e-4)
 
 
 # ----------------------------------------------------------------------------- checkpoints of other process numbers
@@ -182,7 +183,7 @@ def test_two_processes_shards_go_on_in_three(
     name = name_of(stage, kind)
     assert_same_training(three / "from-two" / name, uninterrupted / name, toy.texts[1])
     assert len(checkpoint(three / "from-two" / name)[0]["files"]) == 6
-    assert {path.read_text() for path in three.glob("placements-*.txt")} == {"Sharded Sharded"}
+    assert {path.read_text() for path in three.glob("placements-*.txt")} == {" ".join(["Sharded"] * len(RUNS))}
 
 
 # ---------------------------------------------------------------------------------------------- one fails, all stop

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from builders.training import ENCODERS, LOSSES, STAGES, Toy
-from builders.two_processes import LOSS_CASES, gradients_of, loss_gradients, whole_run
+from builders.two_processes import ADAPTED, LOSS_CASES, gradients_of, loss_gradients, whole_run
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -82,6 +82,32 @@ def test_every_loss_of_two_processes_is_that_of_one_direct_or_cached(
         size = 0.2 if parameter == LOG_TIMES else max(float(gradient.abs().max()), 1e-2 * largest)
         assert float((first[parameter] - gradient).abs().max()) <= 3e-5 * size, parameter
         assert parameter != LOG_TIMES or float(gradient.abs()) > 1e-3
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_gradients_of_adapters_are_those_of_one_process_direct_or_cached(
+    both: Path, toy: Toy, kind: str, cached: bool
+) -> None:
+    logs, expected = gradients_of("teacher", kind, toy, 1)
+    name = f"{kind}-{cached}"
+    assert sum(answer[name]["loss"] for answer in answers(both)) / 2 == pytest.approx(logs["loss"], rel=1e-5)
+    first, second = tensors(both, name)
+    assert first.keys() == second.keys() == expected.keys() and all(".lora_" in key for key in expected)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for parameter, gradient in expected.items():
+        assert first[parameter].equal(second[parameter])
+        size = max(float(gradient.abs().max()), 1e-2 * largest)
+        assert float((first[parameter] - gradient).abs().max()) <= 1e-5 * size, parameter
+
+
+def test_a_whole_training_of_adapters_by_two_processes_is_that_of_one(both: Path, toy: Toy, tmp_path: Path) -> None:
+    expected, before = whole_run("teacher", toy, tmp_path, ADAPTED[0]), toy.encoder(ADAPTED[0]).state_dict()
+    first, second = tensors(both, ADAPTED[0])
+    for name, value in expected.items():
+        assert first[name].equal(second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
+        assert value.equal(before[name]) != (".lora_" in name), name
 
 
 @pytest.mark.parametrize("stage", STAGES)
