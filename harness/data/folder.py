@@ -84,34 +84,21 @@ def load_dataset(folder: Path) -> Dataset:
                     allowed=summary["sha256"][:12], next="change the source instead, and run the data step again")
         )  # fmt: skip
     documents = Documents()
-    for line in _objects(folder / "corpus.jsonl"):
+    for line in read_lines(folder / "corpus.jsonl"):
         documents.ids.append(line["_id"])
         documents.texts.append(line["text"])
         documents.languages.append(line["lang"])
         documents.keys.append(line.get("key", ""))
-    queries = {line["_id"]: line for line in _objects(folder / "queries.jsonl")}
+    queries = {line["_id"]: line for line in read_lines(folder / "queries.jsonl")}
     splits = {
         name: _load_split(folder / "qrels" / f"{name}.tsv", queries) for name in SPLITS if name in summary["splits"]
     }
-    unlabelled = [(line["text"], line["lang"]) for line in _objects(folder / "unlabelled.jsonl")]
+    unlabelled = [(line["text"], line["lang"]) for line in read_lines(folder / "unlabelled.jsonl")]
     return Dataset(documents, splits, unlabelled, summary["search_within"] == "lang", found)
 
 
-def used_queries(folder: Path) -> dict[str, str]:
-    """Query id -> ``train`` or ``select``, for those that a prepared folder has in one split alone."""
-    splits: dict[str, set[str]] = {}
-    for name in SPLITS:
-        path = folder / "qrels" / f"{name}.tsv"
-        if path.exists():
-            with open(path, encoding="utf-8", newline="\n") as stream:
-                next(stream)
-                for line in stream:
-                    splits.setdefault(line.split("\t", 1)[0], set()).add(name)
-    alone = {query: next(iter(names)) for query, names in splits.items() if len(names) == 1}
-    return {query: name for query, name in alone.items() if name in ("train", "select")}
-
-
-def _objects(path: Path) -> Iterable[dict[str, Any]]:
+def read_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """The objects of a JSONL file that we wrote ourselves; none where there is no file."""
     if not path.exists():
         return
     with open(path, encoding="utf-8", newline="\n") as stream:

@@ -10,8 +10,17 @@ from typing import Any
 
 from harness.data.beir import find_beir, read_beir
 from harness.data.emoji import make_emoji
-from harness.data.folder import content_sha256, load_dataset, used_queries, write_folder
+from harness.data.folder import content_sha256, load_dataset, write_folder
 from harness.data.grouping import choose_groups, join_groups
+from harness.data.overlap import (
+    EVALUATION_SPLITS,
+    Used,
+    former_queries,
+    places_to_keep,
+    shared_with_train,
+    used_queries,
+    write_former,
+)
 from harness.data.pairs import read_pairs, read_unlabelled
 from harness.data.reading import PREVIEW_LINES, Reading, kind_problems
 from harness.data.records import UNKNOWN_LANGUAGE, Documents, normal_text
@@ -21,8 +30,6 @@ from harness.runtime.errors import InputError, Problem, gather_problems
 from harness.runtime.process import atomic_folder, write_json
 
 __all__ = ["load_dataset", "prepare_data"]
-
-EVALUATION_SPLITS = ("select", "report", "test")
 
 
 def prepare_data(
@@ -37,15 +44,16 @@ def prepare_data(
 
     Writes ``corpus.jsonl``, ``queries.jsonl``, ``qrels/SPLIT.tsv``, ``unlabelled.jsonl`` (if any) and ``data.json``,
     all at once or not at all. Queries of one group stay together when a split is made: dev into select and report, and
-    pairs without ``dev_path`` into train and dev. A group in training that also asks in an evaluation is not dropped
-    but counted (``groups_shared_with_train``).
+    pairs without ``dev_path`` into train and dev. What training and an evaluation both ask is not dropped but counted:
+    ``texts_shared_with_train``, ``groups_shared_with_train``, and of each evaluation ``shared_with_train``.
 
     Args:
         full: ``False`` reads the first million lines of each file, for a preview.
         accept: called with the finished folder before it takes its place; what it raises leaves no folder behind.
         earlier: the folder as it was before the documents changed. What models were trained or chosen on does not
-            become their test: queries of its ``train`` and ``select`` stay there. Judgments of documents that are gone
-            are left out, whatever ``data.on_error`` says.
+            become their test: queries of its ``train`` and ``select`` stay there, and come back there if they were away
+            (``former.jsonl`` remembers them). Judgments of documents that are gone are left out, whatever
+            ``data.on_error`` says.
 
     Returns:
         What ``data.json`` holds: counts, languages, what was dropped, bad lines, files read, ``sha256`` of the rest.
@@ -62,23 +70,30 @@ def prepare_data(
     judged = _select_queries(settings, source, dropped)
     judged = _select_languages(settings, source.queries, judged, dropped)
     documents = _select_documents(settings, source.documents)
-    splits, groups, shared = _split(settings, source, judged)
-    kept = _keep_in_split(splits, used_queries(earlier)) if earlier else 0
+    splits, groups = _split(settings, source, judged)
+    used = used_queries(earlier) if earlier else set()
+    kept = _keep_in_split(splits, places_to_keep(earlier, used)) if earlier else 0
+    former = former_queries(used, splits, source.queries)
+    shared = _shared(splits, source, former)
     _check_splits(splits, groups, documents, dropped)
     unlabelled = _select_unlabelled(settings, unlabelled, splits, source.queries, dropped)
     with atomic_folder(folder) as temporary:
         write_folder(temporary, documents, source.queries, splits, groups, unlabelled)
+        write_former(temporary, former)
         summary = {
             "schema": 1,
             "source": settings.source,
             "search_within": settings.search_within,
             "documents": {"count": len(documents), "languages": _counts(documents.languages)},
-            "splits": {name: _describe(split, source.queries, groups) for name, split in splits.items()},
+            "splits": {
+                name: _describe(split, source.queries, groups) | _counted(shared.get(name))
+                for name, split in splits.items()
+            },
             "languages": sorted({source.queries.languages[q.row] for split in splits.values() for q in split.values()}),
             "unlabelled": {"count": len(unlabelled), "languages": _counts(language for _, language in unlabelled)},
-            "groups_shared_with_train": shared,
+            "groups_shared_with_train": len({groups[id_] for found in shared.values() for id_ in found["groups"]}),
             "kept_in_split": kept,
-            "texts_shared_with_train": _shared_texts(splits, source.queries),
+            "texts_shared_with_train": sum(len(found["texts"]) for found in shared.values()),
             "dropped": dict(sorted(dropped.items())),
             "bad_lines": reading.bad_lines(),
             "files": {name: vars(count) for name, count in reading.files.items()},
@@ -246,8 +261,8 @@ def _texts(split: Split, queries: Queries) -> Iterable[str]:
 
 def _split(
     settings: DataSettings, source: Source, judged: Mapping[str, Split]
-) -> tuple[dict[str, Split], dict[str, str], int]:
-    """The final splits, the group of each query, and how many groups of evaluations also stand in training.
+) -> tuple[dict[str, Split], dict[str, str]]:
+    """The final splits, and the group of each query.
 
     Training and evaluation are joined into groups apart: many training queries with several positives each may all
     hang together, which says nothing about the queries of an evaluation.
@@ -272,9 +287,7 @@ def _split(
     }
     if "test" in judged:
         splits["test"] = test
-    in_training = {name for names in train_names.values() for name in names}
-    shared = {groups[query] for query, names in evaluation_names.items() if not in_training.isdisjoint(names)}
-    return splits, train_groups | groups, len(shared)
+    return splits, train_groups | groups
 
 
 def _keep_in_split(splits: dict[str, Split], used: Mapping[str, str]) -> int:
@@ -322,11 +335,14 @@ def _check_splits(
         raise InputError(problems)
 
 
-def _shared_texts(splits: Mapping[str, Split], queries: Queries) -> int:
-    """How many evaluation queries ask, word for word, what a training query asks."""
-    trained = {normal_text(text) for text in _texts(splits["train"], queries)}
-    evaluated = (text for name in EVALUATION_SPLITS for text in _texts(splits.get(name, {}), queries))
-    return sum(normal_text(text) in trained for text in evaluated)
+def _shared(splits: Mapping[str, Split], source: Source, former: Sequence[Used]) -> dict[str, dict[str, set[str]]]:
+    """Of each evaluation, the queries that training asks too."""
+    names = {name: _names(split, source) for name, split in splits.items()}
+    return shared_with_train(splits, names, source.queries, former)
+
+
+def _counted(shared: Mapping[str, set[str]] | None) -> dict[str, Any]:
+    return {"shared_with_train": {kind: len(ids) for kind, ids in shared.items()}} if shared else {}
 
 
 def _counts(values: Iterable[str]) -> dict[str, int]:

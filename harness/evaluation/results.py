@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.data.overlap import overlap_warnings
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.statistics import (
     Samples,
@@ -59,7 +60,8 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
     Args:
         evaluations: system -> set -> what it answered; a system may lack a set.
         reference: the denominator of every recovery.
-        systems, sets, provenance, conditions: taken over; ``selected_on`` is added to each set, and the conditions that
+        systems, sets, provenance, conditions: taken over; sets may say what they share with training
+            (``overlap.overlap_warnings``); ``selected_on`` is added to each set, and the conditions that
             the bench measured under override ours.
         bench: what ``bench`` returned; None where nothing was timed.
         training: stage -> {"curve": [{"step", "metric", "value"}], "loss", "seconds"}; the teacher's gains
@@ -254,6 +256,7 @@ def _warnings(results: Tree, headline: str | None, warn_teacher_gain: float) -> 
     found = []
     if headline == "select":
         found.append("only the set that checkpoints were selected on was evaluated: its numbers are too good")
+    found += [f"{told}: numbers of this set are too good" for told in overlap_warnings(results["sets"])]
     for system, by_set in results["recovery"].items():
         value = _at(by_set, headline, "macro", HEADLINE_METRIC, "value")
         if system in STUDENTS and results["reference"] == "teacher" and value is not None and value > 1:

@@ -19,6 +19,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
@@ -66,6 +67,7 @@ def check_recipe(recipe: Recipe, *, full: bool = False, output: Path | None = No
     parts += [_plan_table(recipe), _cost_table(recipe, wanted, counts, models)]
     if not complete:
         parts.append("Only the first million lines of a file were read: the figures are estimates (--full reads all).")
+    parts += [Text(f"Warning: {warning}.") for warning in overlap_warnings(told["splits"])]
     for name, count in sorted(told.get("dropped", {}).items()):
         if count:
             parts.append(f"dropped: {count:,} {name.replace('_', ' ')}")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.relevance import Relevance
@@ -44,15 +45,15 @@ def do_data(run: Run) -> list[Path]:
 
 
 def tell_data(summary: Mapping[str, Any]) -> None:
-    """Log what was dropped and which lines were bad: nothing is left out in silence."""
+    """Log what was dropped and which lines were bad, and what training and evaluation share: nothing in silence."""
     for what, count in summary["dropped"].items():
         if count:
             logger.info("  data: %s %s dropped", f"{count:,}", what.replace("_", " "))
     for file, kinds in summary["bad_lines"].items():
         for kind, told in kinds.items():
             logger.info("  data: %s: %d bad lines (%s), first %s", file, told["count"], kind, told["first"])
-    if summary["groups_shared_with_train"]:
-        logger.info("  data: %d evaluation groups also stand in training", summary["groups_shared_with_train"])
+    for warning in overlap_warnings(summary["splits"]):
+        logger.warning("  data: %s", warning)
 
 
 # ----------------------------------------------------------------------------------------------------- embedding

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.grouping import join_groups
+from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.recipe import DataSettings, QrelsNames, Texts
@@ -293,3 +294,82 @@ def test_a_changed_folder_is_refused(tiny: Path, tmp_path: Path) -> None:
         load_dataset(folder)
     with pytest.raises(InputError, match="no such file"):
         load_dataset(tmp_path / "nowhere")
+
+
+# ------------------------------------------------------------------------------- what training and evaluations share
+
+
+def _split_of(folder: Path) -> dict[str, set[str]]:
+    return {name: {record.id for record in records} for name, records in load_dataset(folder).splits.items()}
+
+
+class Growing:
+    """A data set of ten training, ten dev and ten test queries whose qrels change from update to update."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.turn = root, 0
+        self.texts = {f"q{n}": f"ask {n}" for n in range(30)}
+        self.asked = {"train": [f"q{n}" for n in range(10)], "dev": [f"q{n}" for n in range(10, 20)],
+                      "test": [f"q{n}" for n in range(20, 30)]}  # fmt: skip
+
+    def prepare(self) -> dict[str, Any]:
+        """The data as it is now, the data before this as ``earlier``."""
+        documents = [{"_id": f"d{n}", "text": f"thing {n}"} for n in range(30)]
+        queries = [{"_id": id_, "text": text} for id_, text in self.texts.items()]
+        qrels = {name: [(id_, f"d{int(id_[1:]) % 30}", 1) for id_ in ids] for name, ids in self.asked.items()}
+        write_beir(self.root / "source", documents, queries, **qrels)
+        settings_ = DataSettings(source="beir", path=str(self.root / "source"))
+        self.turn += 1
+        return prepare_data(settings_, self.folder(), earlier=self.folder(-1) if self.turn > 1 else None)
+
+    def folder(self, before: int = 0) -> Path:
+        return self.root / f"prepared-{self.turn + before}"
+
+
+def test_what_was_trained_on_long_ago_never_becomes_a_test(tmp_path: Path) -> None:
+    data = Growing(tmp_path)
+    data.prepare()
+    assert not (data.folder() / "former.jsonl").exists()
+    (chosen, *_), trained = _split_of(data.folder())["select"], "q0"
+    data.asked["train"].remove(trained)
+    data.asked["dev"].remove(chosen)
+    for _ in range(2):  # away for two updates
+        assert data.prepare()["kept_in_split"] == 0
+        assert {trained, chosen}.isdisjoint(set().union(*_split_of(data.folder()).values()))
+    data.asked["test"] += [trained, chosen]
+    assert data.prepare()["kept_in_split"] == 2
+    splits = _split_of(data.folder())
+    assert trained in splits["train"] and chosen in splits["select"]
+    assert {trained, chosen}.isdisjoint(splits["test"]) and not (data.folder() / "former.jsonl").exists()
+    data.asked["test"] = data.asked["test"][:-2]
+    data.prepare()
+    (data.folder() / "former.jsonl").write_text("")
+    with pytest.raises(StaleArtefactError, match="has been changed"):
+        load_dataset(data.folder())
+
+
+def test_a_text_that_was_trained_on_is_told_of_under_any_id(tmp_path: Path) -> None:
+    data = Growing(tmp_path)
+    assert data.prepare()["splits"]["test"]["shared_with_train"] == {"texts": 0, "groups": 0}
+    data.asked["train"].remove("q0")
+    data.prepare()
+    data.texts["q100"] = "  ASK 0 "
+    data.asked["test"].append("q100")
+    told = data.prepare()
+    assert told["splits"]["test"]["shared_with_train"] == {"texts": 1, "groups": 0}
+    assert told["texts_shared_with_train"] == 1 and told["kept_in_split"] == 0
+    (warning,) = overlap_warnings(told["splits"])
+    assert warning == "1 of 11 queries of test (9.1%) are asked, word for word, in training too"
+
+
+def test_a_test_that_is_the_training_is_told_of(tmp_path: Path) -> None:
+    data = Growing(tmp_path)
+    data.asked["test"] = [*data.asked["train"][:4], "q20"]
+    told = data.prepare()
+    assert told["splits"]["test"]["shared_with_train"] == {"texts": 4, "groups": 4}
+    assert told["splits"]["select"]["shared_with_train"] == {"texts": 0, "groups": 0}
+    assert "shared_with_train" not in told["splits"]["train"]
+    assert overlap_warnings(told["splits"]) == [
+        "4 of 5 queries of test (80.0%) are asked, word for word, in training too",
+        "4 of 5 queries of test (80.0%) share a group or document with training queries",
+    ]

@@ -224,3 +224,12 @@ def test_systems_over_different_queries_are_refused_by_set() -> None:
 
 def test_a_large_collection_claims_nothing_about_ann() -> None:
     assert results(sets={"test": {"documents": 100_000}, "select": {}})["ann"] == {}
+
+
+def test_a_set_that_shares_queries_with_training_is_warned_of() -> None:
+    sets: dict[str, dict[str, Any]] = {name: {"queries": 200, "documents": 9} for name in ("select", "test")}
+    sets["test"]["shared_with_train"] = {"texts": 50, "groups": 0}
+    (warning,) = results(sets=sets)["warnings"]
+    assert "50 of 200 queries of test (25.0%) are asked, word for word, in training too" in warning
+    sets["test"]["shared_with_train"] = {"texts": 0, "groups": 0}
+    assert results(sets=sets)["warnings"] == []

@@ -91,3 +91,13 @@ def test_what_a_later_step_would_refuse_is_refused_first(recipe: Path) -> None:
         check_recipe(load_recipe(recipe, overrides[:1]))
     with pytest.raises(InputError, match="the data has no set 'test'"):
         check_recipe(load_recipe(recipe, overrides[2:]))
+
+
+def test_check_tells_what_training_and_test_share(recipe: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(Path(str(load_recipe(recipe).data.path)), data)
+    plain = _text(check_recipe(load_recipe(recipe, [f"data.path={data}"])))
+    assert "Warning" not in plain
+    shutil.copy(data / "qrels" / "train.tsv", data / "qrels" / "test.tsv")
+    text = _text(check_recipe(load_recipe(recipe, [f"data.path={data}"])))
+    assert "Warning: 432 of 432 queries of test (100.0%) are asked, word for word, in training too." in text
