@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -31,6 +32,11 @@ class Record:
     positives: dict[str, float]
     negatives: tuple[str, ...] = ()
     weight: float = 1.0
+
+
+def has_scores(records: Iterable[Record]) -> bool:
+    """Whether any query has judged documents of different scores; a judged negative's score is 0."""
+    return any(record.negatives or len(set(record.positives.values())) > 1 for record in records)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import Any
 
 from harness.data.prepare import check_data_files
 from harness.data.reading import PREVIEW_LINES
-from harness.data.records import Dataset
+from harness.data.records import Dataset, has_scores
 from harness.encoders.chain import backbone_files, describe_folder, read_chain, verify_sha256
 from harness.encoders.layers import select_layers
 from harness.encoders.sources import resolve_model
 from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer, unknown_share
 from harness.pipeline.launch import usable_gpus
-from harness.recipe import EncoderSettings, Recipe, TrainingSettings, VectorFiles
+from harness.recipe import EncoderSettings, Recipe, TeacherSettings, TrainingSettings, VectorFiles
 from harness.runtime.errors import InputError, Problem, gather_problems
 
 
@@ -97,6 +97,13 @@ def _misfits(role: str, settings: EncoderSettings, folder: Path, told: Mapping[s
         found.append(
             Problem("more dimensions than the model gives", where=f"{role}.dimension", got=str(settings.dimension),
                     allowed=f"1 to {told['dimension']}")
+        )  # fmt: skip
+    most = settings.dimension or told["dimension"]
+    cuts = settings.loss.matryoshka if isinstance(settings, TeacherSettings) else []
+    if cuts and max(cuts) > most:
+        found.append(
+            Problem("more dimensions than the model gives", where="teacher.loss.matryoshka", got=str(cuts),
+                    allowed=f"1 to {most}")
         )  # fmt: skip
     if 0 < told["stored_layers"] < told["layers"]:
         found.append(
@@ -247,7 +254,12 @@ def check_data(recipe: Recipe, dataset: Dataset, *, complete: bool = True) -> No
 
 
 def _training_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list[Problem]:
-    queries, found = len(dataset.splits["train"]), []
+    queries, found, loss = len(dataset.splits["train"]), [], recipe.teacher.loss
+    if recipe.teacher.train and loss.to_scores and complete and queries and not has_scores(dataset.splits["train"]):
+        found.append(
+            Problem("no training query has judged documents of different scores", where="teacher.loss.kind",
+                    got=loss.kind, next="give scores and judged negatives, or choose info_nce or qwen3")
+        )  # fmt: skip
     remedy = {"teacher": "set teacher.train: false", "refine": "set refine: null"}
     sizes = {"queries": queries, "documents": len(dataset.documents), "unlabelled": len(dataset.unlabelled)}
     align = sum(sizes[kind] for kind in recipe.align.texts) if recipe.align else 0

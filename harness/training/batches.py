@@ -78,11 +78,6 @@ class TrainingQueries:
         self.positives = [np.array([row[i] for i in record.positives], dtype=np.int64) for record in self.records]
         self.weight_R = np.array([record.weight for record in self.records])
 
-    @property
-    def has_scores(self) -> bool:
-        """Whether any query has judged documents of different scores."""
-        return any(record.negatives or len(set(record.positives.values())) > 1 for record in self.records)
-
     def pick_positives(self, rows: np.ndarray, count: int, random: np.random.Generator) -> list[np.ndarray]:
         """Up to ``count`` positive documents' rows of each query, at random without repetition."""
         if count == 1:

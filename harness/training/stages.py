@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from harness.data.collator import PairCollator
-from harness.data.records import Dataset
+from harness.data.records import Dataset, has_scores
 from harness.data.relevance import Relevance
 from harness.encoders.encoder import Encoder
 from harness.encoders.lora import is_adapted, is_adapter
@@ -101,7 +101,9 @@ def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
 def _fit(
     model: nn.Module, objective: Objective, batches: Batches, settings: TrainingSettings, ground: Ground
 ) -> Fitted:
-    require_possible(cached=settings.cached, learned_temperature=hasattr(model, LOG_TIMES))
+    require_possible(
+        cached=settings.cached, learned_temperature=hasattr(model, LOG_TIMES), adapters=is_adapted(model)
+    )  # fmt: skip
     return fit(model, objective, batches, ground.evaluate, settings, ground.run, ground.accelerator)
 
 
@@ -136,7 +138,7 @@ def require_loss(encoder: Encoder, queries: TrainingQueries, settings: TeacherSe
             Problem("cut vectors get length 1, and those of this model have other lengths",
                     where="teacher.loss.matryoshka", next="remove it")
         )  # fmt: skip
-    if loss.to_scores and not queries.has_scores:
+    if loss.to_scores and not has_scores(queries.records):
         problems.append(
             Problem(f"{loss.kind} learns given scores, and the data has none: no training query has judged documents "
                     "of different scores", where="teacher.loss.kind", got=loss.kind, allowed="info_nce, qwen3",

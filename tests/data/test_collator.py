@@ -47,6 +47,17 @@ def test_every_text_is_kept(texts: list[str], chunks: int, side: str, prompt: st
         assert chunk["attention_mask"].sum(dim=1).max() == chunk["input_ids"].shape[1], "no wider than its longest"
 
 
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text("ab ", max_size=30), min_size=1, max_size=12), budget=st.integers(1, 60))
+def test_chunks_of_so_many_tokens(texts: list[str], budget: int) -> None:
+    batch = Collator(TOKENIZERS["left"], prompt="", max_length=16, chunks=2, chunk_tokens=budget)(texts)
+    assert _tokens(batch) == _expected(TOKENIZERS["left"], texts, 16)
+    for chunk, following in zip(batch.chunks, [*batch.chunks[1:], None], strict=True):
+        rows, width = chunk["input_ids"].shape
+        assert rows == 1 or rows * width <= budget
+        assert following is None or (rows + 1) * width > budget, "another text would have had room"
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_one_chunk_equals_the_tokenizers_own_padding(side: str) -> None:
     tokenizer = TOKENIZERS[side]
