@@ -7,12 +7,13 @@ source's files. A run is refused only for what it surely needs; activations are 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,17 +21,19 @@ from harness.data.beir import find_beir
 from harness.encoders.chain import describe_folder, read_chain
 from harness.encoders.layers import select_layers
 from harness.encoders.sources import resolve_model
+from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer
 from harness.pipeline.checks import installed, trainings
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.launch import usable_gpus
 from harness.pipeline.plan import embedded_kinds, plan
 from harness.recipe import DataSettings, EncoderSettings, LaunchSettings, MineSettings, Recipe, TrainingSettings
-from harness.runtime.errors import InputError, Problem, gather_problems
+from harness.runtime.errors import InputError, Problem, StaleArtefactError, gather_problems
 from harness.runtime.process import logger, read_json
 
 SAMPLE = 2_000  # texts whose tokens are counted
 SURE_SHARE = 0.5  # of what a source's first lines promise
+SURE_INPUTS = 2  # of a block, where all else of it is computed again
 SURE_ACTIVATIONS = 16  # bytes a layer, token and hidden unit: less than any back end keeps
 TIGHT = 0.8  # of what there is
 
@@ -45,6 +48,7 @@ class Model:
     hidden: int
     heads: int
     dimension: int
+    adapters: int = 0  # parameters of the adapters that are trained in place of all others
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Need:
 
 def free_disk(path: Path) -> int:
     """Free bytes where ``path`` is or would be made."""
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:  # unlike path.exists, also where nobody may look
         path = path.parent
     return shutil.disk_usage(path).free
 
@@ -129,10 +133,13 @@ def models_of(recipe: Recipe) -> dict[str, Model]:
     teacher, student = recipe.teacher, recipe.student
     if teacher.model:
         found["teacher"] = _describe(teacher)
+        if teacher.lora:
+            size = adapter_size(resolve_model(teacher.model, teacher.revision), teacher.lora)
+            found["teacher"] = replace(found["teacher"], adapters=size)
     if student.model != "teacher":
         found["student"] = _describe(student)
     elif "teacher" in found:
-        found["student"] = found["teacher"]
+        found["student"] = replace(found["teacher"], adapters=0)
     if "student" in found and student.layers is not None:
         found["student"] = _cut(found["student"], len(select_layers(found["student"].layers, student.layers)))
     return found
@@ -150,11 +157,23 @@ def _cut(model: Model, layers: int) -> Model:
     return Model(model.parameters - gone, model.body - gone, layers, model.hidden, model.heads, model.dimension)
 
 
-def counts_of(recipe: Recipe, data: Path) -> Counts:
-    """How much data a run has: exactly from its prepared folder ``data``, else at least so much from its source."""
-    texts = {"query": data / "queries.jsonl", "document": data / "corpus.jsonl"}
-    if not all(path.is_file() for path in (data / "data.json", *texts.values())):
+def counts_of(recipe: Recipe, data: Path | None) -> Counts:
+    """How much data a run has: exactly from its prepared folder ``data``, else at least so much from its source.
+
+    Raises:
+        StaleArtefactError: the prepared folder is damaged.
+    """
+    if data is None or not all((data / name).is_file() for name in ("data.json", "queries.jsonl", "corpus.jsonl")):
         return _counts_of_source(recipe.data)
+    try:
+        return _counts_of_folder(recipe, data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StaleArtefactError(Problem("the prepared data is damaged", where=str(data), got=str(error),
+                                         next="restore it, or make it again with --from data")) from None  # fmt: skip
+
+
+def _counts_of_folder(recipe: Recipe, data: Path) -> Counts:
+    texts = {"query": data / "queries.jsonl", "document": data / "corpus.jsonl"}
     told = read_json(data / "data.json")
     splits = {name: split["queries"] for name, split in told["splits"].items()}
     return Counts(
@@ -198,9 +217,14 @@ def _mean_tokens(recipe: Recipe, texts: Mapping[str, list[str]]) -> dict[str, fl
 # ------------------------------------------------------------------------------------------------------ what is needed
 
 
-def activation_bytes(model: Model, rows: float, tokens: float) -> float:
-    """Bytes kept for the backward pass of ``rows`` texts of ``tokens`` tokens (Korthikanti et al. 2022, eq. 2)."""
-    return model.layers * tokens * rows * model.hidden * (34 + 5 * model.heads * tokens / model.hidden)
+def activation_bytes(model: Model, rows: float, tokens: float, *, again: bool = False) -> float:
+    """Bytes kept for the backward pass of ``rows`` texts of ``tokens`` tokens (Korthikanti et al. 2022, eq. 2).
+
+    ``again``: each block's input is kept, in 2 bytes a number as there, and one block is computed again at a time.
+    """
+    unit = tokens * rows * model.hidden
+    block = unit * (34 + 5 * model.heads * tokens / model.hidden)
+    return model.layers * 2 * unit + block if again else model.layers * block
 
 
 def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[str, Need]:
@@ -213,7 +237,7 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
     mine = recipe.mine
     searched = {"index in memory": matrix} if recipe.evaluate.searcher != "exact" and installed("faiss") else {}
     encoding = {"weights": 4 * teacher.parameters if teacher else 0}
-    depth = len(recipe.evaluate.systems) * recipe.evaluate.depth
+    depth = len(recipe.evaluate.systems) * min(recipe.evaluate.depth, counts.documents)
     training = trainings(recipe)
     found = {
         "data": Need({"texts": counts.text_bytes}),
@@ -251,15 +275,25 @@ def _stage(model: Model | None, training: TrainingSettings | None, counts: Count
         return Need()
     if training is None:
         return Need({"model": 4 * model.parameters}, {"weights": 4 * model.parameters})
-    trained = model.body if training.token_table == "frozen" else model.parameters
+    trained = model.adapters or (model.body if training.token_table == "frozen" else model.parameters)
     texts = {"query": training.batch_size, "document": training.batch_size * documents}
     parts = [(rows / training.accumulate, counts.tokens.get(side, 0)) for side, rows in texts.items()]
-    sure = sum(SURE_ACTIVATIONS * model.layers * model.hidden * rows * tokens for rows, tokens in parts)
+    together = _together(training, sum(rows * tokens for rows, tokens in parts))
+    parts = [(rows * together, tokens) for rows, tokens in parts]
+    block = SURE_INPUTS if training.gradient_checkpointing else SURE_ACTIVATIONS
+    sure = sum(block * model.layers * model.hidden * rows * tokens for rows, tokens in parts)
     return Need(
         {"model": 4 * model.parameters, "checkpoints": (12 + 4 * (training.keep == "best")) * trained},
         {"weights": 4 * model.parameters, "gradients and moments": 12 * trained, "activations": sure},
-        sum(activation_bytes(model, rows, tokens) for rows, tokens in parts),
+        sum(activation_bytes(model, rows, tokens, again=training.gradient_checkpointing) for rows, tokens in parts),
     )
+
+
+def _together(training: TrainingSettings, tokens: float) -> float:
+    """The share of a batch's texts whose activations are in memory together: with cached gradients, one chunk's."""
+    if not training.cached:
+        return 1.0
+    return min(1.0, training.chunk_tokens / max(tokens, 1)) if training.chunk_tokens else 1 / training.chunks
 
 
 def peak(need: Need) -> float:
@@ -275,13 +309,14 @@ def foresee(recipe: Recipe, folder: RunFolder, steps: Collection[str]) -> None:
     """Refuse a run that surely fits neither the disk nor the memory; warn of one that fits barely.
 
     Args:
-        folder: where the run writes; what lies there already needs no more room.
-        steps: those that are to run.
+        folder: where the run writes; what these steps have begun there and go on with needs no more room.
+        steps: those that are to run; where the data is to be made, what lies there of it is not looked at.
 
     Raises:
         InputError: both numbers, what takes how much, and what to change.
     """
-    wanted = needs(recipe, models_of(recipe), counts_of(recipe, folder.data))
+    counts = counts_of(recipe, None if "data" in steps else folder.data)
+    wanted = needs(recipe, models_of(recipe), counts)
     judge(recipe, {name: need for name, need in wanted.items() if name in steps}, folder)
 
 
@@ -292,7 +327,7 @@ def judge(recipe: Recipe, wanted: Mapping[str, Need], folder: RunFolder) -> None
 
 def _judge_disk(wanted: Mapping[str, Need], folder: RunFolder) -> None:
     parts = {f"{step} ({what})": size for step, need in wanted.items() for what, size in need.disk.items()}
-    there = sum(path.stat().st_size for path in folder.root.rglob("*") if path.is_file()) if parts else 0
+    there = sum(_there(step, need, folder) for step, need in wanted.items())
     needed, free = sum(parts.values()) - there, free_disk(folder.root)
     if needed > free:
         raise InputError(
@@ -303,6 +338,29 @@ def _judge_disk(wanted: Mapping[str, Need], folder: RunFolder) -> None:
         )  # fmt: skip
     if needed > TIGHT * free:
         logger.warning("disk is tight: the run writes about %s, %s are free", size_text(needed), size_text(free))
+
+
+def _there(step: str, need: Need, folder: RunFolder) -> float:
+    """How much of what a step needs lies there already and is gone on with; what is written anew counts in full."""
+    stores = {"embed.base": ("base-documents", "base-queries"), "embed": ("documents", "queries"),
+              "embed.more": ("more-documents",)}.get(step, ())  # fmt: skip
+    grown = {
+        "vectors": [folder.vectors / f"{name}{end}" for name in stores for end in ("", ".partial")],
+        "checkpoints": [folder.checkpoints(step.replace(".", "-"))],
+        "hits": [folder.evaluations],
+    }
+    return sum(min(need.disk.get(what, 0), sum(map(_bytes_below, paths))) for what, paths in grown.items())
+
+
+def _bytes_below(folder: Path) -> int:
+    """The bytes that the files below a folder take on the disk; those with holes take less than their size."""
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                stat = os.lstat(os.path.join(place, name))
+                found += min(stat.st_size, 512 * stat.st_blocks)
+    return found
 
 
 def _judge_memory(recipe: Recipe, wanted: Mapping[str, Need]) -> None:
@@ -323,7 +381,8 @@ def _judge_memory(recipe: Recipe, wanted: Mapping[str, Need]) -> None:
                 Problem(f"not enough memory: step {step!r} needs {size_text(needed)} at least", where=place,
                         got=f"{size_text(limit)} in all", allowed=_listed(by_step[step]),
                         next="take a machine with more or a smaller model, lower batch_size, raise accumulate, set "
-                        "token_table: frozen, or keep the index on disk (evaluate.searcher: exact)")
+                        "token_table: frozen or gradient_checkpointing: true, train adapters (teacher.lora), or keep "
+                        "the index on disk (evaluate.searcher: exact)")
             )  # fmt: skip
     if problems:
         raise InputError(problems)

@@ -155,8 +155,11 @@ def check_launch(recipe: Recipe) -> None:
             )  # fmt: skip
         if training:
             kind = str(_told(accelerate_file(step, launch)).get("distributed_type", "NO")).upper()
-            learned = step.name == "teacher" and recipe.teacher.loss.learned_temperature
-            told = impossible_with(kind, cached=training.cached, learned_temperature=learned) if processes > 1 else []
+            teacher = recipe.teacher if step.name == "teacher" else None
+            told = impossible_with(
+                kind, cached=training.cached, adapters=bool(teacher and teacher.lora),
+                learned_temperature=bool(teacher and teacher.loss.learned_temperature),
+            ) if processes > 1 else []  # fmt: skip
             problems += [
                 Problem(what, where=f"launch.accelerate ({accelerate_file(step, launch)})",
                         got=f"{kind} for step {step.name!r}", next=next_)

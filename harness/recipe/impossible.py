@@ -24,7 +24,9 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     return found
 
 
-def impossible_with(strategy: str, *, cached: bool, learned_temperature: bool) -> list[tuple[str, str]]:
+def impossible_with(
+    strategy: str, *, cached: bool, learned_temperature: bool, adapters: bool = False
+) -> list[tuple[str, str]]:
     """What a training can't do under accelerate's ``distributed_type``, as (reason, what to do)."""
     found = []
     if cached and strategy == "DEEPSPEED":
@@ -40,6 +42,13 @@ def impossible_with(strategy: str, *, cached: bool, learned_temperature: bool) -
                 "a learned temperature is used outside the model's forward pass, where a parameter that is spread over "
                 "processes has no value",
                 "take recipes/accelerate/ddp.yaml, or set teacher.loss.learned_temperature: false",
+            )
+        )
+    if adapters and strategy == "DEEPSPEED":
+        found.append(
+            (
+                "adapters in fp32 over weights that rest, in bf16 perhaps, have not been tried with ZeRO 2 and 3",
+                "take recipes/accelerate/fsdp2.yaml or ddp.yaml, or remove teacher.lora",
             )
         )
     return found

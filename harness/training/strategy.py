@@ -42,14 +42,14 @@ def place(
     return Replicated(model, make_optimizer)
 
 
-def require_possible(*, cached: bool, learned_temperature: bool) -> None:
+def require_possible(*, cached: bool, learned_temperature: bool, adapters: bool = False) -> None:
     """Stop where the accelerate file's strategy can't do what the recipe wants. ``check`` has said so before.
 
     Raises:
         InputError: the reason, and what to do.
     """
     kind = next((strategy for strategy in ("FSDP", "DEEPSPEED") if world_size() > 1 and _wants(strategy)), "")
-    found = impossible_with(kind, cached=cached, learned_temperature=learned_temperature)
+    found = impossible_with(kind, cached=cached, learned_temperature=learned_temperature, adapters=adapters)
     if found:
         raise InputError([Problem(what, where="distributed_type", got=kind, next=next_) for what, next_ in found])
 

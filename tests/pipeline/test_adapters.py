@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from harness.encoders.folder import open_encoder
 from harness.pipeline.controller import run_recipe
+from harness.pipeline.launch import check_launch
 from harness.pipeline.search import search_run
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError
@@ -95,3 +96,15 @@ def test_wrong_targets_are_told_before_the_run(recipe: Path, tmp_path: Path) -> 
         run_recipe(load_recipe(recipe, [f"teacher.model={tmp_path / 'model'}"]), tmp_path / "out")
     with pytest.raises(InputError, match=r"teacher\.lora: adapters are to be trained, but the teacher is not"):
         load_recipe(recipe, ["teacher.train=false", "evaluate.systems=[teacher]"])
+
+
+def test_zero_is_refused_before_the_run(recipe: Path) -> None:
+    accelerate = Path(__file__).parents[2] / "recipes" / "accelerate"
+    for name, told in (("deepspeed-zero2", True), ("fsdp2", False)):
+        file = f"launch.accelerate={{teacher: {accelerate / name}.yaml}}"
+        wanted = load_recipe(recipe, [file, "launch.processes={teacher: 2}"])
+        if not told:
+            check_launch(wanted)
+            continue
+        with pytest.raises(InputError, match=r"adapters in fp32.*\n    got: DEEPSPEED for step 'teacher'"):
+            check_launch(wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
 from harness.pipeline import foresight
+from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import run_recipe
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.foresight import Counts, Model, counts_of, foresee, models_of, needs, size_text
-from harness.recipe import Recipe, load_recipe
-from harness.runtime.errors import InputError
+from harness.pipeline.plan import plan
+from harness.recipe import Recipe, dump_recipe, load_recipe
+from harness.runtime.errors import InputError, StaleArtefactError
 
 MODEL = Model(parameters=1000, body=600, layers=2, hidden=10, heads=2, dimension=10)
 ALL = ("data", "embed.base", "teacher", "embed", "student", "align", "refine", "export", "evaluate")
@@ -44,6 +47,21 @@ def test_needs_by_hand(tmp_path: Path, tree: dict[str, Any]) -> None:
     assert found["align"].memory["activations"] < found["align"].activations
 
 
+def test_needs_of_adapters_by_hand(tmp_path: Path, tree: dict[str, Any]) -> None:
+    """A model of 4 blocks whose linear layers are 32 x 32 (four), 32 x 64 and 64 x 32."""
+    recipe = _recipe(tmp_path, tree, "teacher.lora.rank=2", "teacher.training.gradient_checkpointing=true")
+    models, counts = models_of(recipe), Counts(queries=50, tokens={"query": 4, "document": 8})
+    trained = 4 * 2 * (4 * (32 + 32) + 2 * (32 + 64))
+    assert (models["teacher"].adapters, models["student"].adapters) == (trained, 0)
+    need = needs(recipe, models, counts)["teacher"]
+    parameters = models["teacher"].parameters
+    assert need.disk == {"model": 4 * parameters, "checkpoints": 16 * trained}
+    assert need.memory["weights"] == 4 * parameters and need.memory["gradients and moments"] == 12 * trained
+    units = {tokens: 32 * tokens * 32 for tokens in (4, 8)}  # rows, tokens, hidden
+    assert need.activations == sum(4 * 2 * unit + unit * (34 + 5 * 2 * tokens / 32) for tokens, unit in units.items())
+    assert need.memory["activations"] == sum(4 * 2 * unit for unit in units.values())
+
+
 def test_the_estimate_is_less_than_a_run_writes_and_most_of_it(tmp_path: Path, tree: dict[str, Any]) -> None:
     short = [f"{stage}.training.steps=2" for stage in ("teacher", "align", "refine")]
     recipe = _recipe(tmp_path, tree, *short, "bench=null")
@@ -66,8 +84,7 @@ def test_steps_that_are_done_need_nothing(
         foresee(recipe, folder, ["export"])
     foresee(recipe, folder, [])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "export").write_bytes(b"0" * 10**6)  # what lies there already needs no more room
-    foresee(recipe, folder, ["export"])
+    monkeypatch.setattr(foresight, "free_disk", lambda path: 10**9)
     with pytest.raises(InputError, match="not enough memory: step 'teacher'") as caught:
         foresee(recipe, folder, ["export", "teacher"])
     (problem,) = caught.value.problems
@@ -138,3 +155,69 @@ def test_nothing_is_promised_of_sources_that_only_reading_tells(tmp_path: Path, 
     assert counts_of(pairs, tmp_path / "none") == Counts()
     told = counts_of(_recipe(tmp_path, tree), tmp_path / "none")
     assert told.documents == pytest.approx(60) and told.text_bytes > 0, "half of what the first lines promise"
+
+
+def _write(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"0" * size)
+
+
+def _needed(recipe: Recipe, out: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(foresight, "free_disk", lambda path: 0)
+    with pytest.raises(InputError, match="not enough disk") as caught:
+        foresee(recipe, RunFolder(out), [step])
+    return caught.value.problems[0].what
+
+
+def test_only_what_a_step_goes_on_with_needs_no_more_room(
+    tmp_path: Path, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = _recipe(tmp_path, tree), tmp_path / "out"
+    refine, embed = (_needed(recipe, out, step, monkeypatch) for step in ("refine", "embed"))
+    for name in ("foreign", "teacher/model.safetensors", "student/refined/model.safetensors", "index/part-00000.faiss",
+                 "checkpoints/align/step-00000001/model.safetensors", "data/old.jsonl"):  # fmt: skip
+        _write(out / name, 10**6)
+    assert _needed(recipe, out, "refine", monkeypatch) == refine, "what others wrote, and what is written anew"
+    assert _needed(recipe, out, "embed", monkeypatch) == embed
+    holes = out / "checkpoints" / "refine" / "holes"
+    holes.parent.mkdir(parents=True)
+    holes.touch()
+    os.truncate(holes, 10**10)
+    assert _needed(recipe, out, "refine", monkeypatch) == refine, "a file with holes takes no room"
+    _write(out / "checkpoints" / "refine" / "step-00000001" / "model.safetensors", 10**7)
+    models = models_of(recipe)
+    assert _needed(recipe, out, "refine", monkeypatch).endswith(f" {size_text(4 * models['student'].parameters)}")
+    _write(out / "vectors" / "documents.partial" / "shard-00000.npy", 10**7)
+    dimension = models["teacher"].dimension
+    index = counts_of(recipe, None).documents * dimension * 4
+    assert _needed(recipe, out, "embed", monkeypatch).endswith(f" {size_text(index)}")
+
+
+def test_nothing_outside_the_runs_own_folders_is_walked(
+    tmp_path: Path, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(tmp_path, tree)
+    walked: list[Path] = []
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda path: walked.append(Path(path)) or walk(path))  # type: ignore[func-returns-value]
+    foresee(recipe, RunFolder(Path("/")), [step.name for step in plan(recipe)])
+    owned = {Path("/vectors"), Path("/checkpoints"), Path("/evaluations")}
+    assert walked and all(owned & {path, *path.parents} for path in walked)
+
+
+def test_hits_are_no_more_than_the_documents(tmp_path: Path, tree: dict[str, Any]) -> None:
+    deep = _recipe(tmp_path, tree, "evaluate.depth=100000000")
+    counts = Counts(documents=120, evaluated=288)
+    assert needs(deep, {"teacher": MODEL}, counts)["evaluate"].disk == {"hits": 4 * 5 * 120 * 288}
+
+
+def test_damaged_data_is_named_and_not_read_where_it_is_made_anew(tmp_path: Path, tree: dict[str, Any]) -> None:
+    recipe, folder = _recipe(tmp_path, tree), RunFolder(tmp_path / "out")
+    folder.data.mkdir(parents=True)
+    for name, content in {"data.json": "{}", "queries.jsonl": "", "corpus.jsonl": '{"text'}.items():
+        (folder.data / name).write_text(content)
+    with pytest.raises(StaleArtefactError, match=r"the prepared data is damaged[\s\S]*--from data"):
+        foresee(recipe, folder, ["teacher"])
+    foresee(recipe, folder, ["data", "teacher"])
+    dump_recipe(recipe, folder.recipe)
+    check_recipe(recipe, output=folder.root)

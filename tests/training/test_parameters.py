@@ -105,6 +105,13 @@ def test_a_model_that_can_not_compute_them_again_is_refused(toy: Toy, monkeypatc
         prepare_parameters(encoder, toy_training(gradient_checkpointing=True))
 
 
+def test_adapters_under_zero_are_refused(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.training.strategy._wants", lambda strategy: strategy == "DEEPSPEED")
+    monkeypatch.setattr("harness.training.strategy.world_size", lambda: 2)
+    with pytest.raises(InputError, match=r"adapters in fp32.*\n    got: DEEPSPEED\n    next: take .*fsdp2"):
+        run_stage("teacher", toy, adapted(toy, "bert"), toy_training(), run_folder(tmp_path), lambda: {"score": 0.0})
+
+
 # -------------------------------------------------------------------------------------------------- padding, resuming
 
 
