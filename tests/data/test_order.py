@@ -46,6 +46,7 @@ def test_blocks_and_rows_are_shuffled_anew_each_pass_and_by_seed() -> None:
     one, two = first.rows(0, 500), first.rows(500, 500)
     other = BlockOrder(sizes, window=5, seed=[2]).rows(0, 500)
     assert (one == two).mean() < 0.05 and (one == other).mean() < 0.05
+    assert set((one[:50] // 10).tolist()) != set((two[:50] // 10).tolist())  # other blocks side by side
     assert len(set((one[:50] // 10).tolist())) == 5  # a window mixes five blocks ...
     assert (np.diff(one[:50]) == 1).mean() < 0.2  # ... row by row
 

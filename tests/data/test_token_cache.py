@@ -131,6 +131,23 @@ def test_a_killed_build_goes_on(
     }  # fmt: skip
 
 
+def test_what_a_killed_build_left_serves_no_other_settings(
+    tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_logs(tmp_path / "logs", rows[:100], 2)
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_writer._Builder, "tokenise", killed)
+        with pytest.raises(Killed):
+            build_token_cache(tmp_path / "cache", paths, settings(keys=("lang",)))
+    other = build_token_cache(tmp_path / "cache", paths, settings())
+    fresh = build_token_cache(tmp_path / "fresh", paths, settings())
+    assert [shard.sha256 for shard in other.shards] == [shard.sha256 for shard in fresh.shards]
+
+
 def test_what_is_done_is_not_done_again(
     tmp_path: Path, rows: Rows, cached: tuple[TokenCache, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
