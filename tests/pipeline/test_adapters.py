@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from builders.killed import Fault, Zygote
+from builders.tiny_models import write_tiny_qwen3
 from builders.tiny_run import tiniest_tree, write_recipe
 from builders.whole import differences, partial_artefacts
 from safetensors import safe_open
 
-from harness.encoders.folder import open_encoder
+from harness.encoders.encoder import Encoder
+from harness.encoders.folder import open_encoder, save_encoder
+from harness.encoders.lora import is_adapter, merge_adapter
+from harness.encoders.targets import stored_in_bf16
 from harness.pipeline.controller import run_recipe
 from harness.pipeline.launch import check_launch
 from harness.pipeline.search import search_run
@@ -83,6 +89,33 @@ def test_sentence_transformers_opens_what_came_of_it_with_equal_vectors(out: Pat
     vector_ND = open_encoder(out / name).encode(TEXTS, side="query")
     other_ND = theirs.encode(TEXTS, prompt_name="query", convert_to_numpy=True)
     assert np.abs(vector_ND - other_ND).max() < 1e-5
+
+
+@pytest.mark.parametrize(("precision", "below"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_weights_stored_in_bf16_rest_in_bf16_where_the_training_computes_so(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, below: torch.dtype
+) -> None:
+    texts = [json.loads(line)["text"] for line in (recipe.parent / "data" / "queries.jsonl").open(encoding="utf-8")]
+    model = write_tiny_qwen3(tmp_path / "float", texts=texts, vocab=400)
+    save_encoder(open_encoder(model, dtype=torch.bfloat16), tmp_path / "half")
+    trained: list[dict[bool, set[torch.dtype]]] = []
+
+    def noted(encoder: Encoder, texts: list[str]) -> None:
+        kinds = {True: set(), False: set()}
+        for name, parameter in encoder.named_parameters():
+            kinds[is_adapter(name)].add(parameter.dtype)
+        trained.append(kinds)
+        merge_adapter(encoder, texts)
+
+    monkeypatch.setattr("harness.pipeline.work_training.merge_adapter", noted)
+    changes = [f"teacher.model={tmp_path / 'half'}", f"teacher.training.precision={precision}"]
+    run_recipe(load_recipe(recipe, changes), tmp_path / "out", last="teacher")
+    assert trained == [{True: {torch.float32}, False: {below}}]
+    losses = [json.loads(line).get("loss") for line in (tmp_path / "out" / "logs" / "teacher.jsonl").open()]
+    assert all(loss > 0 for loss in losses if loss is not None)
+    vectors = [open_encoder(path).encode(TEXTS, side="query") for path in (tmp_path / "half", tmp_path / "out/teacher")]
+    assert abs(vectors[0] - vectors[1]).max() > 1e-3
+    assert not stored_in_bf16(tmp_path / "out" / "teacher"), "a sum rounded to bf16 loses what is small in an adapter"
 
 
 def test_wrong_targets_are_told_before_the_run(recipe: Path, tmp_path: Path) -> None:
