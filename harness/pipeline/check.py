@@ -24,7 +24,7 @@ from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
 from harness.pipeline.checks import check_data, check_models, check_surroundings, trainings, unknown_shares
-from harness.pipeline.folder import RunFolder, refuse_foreign_folder
+from harness.pipeline.folder import RunFolder, refuse_foreign_folder, refuse_unwritable_folder
 from harness.pipeline.foresight import Counts, Model, Need, counts_of, judge, models_of, needs, peak, size_text
 from harness.pipeline.launch import check_launch
 from harness.pipeline.plan import plan
@@ -43,7 +43,7 @@ def check_recipe(recipe: Recipe, *, full: bool = False, output: Path | None = No
         output: where the run would write; ``None``: ``outputs/NAME``.
 
     Raises:
-        InputError: what is wrong with data or models, or too large for this machine: all of it.
+        InputError: what is wrong with data, models or ``output``, or too large for this machine: all of it.
     """
     folder = RunFolder(output or Path("outputs") / recipe.name)
     gather_problems(
@@ -52,9 +52,10 @@ def check_recipe(recipe: Recipe, *, full: bool = False, output: Path | None = No
         lambda: check_models(recipe),
         lambda: check_surroundings(recipe),
         lambda: refuse_foreign_folder(folder, input_paths(recipe)),
+        lambda: refuse_unwritable_folder(folder),
     )
     models = models_of(recipe)
-    judge(recipe, needs(recipe, models, counts_of(recipe, folder.data)), folder)
+    judge(recipe, needs(recipe, models, counts_of(recipe, None)), folder)
     with tempfile.TemporaryDirectory() as temporary:
         told = prepare_data(recipe.data, Path(temporary) / "data", full=full)
         dataset = load_dataset(Path(temporary) / "data")

@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,25 @@ def refuse_foreign_folder(folder: RunFolder, inputs: Sequence[Path]) -> None:
                                     next="choose another folder with --output DIR"))  # fmt: skip
     if problems:
         raise InputError(problems)
+
+
+def refuse_unwritable_folder(folder: RunFolder) -> None:
+    """Refuse, without making anything, a folder that a run could not make or write in.
+
+    Raises:
+        InputError: as the run would.
+    """
+    place = folder.root.absolute()
+    while not os.path.exists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):  # rights alone don't tell: root has them all, and /proc takes no file
+            pass
+    except OSError as error:
+        raise InputError(
+            Problem("the output folder can't be written", where=str(folder.root), got=f"{place}: {error.strerror}",
+                    next="choose another with --output DIR")
+        ) from None  # fmt: skip
 
 
 def clear_leftovers(folder: RunFolder) -> None:
@@ -309,13 +329,21 @@ def _read(path: Path) -> dict[str, Any]:
                     allowed=f"schema {SCHEMA}", next="install the harness that wrote it" if newer else again)
         )  # fmt: skip
     seal = told.pop("sha256", None)
-    if not isinstance(told.get("steps"), dict) or (seal is not None and seal != fingerprint(told)):
+    if seal != fingerprint(told) or not _is_sound(told):
         raise StaleArtefactError(
             Problem("the manifest was edited or damaged", where=str(path), got=f"sha256 {fingerprint(told)[:12]}",
-                    allowed=f"sha256 {str(seal)[:12]}", next=again)
+                    allowed=f"sha256 {str(seal)[:12]}" if seal else "a line with its sha256", next=again)
         )  # fmt: skip
     answer: dict[str, Any] = told
     return answer
+
+
+def _is_sound(told: Mapping[str, Any]) -> bool:
+    """Whether every step has what others ask of it."""
+    steps = told.get("steps")
+    return isinstance(steps, dict) and all(
+        isinstance(entry, dict) and {"key", "inputs", "outputs"} <= set(entry) for entry in steps.values()
+    )
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,9 @@ import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
 from harness.encoders.chain import describe_folder
+from harness.pipeline import checks
 from harness.pipeline.check import check_recipe
+from harness.pipeline.controller import run_recipe
 from harness.pipeline.foresight import Model, activation_bytes
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError
@@ -101,3 +103,27 @@ def test_check_tells_what_training_and_test_share(recipe: Path, tmp_path: Path) 
     shutil.copy(data / "qrels" / "train.tsv", data / "qrels" / "test.tsv")
     text = _text(check_recipe(load_recipe(recipe, [f"data.path={data}"])))
     assert "Warning: 432 of 432 queries of test (100.0%) are asked, word for word, in training too." in text
+
+
+@pytest.mark.parametrize("place", ["recipe.yaml", "recipe.yaml/out", "/dev/null", "/proc/out"])
+def test_a_folder_that_a_run_could_not_write_is_refused(recipe: Path, place: str) -> None:
+    for does in (lambda: check_recipe(load_recipe(recipe), output=recipe.parent / place),
+                 lambda: run_recipe(load_recipe(recipe), recipe.parent / place)):  # fmt: skip
+        with pytest.raises(InputError, match="the output folder can't be written") as caught:
+            does()
+        assert "choose another with --output DIR" in str(caught.value)
+
+
+def test_a_folder_of_any_name_is_welcome_and_not_made(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("", "a/b/c"):
+        assert "The recipe is fine." in check_recipe(load_recipe(recipe), output=Path(place))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "usable_gpus", lambda launch: 0)
+    with pytest.raises(InputError, match="no GPU is visible"):
+        check_recipe(load_recipe(recipe, ["launch.device=cuda"]))

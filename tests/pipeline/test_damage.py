@@ -51,6 +51,15 @@ def edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**read_json(path), **values}), encoding="utf-8")
 
 
+def unseal(path: Path, without: str = "") -> None:
+    """A manifest without its sha256, and its steps without one of their parts."""
+    told = read_json(path)
+    steps = {name: {part: value for part, value in step.items() if part != without}
+             for name, step in told["steps"].items()}  # fmt: skip
+    del told["sha256"]
+    path.write_text(json.dumps({**told, "steps": steps}), encoding="utf-8")
+
+
 def from_other(place: Place, name: str) -> None:
     """What another run has there, in the place of ours."""
     target = place.out / name
@@ -148,6 +157,9 @@ ROWS = (
     Row("manifest of a newer version", lambda p: edit(p.out / "manifest.json", schema=99), "manifest.json",
         "not of this version"),
     Row("manifest edited", lambda p: edit(p.out / "manifest.json", steps={}), "manifest.json", "edited or damaged"),
+    Row("manifest without its seal", lambda p: unseal(p.out / "manifest.json"), "manifest.json", "edited or damaged"),
+    Row("manifest without its seal, a step without a key", lambda p: unseal(p.out / "manifest.json", "key"),
+        "manifest.json", "edited or damaged", verb="search"),
     Row("manifest a list", lambda p: (p.out / "manifest.json").write_text("[]"), "manifest.json",
         "not of this version"),
     Row("resolved recipe edited", change_recipe, "recipe.resolved.yaml", "not as the run wrote it"),
@@ -288,3 +300,18 @@ def test_what_is_missing_is_made_again(zygote: Zygote, place: Place, uninterrupt
     ended = zygote.run(place.command("run"), place.out)
     assert ended.code == 0, ended.log
     assert differences(uninterrupted, place.out) == []
+
+
+@pytest.mark.parametrize("damage", [
+    lambda out: flip(out / "data" / "corpus.jsonl"), lambda out: (out / "data" / "data.json").write_text("{}"),
+    lambda out: (out / "data" / "data.json").write_text("["), lambda out: truncate(out / "data" / "queries.jsonl"),
+], ids=["corpus", "no keys", "no JSON", "queries"])  # fmt: skip
+def test_damaged_data_is_made_again_as_advised(
+    zygote: Zygote, place: Place, damage: Callable[[Path], object], uninterrupted: Path
+) -> None:
+    damage(place.out)
+    assert zygote.run(place.command("check"), place.out).code == 0
+    ended = zygote.run(place.command("run", "--from", "data", "--to", "data"), place.out)
+    assert ended.code == 0, ended.log
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        assert (place.out / "data" / name).read_bytes() == (uninterrupted / "data" / name).read_bytes()
