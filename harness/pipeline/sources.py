@@ -11,7 +11,7 @@ from typing import Any
 from harness.encoders.sources import resolve_model
 from harness.pipeline.folder import Manifest
 from harness.pipeline.plan import keys, plan
-from harness.recipe import Recipe, VectorFiles
+from harness.recipe import MineSettings, Recipe, VectorFiles
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import file_sha256
 
@@ -69,6 +69,12 @@ def _vectors(files: VectorFiles | None, where: str) -> Any:
     return [_content(path) for path in _paths([p for p in (files.path, files.ids) if p], where)]
 
 
+def _model_scores(settings: MineSettings | None, where: str) -> Any:
+    if settings is None or settings.model_scores is None:
+        return None
+    return [_content(path) for path in _paths(settings.model_scores.path, f"{where}.model_scores.path")]
+
+
 def sources_of(recipe: Recipe) -> dict[str, Any]:
     """Step name -> fingerprint of its outside inputs.
 
@@ -87,6 +93,8 @@ def sources_of(recipe: Recipe) -> dict[str, Any]:
             _vectors(recipe.documents.vectors, "documents.vectors.path"),
             _vectors(recipe.teacher.query_vectors, "teacher.query_vectors.path"),
         ],
+        "mine.base": lambda: _model_scores(recipe.mine.base, "mine.base"),
+        "mine.refine": lambda: _model_scores(recipe.mine.refine, "mine.refine"),
         "student": lambda: (
             None if recipe.student.model == "teacher" else _model(recipe.student.model, recipe.student.revision)
         ),
@@ -150,6 +158,7 @@ def input_paths(recipe: Recipe) -> list[Path]:
     data, files = recipe.data, (recipe.documents.vectors, recipe.teacher.query_vectors)
     names = [*_listed(data.path), *_listed(data.dev_path), *(texts.path for texts in data.unlabelled)]
     names += [name for given in files if given for name in (given.path, given.ids) if name]
+    names += [mine.model_scores.path for mine in (recipe.mine.base, recipe.mine.refine) if mine and mine.model_scores]
     names += [name for name in (recipe.teacher.model, recipe.student.model) if name and name != "teacher"]
     return [Path(name) for name in names if Path(name).exists()]
 

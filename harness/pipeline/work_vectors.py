@@ -11,7 +11,6 @@ import numpy as np
 from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
-from harness.data.relevance import Relevance
 from harness.encoders.chain import weights_sha256
 from harness.encoders.encoder import Encoder, Side
 from harness.encoders.sources import resolve_model
@@ -22,7 +21,7 @@ from harness.recipe import MineSettings, Recipe, VectorFiles
 from harness.runtime.errors import StoppedError
 from harness.runtime.process import file_sha256, logger
 from harness.vectors.files import GivenVectors, check_sample, import_vectors
-from harness.vectors.mining import load_mined, mine, save_mined
+from harness.vectors.mining import Ground, load_mined, mine
 from harness.vectors.space import Space
 from harness.vectors.store import VectorStore
 from harness.vectors.writer import write_store
@@ -240,35 +239,18 @@ def do_mine_refine(run: Run) -> list[Path]:
 
 
 def _mine(run: Run, name: str, settings: MineSettings, documents: VectorStore, queries: VectorStore) -> list[Path]:
-    records = run.dataset.splits["train"]
-    query_QD = queries.vectors(np.array([queries.row[f"{QUERY}{record.id}"] for record in records], dtype=np.int64))
-    relevance = Relevance(run.dataset.documents, records, within_language=run.dataset.search_within)
-    partition = [record.language for record in records] if run.dataset.search_within else None
-    index = run.frozen_index() if name == "refine" else run.index_of(documents)
-    row_QM, score_QM = mine(
-        index, query_QD, top_k=settings.top_k, skip=settings.skip, keep=settings.keep,
-        forbidden=relevance.forbidden, partition_Q=partition,
+    data, records = run.dataset, run.dataset.splits["train"]
+    query_Q = queries.rows_of([f"{QUERY}{record.id}" for record in records])
+    row_N = documents.rows_of(data.documents.ids)
+    ground = Ground(
+        data.documents, records, run.frozen_index() if name == "refine" else run.index_of(documents),
+        query_vectors=lambda query_B: queries.vectors(query_Q[query_B]),
+        document_vectors=lambda row_B: documents.vectors(row_N[row_B]),
+        within_language=data.search_within,
+        made_from={"data": data.sha256, "documents": documents.sha256, "queries": queries.sha256},
     )  # fmt: skip
-    folder = run.folder.mined / name
-    if run.is_main:
-        save_mined(
-            folder, [record.id for record in records], run.dataset.documents.ids, row_QM, score_QM,
-            positive_score_Q=_best_positive(run, documents, query_QD),
-        )  # fmt: skip
-    return [folder]
-
-
-def _best_positive(run: Run, documents: VectorStore, query_QD: np.ndarray) -> np.ndarray:
-    """The score of each training query's best positive, for the audit."""
-    records = run.dataset.splits["train"]
-    query_P = np.repeat(np.arange(len(records)), [len(record.positives) for record in records])
-    row_P = documents.rows_of([positive for record in records for positive in record.positives])
-    best_Q = np.full(len(records), -np.inf, dtype=np.float32)
-    for start in range(0, len(row_P), 65_536):
-        part = slice(start, start + 65_536)
-        score_P = np.einsum("pd,pd->p", documents.vectors(row_P[part]), query_QD[query_P[part]])
-        np.maximum.at(best_Q, query_P[part], score_P)
-    return best_Q
+    mine(run.folder.mined / name, ground, settings, stop=run.stop or (lambda: False))
+    return [run.folder.mined / name]
 
 
 def negatives_of(run: Run, name: str | None) -> list[np.ndarray]:

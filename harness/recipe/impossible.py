@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from harness.recipe.settings import DataSettings, LossSettings, Recipe
+from harness.recipe.settings import DataSettings, LossSettings, MineSettings, Recipe
 
 
 def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Combinations that can't work, as (key, reason, what to do)."""
     found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_loss(recipe)]
     found += _impossible_stages(recipe)
+    for name, mine in (("mine.base", recipe.mine.base), ("mine.refine", recipe.mine.refine)):
+        found += _impossible_mining(name, mine) if mine else []
     if recipe.student.dimension is not None:
         found.append(
             ("student.dimension", "the student takes the teacher's dimension", "set teacher.dimension, or remove it")
@@ -163,6 +165,18 @@ def _impossible_models(recipe: Recipe) -> list[tuple[str, str, str]]:
         )
     if recipe.mine.base and not teacher.train:
         found.append(("mine.base", "negatives for the teacher's training, but the teacher is not trained", "remove it"))
+    return found
+
+
+def _impossible_mining(name: str, mine: MineSettings) -> list[tuple[str, str, str]]:
+    """Filters that leave nothing whatever the data, or that have no effect."""
+    found = []
+    if mine.until is not None and mine.until <= mine.skip:
+        found.append((f"{name}.until", "the window of ranks is empty", f"set it above {name}.skip"))
+    elif mine.until is not None and mine.until > mine.top_k:
+        found.append((f"{name}.until", f"only {mine.top_k} hits are looked at", f"raise {name}.top_k, or remove it"))
+    if mine.min_score is not None and mine.max_score is not None and mine.min_score > mine.max_score:
+        found.append((f"{name}.min_score", "it lies above max_score", f"lower it, or raise {name}.max_score"))
     return found
 
 

@@ -14,6 +14,7 @@ from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
 from harness.recipe import load_recipe
 from harness.runtime.process import file_sha256, fingerprint, read_json
 from harness.vectors.index import VectorIndex
+from harness.vectors.mining import read_tables
 from harness.vectors.space import Space
 from harness.vectors.store import VectorStore
 
@@ -36,9 +37,7 @@ def _check_index(folder: Path) -> None:
 
 
 def _check_mined(folder: Path) -> None:
-    import pyarrow.parquet as parquet
-
-    assert parquet.read_table(folder / "mined.parquet").num_rows == read_json(folder / "audit.json")["queries"]
+    assert sum(table.num_rows for _, table in read_tables(folder)) == read_json(folder / "audit.json")["queries"]
 
 
 def _check_checkpoint(folder: Path) -> None:

@@ -119,7 +119,7 @@ ROWS = (
     Row("index of another store", lambda p: from_other(p, "index"), "index/manifest.json", WROTE.format("'embed'")),
     Row("index flipped, a search", lambda p: flip(p.out / "index/part-00000.faiss"), "index/part-00000.faiss",
         WROTE.format("'embed'"), verb="search"),
-    Row("mined in another run", lambda p: from_other(p, "mined/refine"), "mined/refine/mined.parquet",
+    Row("mined in another run", lambda p: from_other(p, "mined/refine"), "mined/refine/part-00000.parquet",
         WROTE.format("'mine.refine'")),
     # models
     Row("a student of another space", lambda p: from_other(p, "student/refined"), "student/refined/model.safetensors",

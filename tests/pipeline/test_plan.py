@@ -75,6 +75,16 @@ def test_settings_that_came_later_leave_the_keys_of_older_runs() -> None:
     assert fingerprint(keys(recipe, {})) == "6edc36bff9910be15d6d20816639bbfa94e1ebbc2238c1a25b34f9f805ea2ad5"
 
 
+def test_filters_of_mining_that_are_not_set_leave_the_key(path: Path) -> None:
+    def key(settings: str) -> str:
+        return keys(load_recipe(path, [f"mine.refine={settings}"]), {})["mine.refine"]
+
+    plain = key("{top_k: 9}")
+    assert key("{top_k: 9, until: null, margin: null, positive: lowest, pick: top, model_scores: null}") == plain
+    others = [key(f"{{top_k: 9, {filter}}}") for filter in ("margin: 0.1", "pick: random", "share: 0.9")]
+    assert len({plain, *others}) == 4
+
+
 def test_a_changed_source_changes_what_reads_it(path: Path) -> None:
     recipe = load_recipe(path)
     before, after = keys(recipe, {"student": 1}), keys(recipe, {"student": 2})

@@ -218,7 +218,7 @@ def test_a_stage_trained_after_an_update_uses_the_new_documents(
     changed = load_recipe(whole / "recipe.yaml", ["refine.temperature=0.1"])
     ran = run_recipe(changed, out)[1]
     assert ran == ["mine.refine", "refine", "export", "evaluate", "bench", "report"]
-    negatives = (out / "mined" / "refine" / "mined.parquet").read_bytes()
+    negatives = (out / "mined" / "refine" / "part-00000.parquet").read_bytes()
     assert b"new-" in negatives and run_recipe(changed, out)[1] == []
 
 
