@@ -21,6 +21,7 @@ NAMED_PLACES = 5  # of each kind of bad line in a file
 PREVIEW_LINES = 1_000_000  # a file, where a preview is enough
 MAX_LINE_BYTES = 4 * 2**20  # a longer line is no text to search for or with: a file without line breaks, or garbage
 _JSONL = (".jsonl", ".json")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -295,6 +296,8 @@ def check_number(value: Any, name: str, *, lowest: float = -math.inf) -> float:
         return 1.0
     try:
         number = float(value) if not isinstance(value, bool | bytes) else math.nan
+        if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):  # Python also reads 1_0 and other digits
+            number = math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

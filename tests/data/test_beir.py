@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.beir import read_beir
-from harness.data.reading import Reading
+from harness.data.reading import Reading, check_number
 from harness.data.source import Source
 from harness.recipe import DataSettings, QrelsNames
 from harness.runtime.errors import InputError
@@ -234,3 +234,17 @@ def test_a_preview_reads_the_head_and_estimates_the_rest(tmp_path: Path, zipped:
     assert 201 <= count.estimated <= 500
     assert reading.bad_count == 0, "an id that stands further down is not unknown"
     assert len(source.judgments["dev"]["q1"]) == 20
+
+
+@pytest.mark.parametrize("text", ["1_0", "1e1_0", "\u0661", "0x1", "1,0", "", "e5", "."])
+def test_what_only_python_takes_for_a_number_is_no_score(tmp_path: Path, text: str) -> None:
+    write_beir(tmp_path, DOCUMENTS, QUERIES, dev=[("q1", "d1", 1)])
+    with open(tmp_path / "qrels" / "dev.tsv", "a", encoding="utf-8") as stream:
+        stream.write(f"q2\td2\t{text}\n")
+    source, reading = _read(tmp_path)
+    assert _kinds(reading) == {"the score is not a finite number": (1, [3])} and "q2" not in source.judgments["dev"]
+
+
+@pytest.mark.parametrize(("text", "number"), [("1", 1), ("+2.50", 2.5), ("-.5", -0.5), ("1e2", 100), (" 3. ", 3)])
+def test_numbers_as_text(text: str, number: float) -> None:
+    assert check_number(text, "score") == number
