@@ -119,6 +119,19 @@ class PerQuery:
         )
 
 
+def described(folder: Path, *, vectors: bool = False) -> dict[str, Any]:
+    """An evaluation's manifest, if the files beside it are those that it describes; ``vectors``: the queries' too.
+
+    Raises:
+        InputError: one is missing, damaged or another.
+    """
+    manifest: dict[str, Any] = read_json(folder / MANIFEST, next=AGAIN)
+    _described(folder / TABLE, manifest.get("sha256"))
+    if vectors:
+        _described(folder / VECTORS, manifest.get("vectors_sha256"))
+    return manifest
+
+
 def load_query_vectors(folder: Path) -> NDArray[np.float32]:
     """The queries' vectors that ``PerQuery.save`` kept, [Q, D].
 

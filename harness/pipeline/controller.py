@@ -23,6 +23,7 @@ from harness.pipeline.launch import (
     check_launch,
     command,
     printed,
+    refuse_launcher,
     refuse_other_machines,
     require_processes,
     run_command,
@@ -256,6 +257,7 @@ def run_recipe(
     Raises:
         InputError: a wrong step, a folder in use, stale artefacts. RunError: a step failed.
     """
+    refuse_launcher()
     folder = RunFolder(output)
     steps = plan(recipe)
     if last:

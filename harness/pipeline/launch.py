@@ -29,8 +29,18 @@ MAIN_ADDRESS = "$MAIN_ADDRESS"
 def visible_gpus() -> int:
     """How many NVIDIA GPUs a process started now would see, without touching one."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is not None:
-        return len([name for name in wanted.split(",") if name.strip() not in ("", "-1")])
+    names = [] if wanted is None else [name for name in wanted.split(",") if name.strip() not in ("", "-1")]
+    if wanted is not None and not names:
+        return 0
+    here = _gpus_here()
+    # A GPU that is cut into instances (MIG) is one device here, and has a name for each of them.
+    return len(names) if names and here and names[0].startswith("MIG") else min(len(names) or here, here)
+
+
+def _gpus_here() -> int:
+    driver = Path("/proc/driver/nvidia/gpus")
+    if driver.is_dir():
+        return len(list(driver.iterdir()))
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -87,6 +97,19 @@ def require_processes(step: Step, launch: LaunchSettings) -> None:
             Problem(f"step {step.name!r} does not see the processes that it was asked for", where="launch.processes",
                     got=f"{seen} running", allowed=f"{wanted}",
                     next=f"start it as `harness run --print` shows, or add --set launch.processes={seen}")
+        )  # fmt: skip
+
+
+def refuse_launcher() -> None:
+    """`harness run` starts the processes itself.
+
+    Raises:
+        InputError: a launcher started several of us.
+    """
+    if (seen := launched_processes()) > 1:
+        raise InputError(
+            Problem("`harness run` starts its steps' processes itself", where="the launcher", got=f"{seen} processes",
+                    next="run it without a launcher, with launch.processes; or launch a single verb")
         )  # fmt: skip
 
 
@@ -180,10 +203,15 @@ def _file_problems(name: str, path: str) -> list[Problem]:
         return [Problem("the accelerate file is not readable as YAML", where=f"{where} ({path})", got=str(error))]
     if not isinstance(told, dict):
         return [Problem("the accelerate file is no mapping of settings", where=f"{where} ({path})")]
+    counts = [
+        Problem(f"{key} is no number of them", where=f"{where} ({path})", got=repr(told[key]), allowed="1 or more")
+        for key in ("num_processes", "num_machines")
+        if key in told and (type(told[key]) is not int or told[key] < 1)
+    ]
     fixed = {"mixed_precision": ("no", "the recipe's training.precision decides"),
              "gradient_accumulation_steps": (1, "the recipe's training.accumulate decides")}  # fmt: skip
     parts = [told, *(part for part in told.values() if isinstance(part, dict))]
-    return [
+    return counts + [
         Problem(f"the accelerate file sets {key}", where=f"{where} ({path})", got=str(part[key]), allowed=str(only),
                 next=reason)
         for key, (only, reason) in fixed.items() for part in parts if part.get(key, only) not in (only, False, "auto")

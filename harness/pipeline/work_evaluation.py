@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.evaluation.bench import bench
-from harness.evaluation.per_query import MANIFEST, TABLE, VECTORS, PerQuery, load_query_vectors
+from harness.evaluation.per_query import PerQuery, described, load_query_vectors
 from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
 from harness.evaluation.searching import agreement, judge
@@ -17,8 +18,9 @@ from harness.export.student import export_student
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
-from harness.runtime.errors import Problem, StaleArtefactError
-from harness.runtime.process import fingerprint, logger, read_json, write_json
+from harness.runtime.distributed import on_main
+from harness.runtime.errors import InputError, Problem, StaleArtefactError
+from harness.runtime.process import fingerprint, folder_sha256, logger, read_json, write_json
 from harness.vectors.index import VectorIndex
 from harness.vectors.space import require_same_space
 
@@ -89,7 +91,7 @@ def do_evaluate(run: Run) -> list[Path]:
     reference: dict[str, tuple[np.ndarray, PerQuery]] = {}
     written = []
     for system in order:
-        key = _evaluation_key(run, system)
+        key = on_main(functools.partial(_evaluation_key, run, system))
         folders = {name: run.folder.evaluations / system / name for name in names}
         written += list(folders.values())
         if all(_has_key(folder, key, system == settings.reference) for folder in folders.values()):
@@ -113,21 +115,30 @@ def do_evaluate(run: Run) -> list[Path]:
 
 
 def _evaluation_key(run: Run, system: str) -> str:
-    """What one system's evaluation was made from: so a changed refinement does not search with the teacher again."""
-    made_by = {
-        "teacher": ["embed"], "teacher-base": ["embed.base", "embed"], "teacher-more": ["embed.more", "embed"],
-        "student-untrained": ["student"], "student-aligned": ["align"], "student-refined": ["refine"],
-    }  # fmt: skip
+    """What one system's evaluation was made from: so a changed refinement does not search with the teacher again.
+
+    By content, not by the steps' keys: a stage that is forced to run again keeps its key and may get other weights.
+    """
     settings = run.recipe.evaluate
-    parts = [system, settings.reference, settings.depth, settings.searcher, run.keys["data"]]
-    return fingerprint([*parts, *(run.keys[step] for step in [*made_by[system], *made_by[settings.reference]])])
+    parts = [settings.reference, settings.depth, settings.searcher, run.keys["data"]]
+    return fingerprint([parts, *(_made_of(run, name) for name in (system, settings.reference))])
+
+
+def _made_of(run: Run, system: str) -> list[str]:
+    """Hashes of a system's encoder and of the document vectors that it searches."""
+    folder = system_folder(run, system)
+    encoder = run.keys["embed.base"] if folder is None else folder_sha256(folder)
+    store = run.store({"teacher-base": "base-documents", "teacher-more": "more-documents"}.get(system, "documents"))
+    given = run.keys["embed"] if run.recipe.teacher.model is None else ""  # the teacher's query vectors come from files
+    return [system, encoder, given, store.sha256, *(shard.sha256 for shard in store.manifest.shards)]
 
 
 def _has_key(folder: Path, key: str, reference: bool) -> bool:
     """Whether a whole evaluation with this key lies there; a reference has its query vectors beside."""
-    path, names = folder / MANIFEST, [TABLE, *([VECTORS] if reference else [])]
-    told = read_json(path) if path.exists() and all((folder / name).exists() for name in names) else {}
-    return told.get("key") == key and ("vectors_sha256" in told or not reference)
+    try:
+        return described(folder, vectors=reference).get("key") == key
+    except InputError:
+        return False
 
 
 # --------------------------------------------------------------------------------------------------------- bench
@@ -247,7 +258,7 @@ def _losses(log: Path) -> list[dict[str, Any]]:
 
 
 def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
-    dataset = run.dataset
+    dataset, splits = run.dataset, read_json(run.folder.data / "data.json")["splits"]
     return {
         name: {
             "split": "test" if name == "test" else "dev",
@@ -255,6 +266,7 @@ def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
             "documents": len(dataset.documents.ids),
             "languages": sorted({record.language for record in dataset.splits[name]}),
             "selected_on": name == "select",
+            "shared_with_train": splits[name].get("shared_with_train", {}),
         }
         for name in names
     }

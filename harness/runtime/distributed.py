@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harness.runtime.errors import InputError, Problem, StoppedError
+from harness.runtime.process import launched_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -53,7 +54,7 @@ def require_processes(wanted: int) -> None:
 
 def join_processes(device: torch.device) -> None:
     """Meet the other processes that the launcher started; nothing to do when alone, or when met already."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if launched_processes() > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
         # gloo waits as long as the main process works; NCCL keeps its own limit, so that a hanging GPU is noticed.

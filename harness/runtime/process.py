@@ -34,13 +34,17 @@ def configure_logging(verbose: bool = False) -> None:
 
 
 def launched_processes() -> int:
-    """How many processes the launcher started together, told from its environment; 1 when there is none."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes the launcher started together, told from its environment; 1 when there is none.
+
+    Schedulers set WORLD_SIZE in every pod, for a launcher to read; LOCAL_RANK comes from launchers alone.
+    """
+    told = os.environ.get("WORLD_SIZE", "1")
+    return int(told) if "LOCAL_RANK" in os.environ and told.isdigit() else 1
 
 
 def is_main_process() -> bool:
     """Whether this process is rank 0 (or the only one), told from the launcher's environment."""
-    return os.environ.get("RANK", "0") == "0"
+    return launched_processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def progress(

@@ -73,9 +73,9 @@ def write_store(
     text_hash_N = text_hashes(texts)
     wanted = Manifest(space, dtype, key, content_sha256(ids, text_hash_N), ())
     partial = folder.with_name(folder.name + ".partial")
-    if (folder / "manifest.json").is_file() and Manifest.read(folder).sha256 == wanted.sha256:
+    if (folder / "manifest.json").is_file() and (whole := _whole(folder, wanted)) is not None:
         shutil.rmtree(partial, ignore_errors=True)  # what was begun for other content
-        return VectorStore.open(folder)
+        return whole
     partial.mkdir(parents=True, exist_ok=True)
     writer = _ShardWriter(partial, wanted, encode, f"embed {folder.name}")
     shards = writer.write(ids, texts, text_hash_N, shard_rows)
@@ -85,6 +85,16 @@ def write_store(
         _take_place(partial, folder)
     wait_for_all()
     return VectorStore.open(folder)
+
+
+def _whole(folder: Path, wanted: Manifest) -> VectorStore | None:
+    """The store in ``folder``, if it is the wanted one to the last byte. One that is damaged is written anew."""
+    try:
+        if Manifest.read(folder).sha256 == wanted.sha256:
+            return VectorStore.open(folder, verify=True)
+    except InputError as error:
+        logger.warning("%s is damaged and written anew: %s", folder, error.problems[0].what)
+    return None
 
 
 def update_store(

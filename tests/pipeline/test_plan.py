@@ -166,6 +166,10 @@ def test_a_batch_that_can_t_be_shared_out_is_refused_before_any_step(path: Path)
         ("fsdp_config: {gradient_accumulation_steps: 4}", "sets gradient_accumulation_steps"),
         ("[1, 2]", "no mapping"),
         ("a: [", "not readable as YAML"),
+        ("num_processes: two", "num_processes is no number"),
+        ("num_machines: '2'", "num_machines is no number"),
+        ("num_machines: null", "num_machines is no number"),
+        ("num_processes: -1", "num_processes is no number"),
     ],
 )
 def test_an_accelerate_file_that_would_change_what_the_recipe_says_is_refused(

@@ -349,6 +349,11 @@ def test_a_verb_stops_without_the_processes_that_it_was_asked_for(
     two = recipe.model_copy(update={"launch": recipe.launch.model_copy(update={"processes": 2})})
     with pytest.raises(InputError, match=r"does not see the processes(.|\n)*1 running(.|\n)*2"):
         run_verb(two, tmp_path / "out", "teacher")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # what a scheduler sets in a pod says nothing of how we were started
+    with pytest.raises(InputError, match="needs data"):
+        run_verb(recipe, tmp_path / "out", "teacher")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(InputError, match=r"does not see the processes(.|\n)*2 running(.|\n)*1"):
         run_verb(recipe, tmp_path / "out", "teacher")
+    with pytest.raises(InputError, match="starts its steps' processes itself"):
+        run_recipe(recipe, tmp_path / "out", last="data")

@@ -21,6 +21,7 @@ from harness.runtime.process import (
     folder_lock,
     folder_sha256,
     is_main_process,
+    launched_processes,
     progress,
     read_json,
     remove_folder,
@@ -325,17 +326,33 @@ def test_progress_yields_everything_and_is_silent_off_a_terminal(capsys: pytest.
     assert (captured.out, captured.err) == ("", "")
 
 
-@pytest.mark.parametrize(("rank", "main"), [(None, True), ("0", True), ("1", False)])
-def test_the_main_process_is_rank_0(monkeypatch: pytest.MonkeyPatch, rank: str | None, main: bool) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("RANK", rank)
-    assert is_main_process() is main
+def _launch(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes", "main"),
+    [
+        ({}, 1, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 2, True),
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 2, False),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, 1, True),  # a scheduler's pod: no launcher started us
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "abc"}, 1, True),
+    ],
+)
+def test_what_a_launcher_started(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], processes: int, main: bool
+) -> None:
+    _launch(monkeypatch, **variables)
+    assert (launched_processes(), is_main_process()) == (processes, main)
 
 
 def test_progress_is_silent_on_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("RANK", "1")
+    _launch(monkeypatch, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
     assert progress([1], what="encode").disable is True
     monkeypatch.setenv("RANK", "0")
     assert not progress([1], what="encode").disable
