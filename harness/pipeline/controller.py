@@ -273,8 +273,8 @@ def run_recipe(
             *(functools.partial(controller.todo, [step]) for step in kept),
             *(functools.partial(controller.old_checkpoints, step) for step in kept if step.trains),
         )
+        clear_leftovers(folder)  # before room is looked for
         controller.foresee(steps, forced)
-        clear_leftovers(folder)
         controller.forget_dropped_steps()
         controller.manifest.forget([step.name for step in steps if step.name in forced])
         dump_recipe(recipe, folder.recipe)

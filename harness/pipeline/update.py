@@ -21,7 +21,7 @@ from harness.pipeline.checks import check_data
 from harness.pipeline.controller import Controller
 from harness.pipeline.folder import RunFolder, clear_leftovers, signature
 from harness.pipeline.launch import alone_in
-from harness.pipeline.plan import embedded_kinds, keys
+from harness.pipeline.plan import embedded_kinds, keys, plan
 from harness.pipeline.sources import READ_AGAIN, sources_so_far
 from harness.pipeline.stop import signals
 from harness.recipe import Recipe, dump_recipe, load_recipe
@@ -49,7 +49,8 @@ def update_documents(recipe: Recipe, output: Path) -> dict[str, Any] | None:
         {"documents": {"stay", "encoded", "leave"}, ...} by store; None: no file had changed.
 
     Raises:
-        InputError: nothing is embedded yet; more than files changed; the new data can't be used.
+        InputError: nothing is embedded yet; more than files changed; the new data can't be used; a training that was
+            begun with the old documents is unfinished.
     """
     folder = RunFolder(output)
     if launched_processes() > 1:
@@ -67,6 +68,7 @@ def update_documents(recipe: Recipe, output: Path) -> dict[str, Any] | None:
                     manifest.steps[step]["sources"] = sources.get(step)
                 manifest.write()
             return None
+        _refuse_unfinished_training(controller)
         from harness.pipeline.context import Run
 
         run = Run(recipe, folder, controller.keys, stop)
@@ -115,6 +117,28 @@ def _require_done(controller: Controller) -> dict[str, str]:
         raise StaleArtefactError(Problem(f"files of {', '.join(lost)} are missing", where=str(folder.root),
                                          next="restore them; or the data files, and then: harness run RECIPE"))
     return current
+
+
+def _refuse_unfinished_training(controller: Controller) -> None:
+    """A training can't go on with other documents than it began with.
+
+    Raises:
+        InputError: naming every stage that was begun and not finished.
+    """
+    problems = []
+    for step in plan(controller.recipe):
+        try:
+            if step.trains:
+                controller.old_checkpoints(step)
+        except StaleArtefactError as error:
+            folder = error.problems[0].where
+            problems.append(
+                Problem(f"the training of step {step.name!r} is unfinished, and goes on with no other documents",
+                        where=folder, next=f"put the data files back and finish it (harness run RECIPE --to "
+                        f"{step.name}), then update; or give it up: delete {folder}, then update")
+            )  # fmt: skip
+    if problems:
+        raise InputError(problems)
 
 
 def _more_changed(controller: Controller, missing: list[str]) -> Problem:

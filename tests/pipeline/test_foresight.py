@@ -221,3 +221,12 @@ def test_damaged_data_is_named_and_not_read_where_it_is_made_anew(tmp_path: Path
     foresee(recipe, folder, ["data", "teacher"])
     dump_recipe(recipe, folder.recipe)
     check_recipe(recipe, output=folder.root)
+
+
+def test_what_a_killed_run_left_takes_no_room(
+    tmp_path: Path, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "out" / ".index.77.ab.tmp"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(foresight, "free_disk", lambda path: 0 if left.exists() else 10**12)
+    assert run_recipe(_recipe(tmp_path, tree), tmp_path / "out", last="data")[1] == ["data"]

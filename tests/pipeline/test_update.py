@@ -222,6 +222,23 @@ def test_a_stage_trained_after_an_update_uses_the_new_documents(
     assert b"new-" in negatives and run_recipe(changed, out)[1] == []
 
 
+def test_an_unfinished_training_is_finished_or_given_up_before_an_update(
+    out: Path, recipe: Recipe, corpus: Corpus
+) -> None:
+    manifest = Manifest(RunFolder(out))
+    manifest.forget([step for step in manifest.steps if step in ("align", "refine", "export", "evaluate", "report")])
+    before = folder_sha256(out)
+    corpus.change(turn_over)
+    with pytest.raises(InputError, match=r"the training of step 'align' is unfinished[\s\S]*--to align") as caught:
+        update_documents(recipe, out)
+    assert folder_sha256(out) == before
+    for problem in caught.value.problems:  # given up, as it says
+        assert f"delete {problem.where}" in str(problem.next)
+        shutil.rmtree(problem.where or "")
+    assert update_documents(recipe, out)
+    assert {"align", "refine"} <= set(run_recipe(recipe, out)[1])
+
+
 def test_updates_follow_one_another(out: Path, recipe: Recipe, corpus: Corpus, tmp_path: Path) -> None:
     corpus.change(turn_over)
     update_documents(recipe, out)
@@ -386,6 +403,30 @@ def test_what_was_trained_on_never_becomes_a_test(tmp_path: Path) -> None:
     assert not {r.id for r in old["select"]} & {r.id for r in load_dataset(tmp_path / "kept").splits["report"]}
     everything = {r.id for records in load_dataset(tmp_path / "kept").splits.values() for r in records}
     assert everything == set(ids.values()) - {ids[f"ask {n}"] for n in range(5) if n % 3}
+
+
+def test_a_query_trained_on_before_two_updates_is_no_test_and_its_text_is_told_of(tmp_path: Path) -> None:
+    recipe, out = _short(tmp_path), tmp_path / "out"
+    run_recipe(recipe, out, last="embed")
+    train, test = (tmp_path / "data" / "qrels" / f"{name}.tsv" for name in ("train", "test"))
+    lines = train.read_text().splitlines(keepends=True)
+    query = lines[1].split("\t")[0]
+    own = [line for line in lines if line.startswith(f"{query}\t")]
+    train.write_text("".join(line for line in lines if line not in own))
+    assert update_documents(recipe, out)
+    asked = tmp_path / "data" / "queries.jsonl"
+    (text,) = (line["text"] for line in _lines(asked) if line["_id"] == query)
+    write_jsonl(asked, [*_lines(asked), {"_id": "again", "text": text, "lang": "aa", "group": "g-again"}])
+    with test.open("a") as stream:
+        stream.writelines([*own, own[0].replace(query, "again")])
+    assert update_documents(recipe, out)
+    assert query not in (out / "data" / "qrels" / "test.tsv").read_text()
+    run_recipe(recipe, out)
+    results = read_json(out / "results.json")
+    count = results["sets"]["test"]["queries"]
+    assert results["sets"]["test"]["shared_with_train"] == {"texts": 1, "groups": 0}
+    assert any(warning.startswith(f"1 of {count} queries of test") for warning in results["warnings"])
+    assert "are asked, word for word, in training too" in (out / "report.md").read_text()
 
 
 def test_a_space_is_kept(out: Path, recipe: Recipe, corpus: Corpus) -> None:
