@@ -51,7 +51,7 @@ HEAD = ["positive", "known"]
         ({"margin": 0.25}, 0.875, ["margin", "margin", "", "", "", ""]),  # below, not at: .625 falls
         ({"margin": 0}, 0.625, ["margin", "margin", "", "", "", ""]),
         ({"share": 0.5}, 0.5, ["share", "share", "share", "share", "", ""]),  # .25 is not below half of .5
-        ({"share": 0.5}, -0.125, ["share"] * 5 + [""]),  # below -.1875, not below -.0625
+        ({"share": 0.5}, -0.375, ["share"] * 6),  # below -.5625: half as far again, not -.1875
         ({"share": 0.5, "margin": 0}, np.inf, ["", "", "", "", "", ""]),  # no positive, no margin
         ({"skip": 1, "max_score": 0.5, "margin": 0.5, "share": 0.25, "min_score": 0}, 0.875,
          ["rank", "max_score", "margin", "share", "", "min_score"]),
