@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
+from harness.evaluation.per_query import PerQuery
 from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.search import search_run
 from harness.recipe import Recipe, load_recipe
@@ -203,6 +204,40 @@ def test_a_foreign_student_is_refused(whole: tuple[Path, Path], tmp_path: Path) 
     manifest.write()
     with pytest.raises(StaleArtefactError, match="query_prompt"):
         search_run(out, "baba", 3)
+
+
+def test_an_evaluation_is_of_the_weights_that_lie_there(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    """A stage that is forced to run again keeps its key and may get other weights (another device, more processes)."""
+    import shutil
+
+    from harness.pipeline.folder import Manifest, RunFolder, signature
+
+    out = Path(shutil.copytree(whole[1], tmp_path / "out"))
+    told = {name: PerQuery.load(out / "evaluations" / name / "test") for name in ("student-aligned", "student-refined")}
+    student = out / "student" / "refined"
+    shutil.copy(out / "student" / "aligned" / "model.safetensors", student)
+    manifest = Manifest(RunFolder(out))
+    manifest.steps["refine"]["outputs"] = signature([student], out)
+    manifest.write()
+    _, ran = run_recipe(load_recipe(whole[0]), out, first="evaluate")
+    assert ran == ["evaluate", "report"]
+    found = PerQuery.load(out / "evaluations" / "student-refined" / "test")
+    assert found.hits == told["student-aligned"].hits != told["student-refined"].hits
+
+
+def test_a_damaged_evaluation_is_made_again_when_asked_for(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    import shutil
+
+    out = Path(shutil.copytree(whole[1], tmp_path / "out"))
+    table = out / "evaluations" / "student-refined" / "test" / "per_query.parquet"
+    vectors = out / "evaluations" / "teacher" / "test" / "query_vectors.npy"
+    before = table.read_bytes(), vectors.read_bytes()
+    for path, content in zip((table, vectors), before, strict=True):
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(StaleArtefactError, match=r"per_query\.parquet(.|\n)*--from evaluate"):
+        run_recipe(load_recipe(whole[0]), out)
+    run_recipe(load_recipe(whole[0]), out, first="evaluate")
+    assert (table.read_bytes(), vectors.read_bytes()) == before
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:

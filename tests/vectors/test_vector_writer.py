@@ -37,6 +37,20 @@ def test_the_same_content_is_returned_without_encoding_and_anything_else_is_not(
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+def test_a_damaged_store_is_written_anew_and_not_reused(tmp_path: Path) -> None:
+    """Of the right size and time, found only by reading it: what claims to be done may not be trusted."""
+    ids, texts = toy_rows(20)
+    store = write_store(tmp_path / "store", ids, texts, toy_encode, toy_space(), shard_rows=8)
+    expected_ND, path = store.vectors(), tmp_path / "store" / "shard-00001.npy"
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = write_store(tmp_path / "store", ids, texts, toy_encode, toy_space(), shard_rows=8)
+    np.testing.assert_array_equal(again.vectors(), expected_ND)
+    VectorStore.open(tmp_path / "store", verify=True)
+
+
 def test_encode_sees_windows_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "WINDOW", 3)
     sizes = []
