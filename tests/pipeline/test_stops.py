@@ -130,7 +130,7 @@ def test_ctrl_c_in_a_terminal(recipe: Path, uninterrupted: Path, tmp_path: Path)
         told = process.stdout.read()
         code = process.wait(timeout=60)
     assert code == 1 and "Traceback" not in told and "the same command goes on" in told, told
-    assert time.monotonic() - started < 2 * SECONDS
+    assert time.monotonic() - started < 6 * SECONDS  # Python may still be importing torch, on a machine with other load
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert differences(uninterrupted, out) == []
