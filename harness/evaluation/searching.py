@@ -67,6 +67,7 @@ def judge(
     within: bool,
 ) -> PerQuery:
     """All metrics of every query, with its hits."""
+    depth = min(depth, max(len(documents), 100))  # no more hits than documents, but as many as metrics look at
     score_QK, row_QK = search(index, query_QD, records, depth, within)
     return PerQuery(
         ids=[record.id for record in records],

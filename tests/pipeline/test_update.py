@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.data.prepare import load_dataset, prepare_data
 from harness.encoders.folder import open_encoder
+from harness.evaluation.per_query import PerQuery
 from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.folder import Manifest, RunFolder
 from harness.pipeline.search import search_run
@@ -427,6 +428,14 @@ def test_a_query_trained_on_before_two_updates_is_no_test_and_its_text_is_told_o
     assert results["sets"]["test"]["shared_with_train"] == {"texts": 1, "groups": 0}
     assert any(warning.startswith(f"1 of {count} queries of test") for warning in results["warnings"])
     assert "are asked, word for word, in training too" in (out / "report.md").read_text()
+
+
+def test_a_depth_beyond_all_documents_gives_all_of_them(tmp_path: Path) -> None:
+    evaluate = {"systems": ["teacher"], "resamples": 100, "depth": 100_000_000}
+    recipe = _short(tmp_path, refine=None, export=None, evaluate=evaluate)
+    run_recipe(recipe, tmp_path / "out", last="evaluate")
+    found = PerQuery.load(tmp_path / "out" / "evaluations" / "teacher" / "report")
+    assert {len(hits) for hits in found.hits} == {120}
 
 
 def test_a_space_is_kept(out: Path, recipe: Recipe, corpus: Corpus) -> None:
