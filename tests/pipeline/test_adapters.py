@@ -59,8 +59,9 @@ def out(zygote: Zygote, recipe: Path) -> Path:
     return out
 
 
-def test_it_ends_as_if_it_had_not_been_stopped(recipe: Path, out: Path, tmp_path: Path) -> None:
-    run_recipe(load_recipe(recipe), tmp_path / "whole")
+def test_it_ends_as_if_it_had_not_been_stopped(zygote: Zygote, recipe: Path, out: Path, tmp_path: Path) -> None:
+    ended = zygote.run(["run", str(recipe), "--output", str(tmp_path / "whole")], tmp_path / "whole")
+    assert ended.code == 0, ended.log
     assert differences(tmp_path / "whole", out) == [] and partial_artefacts(out) == []
 
 
