@@ -33,25 +33,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def require_processes(wanted: int) -> None:
-    """Stop when the launcher did not start the processes that were asked for (it may start one, in silence).
-
-    Raises:
-        InputError: naming both numbers.
-    """
-    seen = int(os.environ.get("WORLD_SIZE", "1"))
-    if seen != wanted:
-        raise InputError(
-            Problem(
-                "the number of processes is not the one asked for",
-                where="launch.processes",
-                got=f"{seen} running",
-                allowed=f"{wanted}",
-                next="start it with `harness run`, or under `accelerate launch` with a file of recipes/accelerate/",
-            )
-        )
-
-
 def join_processes(device: torch.device) -> None:
     """Meet the other processes that the launcher started; nothing to do when alone, or when met already."""
     if launched_processes() > 1 and not dist.is_initialized():

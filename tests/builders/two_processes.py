@@ -39,7 +39,6 @@ from harness.runtime.distributed import (
     gather,
     join_processes,
     rank,
-    require_processes,
     seed_step,
     world_size,
 )
@@ -155,7 +154,6 @@ def main(folder: Path) -> None:
         name = f"{loss}-{cached}"
         answers[name], found = loss_gradients(loss, cached, toy)
         save_file(found, folder / f"{name}-{rank()}.safetensors")
-    answers["count"] = [outcome(lambda wanted=wanted: require_processes(wanted)) for wanted in (1, 2, 3)]
     answers["random"] = [random_numbers(step) for step in (3, 4, 3)]
     calls = iter(range(2))
     in_third_step_of_second = lambda: rank() == 1 and next(calls, None) is None  # noqa: E731

@@ -128,15 +128,6 @@ def test_a_whole_training_by_two_processes_is_that_of_one(both: Path, toy: Toy, 
         assert "loss" not in one or one == pytest.approx(other, rel=1e-4)
 
 
-def test_another_number_of_processes_than_asked_for_is_refused(both: Path) -> None:
-    for answer in answers(both):
-        alone, right, more = answer["count"]
-        assert right["kind"] == ""
-        for refused, wanted in ((alone, 1), (more, 3)):
-            assert refused["kind"] == "InputError"
-            assert "got: 2 running" in refused["text"] and f"allowed: {wanted}" in refused["text"]
-
-
 def test_a_batch_that_two_can_not_share_is_refused(both: Path) -> None:
     assert all("multiple of 2" in answer["odd"]["text"] for answer in answers(both))
 
