@@ -4,6 +4,7 @@ Every key has a type, a range and a default; an unknown key is refused with the 
 that can't work are refused with the reason. ``load_recipe`` lists all problems together.
 """
 
+from harness.recipe.data_settings import Columns, DataSettings, QrelsNames, Texts
 from harness.recipe.impossible import impossible, impossible_with
 from harness.recipe.reading import (
     apply_overrides,
@@ -13,13 +14,11 @@ from harness.recipe.reading import (
     unedited,
     validate_recipe,
 )
+from harness.recipe.section import SYSTEMS, Metric, Pooling, Section, SetName, System, TextKind
 from harness.recipe.settings import (
-    SYSTEMS,
     AlignSettings,
     Bars,
     BenchSettings,
-    Columns,
-    DataSettings,
     DocumentSettings,
     EmbedSettings,
     EncoderSettings,
@@ -29,23 +28,15 @@ from harness.recipe.settings import (
     LayerRule,
     LoraSettings,
     LossSettings,
-    Metric,
     MineSections,
     MineSettings,
     ModelScores,
-    Pooling,
     Prompts,
-    QrelsNames,
     Recipe,
     RefineSettings,
     ReportSettings,
-    Section,
-    SetName,
     StudentSettings,
-    System,
     TeacherSettings,
-    TextKind,
-    Texts,
     TrackingSettings,
     TrainingSettings,
     VectorFiles,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from harness.recipe.settings import DataSettings, LossSettings, MineSettings, Recipe
+from harness.recipe.data_settings import DataSettings
+from harness.recipe.settings import LossSettings, MineSettings, Recipe
 
 
 def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:

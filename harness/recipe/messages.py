@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.recipe.settings import Recipe, Section
+from harness.recipe.section import Section
+from harness.recipe.settings import Recipe
 from harness.runtime.errors import Problem
 
 Key = tuple[int | str, ...]

@@ -2,114 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1)]
-Pooling = Literal["mean", "cls", "lasttoken"]
-TextKind = Literal["queries", "documents", "unlabelled"]
-SetName = Literal["select", "report", "test"]
-Metric = Literal["P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100"]
-SYSTEMS = ("teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined")
-System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined"]
-
-
-_ADDED: dict[str, Any] = {"added": True}
-
-
-def added(default: Any) -> Any:
-    """The default of a setting that earlier versions did not have, and that leaves what they did.
-
-    At its default it stays out of step keys: a run that was made before is still the run of its recipe.
-    """
-    return Field(default, json_schema_extra=_ADDED)
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, a number in quotes is not a number, values don't change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-    def keyed(self) -> dict[str, Any]:
-        """What step keys are made of: all settings as plain data, but for ``added`` ones that are at their default."""
-        tree = self.model_dump(mode="json")
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if isinstance(value, Section):
-                tree[name] = value.keyed()
-            if field.json_schema_extra == _ADDED and value == field.default:
-                del tree[name]
-        return tree
-
-
-# -------------------------------------------------------------------------------------------------------- data
-
-
-class Texts(Section):
-    """A file of unlabelled query texts: one a line (``.txt``), or JSONL / Parquet with ``text`` and ``lang``."""
-
-    path: Name
-    language: str | None = None
-
-
-class Columns(Section):
-    """The names of the columns in a pairs file or a Hugging Face data set.
-
-    ``positive`` holds a text or a list of texts. ``negatives`` is a list; under another name, as in data sets of
-    triplets (``negatives: negative``), a text stands for one negative.
-    """
-
-    query: Name = "query"
-    positive: Name = "positive"
-    negatives: Name = "negatives"
-    language: Name = "lang"
-    score: Name = "score"
-    weight: Name = "weight"
-    group: Name = "group"
-
-
-class QrelsNames(Section):
-    """Which qrels file (without ``.tsv``) plays which part; ``test`` may be absent."""
-
-    train: Name = "train"
-    dev: Name = "dev"
-    test: str | None = "test"
-
-
-class DataSettings(Section):
-    """Where texts come from and how they are split and grouped.
-
-    ``source``: ``emoji`` (built from the installed package), ``beir`` (a folder), ``pairs`` (JSONL or Parquet files of
-    query, positive, negatives, lang, score, weight, group) or ``huggingface`` (a data set id, read as pairs).
-    """
-
-    source: Literal["emoji", "beir", "pairs", "huggingface"]
-    path: str | list[Name] | None = None
-    dev_path: str | list[Name] | None = None
-    dataset: str | None = None
-    subset: str | None = None
-    dataset_split: Name = "train"
-    revision: str | None = None
-    columns: Columns = Columns()
-    qrels: QrelsNames = QrelsNames()
-    hold_out: Share = 0.1
-    select_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    languages: Annotated[list[Name], Field(min_length=1)] | None = None
-    group: str | None = None
-    search_within: Literal["lang"] | None = None
-    equivalent: str | None = None
-    unlabelled: list[Texts] = []
-    language_temperature: Annotated[float, Field(ge=0, le=1)] = 1.0
-    max_unknown_share: Share = 0.02
-    on_error: Literal["stop", "skip"] = "stop"
-
+from harness.recipe.data_settings import DataSettings
+from harness.recipe.section import (
+    Count,
+    Finite,
+    Metric,
+    Name,
+    NonNegativeFloat,
+    Pooling,
+    Positive,
+    PositiveFloat,
+    Section,
+    SetName,
+    Share,
+    System,
+    TextKind,
+    added,
+)
 
 # ---------------------------------------------------------------------------------------------------- training
 

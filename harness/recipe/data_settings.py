@@ -1,0 +1,68 @@
+"""The section ``data`` of a recipe: where texts come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from harness.recipe.section import Name, Section, Share
+
+
+class Texts(Section):
+    """A file of unlabelled query texts: one a line (``.txt``), or JSONL / Parquet with ``text`` and ``lang``."""
+
+    path: Name
+    language: str | None = None
+
+
+class Columns(Section):
+    """The names of the columns in a pairs file or a Hugging Face data set.
+
+    ``positive`` holds a text or a list of texts. ``negatives`` is a list; under another name, as in data sets of
+    triplets (``negatives: negative``), a text stands for one negative.
+    """
+
+    query: Name = "query"
+    positive: Name = "positive"
+    negatives: Name = "negatives"
+    language: Name = "lang"
+    score: Name = "score"
+    weight: Name = "weight"
+    group: Name = "group"
+
+
+class QrelsNames(Section):
+    """Which qrels file (without ``.tsv``) plays which part; ``test`` may be absent."""
+
+    train: Name = "train"
+    dev: Name = "dev"
+    test: str | None = "test"
+
+
+class DataSettings(Section):
+    """Where texts come from and how they are split and grouped.
+
+    ``source``: ``emoji`` (built from the installed package), ``beir`` (a folder), ``pairs`` (JSONL or Parquet files of
+    query, positive, negatives, lang, score, weight, group) or ``huggingface`` (a data set id, read as pairs).
+    """
+
+    source: Literal["emoji", "beir", "pairs", "huggingface"]
+    path: str | list[Name] | None = None
+    dev_path: str | list[Name] | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    dataset_split: Name = "train"
+    revision: str | None = None
+    columns: Columns = Columns()
+    qrels: QrelsNames = QrelsNames()
+    hold_out: Share = 0.1
+    select_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    languages: Annotated[list[Name], Field(min_length=1)] | None = None
+    group: str | None = None
+    search_within: Literal["lang"] | None = None
+    equivalent: str | None = None
+    unlabelled: list[Texts] = []
+    language_temperature: Annotated[float, Field(ge=0, le=1)] = 1.0
+    max_unknown_share: Share = 0.02
+    on_error: Literal["stop", "skip"] = "stop"

@@ -1,0 +1,49 @@
+"""What the sections of a recipe are made of: strictness, ranges, and settings that came later."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+Pooling = Literal["mean", "cls", "lasttoken"]
+TextKind = Literal["queries", "documents", "unlabelled"]
+SetName = Literal["select", "report", "test"]
+Metric = Literal["P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100"]
+SYSTEMS = ("teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined")
+System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined"]
+
+
+_ADDED: dict[str, Any] = {"added": True}
+
+
+def added(default: Any) -> Any:
+    """The default of a setting that earlier versions did not have, and that leaves what they did.
+
+    At its default it stays out of step keys: a run that was made before is still the run of its recipe.
+    """
+    return Field(default, json_schema_extra=_ADDED)
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, a number in quotes is not a number, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    def keyed(self) -> dict[str, Any]:
+        """What step keys are made of: all settings as plain data, but for ``added`` ones that are at their default."""
+        tree = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                tree[name] = value.keyed()
+            if field.json_schema_extra == _ADDED and value == field.default:
+                del tree[name]
+        return tree
