@@ -25,9 +25,11 @@ from harness.data.records import Dataset
 from harness.data.sampling import language_shares
 from harness.pipeline.checks import check_data, check_models, check_surroundings, trainings, unknown_shares
 from harness.pipeline.folder import RunFolder, refuse_foreign_folder, refuse_unwritable_folder
-from harness.pipeline.foresight import Counts, Model, Need, counts_of, judge, models_of, needs, peak, size_text
+from harness.pipeline.foresight import judge
 from harness.pipeline.launch import check_launch
+from harness.pipeline.needs import Need, needs, peak, size_text
 from harness.pipeline.plan import plan
+from harness.pipeline.sizes import Counts, Model, counts_of, models_of
 from harness.pipeline.sources import input_paths, sources_of
 from harness.recipe import Recipe
 from harness.runtime.errors import gather_problems

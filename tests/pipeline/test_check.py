@@ -15,7 +15,8 @@ from harness.encoders.chain import describe_folder
 from harness.pipeline import checks
 from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import run_recipe
-from harness.pipeline.foresight import Model, activation_bytes
+from harness.pipeline.needs import activation_bytes
+from harness.pipeline.sizes import Model
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
-from harness.pipeline import foresight
+from harness.pipeline import foresight, machine
 from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import run_recipe
 from harness.pipeline.folder import RunFolder
-from harness.pipeline.foresight import Counts, Model, counts_of, foresee, models_of, needs, size_text
+from harness.pipeline.foresight import foresee
+from harness.pipeline.needs import needs, size_text
 from harness.pipeline.plan import plan
+from harness.pipeline.sizes import Counts, Model, counts_of, models_of
 from harness.recipe import Recipe, dump_recipe, load_recipe
 from harness.runtime.errors import InputError, StaleArtefactError
 
@@ -130,17 +132,17 @@ def test_what_a_gpu_holds_is_not_asked_of_the_machine(
 
 
 def test_the_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = foresight.total_memory()
+    whole = machine.total_memory()
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "above").write_text("123456789\n")
-    monkeypatch.setattr(foresight, "_limit_files", lambda: [tmp_path / "memory.max", tmp_path / "none"])
-    assert foresight.total_memory() >= whole
-    monkeypatch.setattr(foresight, "_limit_files", lambda: [tmp_path / "memory.max", tmp_path / "above"])
-    assert foresight.total_memory() == 123456789
+    monkeypatch.setattr(machine, "_limit_files", lambda: [tmp_path / "memory.max", tmp_path / "none"])
+    assert machine.total_memory() >= whole
+    monkeypatch.setattr(machine, "_limit_files", lambda: [tmp_path / "memory.max", tmp_path / "above"])
+    assert machine.total_memory() == 123456789
 
 
 def test_free_disk_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
-    assert foresight.free_disk(tmp_path / "a" / "b" / "c") > 0
+    assert machine.free_disk(tmp_path / "a" / "b" / "c") > 0
 
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1500, "1.5 KB"), (25e9, "25 GB"), (3.2e15, "3200 TB")])
