@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from harness.data.prepare import load_dataset, prepare_data
 from harness.pipeline.checks import check_data, check_models
 from harness.pipeline.controller import run_recipe
-from harness.pipeline.needs import needs
-from harness.pipeline.sizes import Counts, Model
 from harness.pipeline.launch import check_launch
+from harness.pipeline.needs import needs
 from harness.pipeline.plan import keys
+from harness.pipeline.sizes import Counts, Model
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError
 
