@@ -4,7 +4,7 @@ Every key has a type, a range and a default; an unknown key is refused with the 
 that can't work are refused with the reason. ``load_recipe`` lists all problems together.
 """
 
-from harness.recipe.data_settings import Columns, DataSettings, QrelsNames, Texts
+from harness.recipe.data_settings import Columns, DataSettings, QrelsNames, StreamSettings, Texts
 from harness.recipe.impossible import impossible, impossible_with
 from harness.recipe.reading import (
     apply_overrides,
@@ -14,7 +14,7 @@ from harness.recipe.reading import (
     unedited,
     validate_recipe,
 )
-from harness.recipe.section import SYSTEMS, Metric, Pooling, Section, SetName, System, TextKind
+from harness.recipe.section import SYSTEMS, Metric, Pooling, Prompts, Section, SetName, System, TextKind
 from harness.recipe.settings import (
     AlignSettings,
     Bars,
@@ -31,7 +31,6 @@ from harness.recipe.settings import (
     MineSections,
     MineSettings,
     ModelScores,
-    Prompts,
     Recipe,
     RefineSettings,
     ReportSettings,
@@ -70,6 +69,7 @@ __all__ = [
     "SYSTEMS",
     "Section",
     "SetName",
+    "StreamSettings",
     "StudentSettings",
     "System",
     "TeacherSettings",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.recipe.section import Name, Section, Share
+from harness.recipe.section import Name, PositiveFloat, Prompts, Section, Share, added
 
 
 class Texts(Section):
@@ -40,11 +40,39 @@ class QrelsNames(Section):
     test: str | None = "test"
 
 
+class StreamSettings(Section):
+    """A log too large for memory: Parquet and JSONL files, read as they are needed and tokenised once.
+
+    ``path``: a folder of such files, a glob, a file, or a list of those. ``query``, ``positive``: the columns of a
+    query and of a text that answers it; without ``positive`` there are queries alone. ``context``: the column of what
+    only the teacher's query side sees (``teacher.context``). ``language``: in every row or in none, or
+    ``default_language`` stands in. ``weight``: drawn as if it had so many rows (null: as many as it has). ``prompts``:
+    of this data set. ``deduplicate``: of rows equal in all texts and the language only the first counts. ``skip_bad``:
+    leave unreadable rows out, which are an error otherwise.
+    """
+
+    path: Name | Annotated[list[Name], Field(min_length=1)]
+    query: Name = "query"
+    positive: Name | None = None
+    context: Name | None = None
+    language: Name = "lang"
+    default_language: Name | None = None
+    weight: PositiveFloat | None = None
+    prompts: Prompts = Prompts()
+    deduplicate: bool = True
+    skip_bad: bool = False
+
+
+StreamName = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+
+
 class DataSettings(Section):
     """Where texts come from and how they are split and grouped.
 
     ``source``: ``emoji`` (built from the installed package), ``beir`` (a folder), ``pairs`` (JSONL or Parquet files of
     query, positive, negatives, lang, score, weight, group) or ``huggingface`` (a data set id, read as pairs).
+
+    ``streams``: logs too large for memory, by name; ``one_stream_per_batch``: a batch's rows all come from one of them.
     """
 
     source: Literal["emoji", "beir", "pairs", "huggingface"]
@@ -66,3 +94,5 @@ class DataSettings(Section):
     language_temperature: Annotated[float, Field(ge=0, le=1)] = 1.0
     max_unknown_share: Share = 0.02
     on_error: Literal["stop", "skip"] = "stop"
+    streams: dict[StreamName, StreamSettings] = added({})
+    one_stream_per_batch: bool = added(False)

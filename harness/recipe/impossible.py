@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from harness.recipe.data_settings import DataSettings
+from harness.recipe.section import Prompts
 from harness.recipe.settings import LossSettings, MineSettings, Recipe
 
 
 def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Combinations that can't work, as (key, reason, what to do)."""
     found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_loss(recipe)]
-    found += _impossible_stages(recipe)
+    found += [*_impossible_stages(recipe), *_impossible_streams(recipe), *_impossible_targets(recipe)]
+    found += _not_wired(recipe)
     for name, mine in (("mine.base", recipe.mine.base), ("mine.refine", recipe.mine.refine)):
         found += _impossible_mining(name, mine) if mine else []
     if recipe.student.dimension is not None:
@@ -18,6 +20,7 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
         )
     lists = {
         "data.languages": recipe.data.languages, "align.texts": recipe.align and recipe.align.texts,
+        "align.streams": recipe.align and recipe.align.streams, "teacher.streams": recipe.teacher.streams,
         "student.layers": recipe.student.layers, "evaluate.systems": recipe.evaluate.systems,
         "evaluate.sets": recipe.evaluate.sets, "bench.systems": recipe.bench and recipe.bench.systems,
     }  # fmt: skip
@@ -105,67 +108,134 @@ def _impossible_data(data: DataSettings) -> list[tuple[str, str, str]]:
 
 
 def _impossible_models(recipe: Recipe) -> list[tuple[str, str, str]]:
-    teacher, student, found = recipe.teacher, recipe.student, []
+    return [*_impossible_training(recipe), *_impossible_given(recipe), *_impossible_student(recipe)]
+
+
+def _impossible_training(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What the teacher's training lacks, or is told though there is none."""
+    teacher, found = recipe.teacher, []
     if teacher.train and teacher.training is None:
-        found.append(
-            (
-                "teacher.training",
-                "a teacher that is trained needs a training section",
-                "add teacher.training, or set teacher.train: false",
-            )
-        )
-    if teacher.train and recipe.documents.vectors:
-        found.append(
-            (
-                "documents.vectors",
-                "existing document vectors fix the teacher: training would move its space",
-                "set teacher.train: false",
-            )
-        )
-    if teacher.model is None and not (recipe.documents.vectors and teacher.query_vectors):
-        found.append(
-            (
-                "teacher.model",
-                "without teacher weights, both its document and its query vectors must be given",
-                "name teacher.model, or give documents.vectors and teacher.query_vectors",
-            )
-        )
+        found.append(("teacher.training", "a teacher that is trained needs a training section",
+                      "add teacher.training, or set teacher.train: false"))  # fmt: skip
     if teacher.lora and not teacher.train:
         found.append(("teacher.lora", "adapters are to be trained, but the teacher is not", "remove it"))
     if teacher.model is None and teacher.train:
         found.append(("teacher.train", "there is no model to train", "set teacher.train: false"))
-    if teacher.query_vectors and recipe.align and recipe.align.texts != ["queries"]:
+    if teacher.hard_negatives and not recipe.mine.base and recipe.data.source == "emoji":
+        found.append(("teacher.hard_negatives",
+                      "there are no negatives: emoji carries none and mine.base is absent",
+                      "add mine.base, or set teacher.hard_negatives: 0"))  # fmt: skip
+    if recipe.mine.base and not teacher.train:
+        found.append(("mine.base", "negatives for the teacher's training, but the teacher is not trained", "remove it"))
+    return found
+
+
+def _impossible_given(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Given vectors that do not fit the rest."""
+    teacher, found = recipe.teacher, []
+    if teacher.train and recipe.documents.vectors:
+        found.append(("documents.vectors",
+                      "existing document vectors fix the teacher: training would move its space",
+                      "set teacher.train: false"))  # fmt: skip
+    if teacher.model is None and not (recipe.documents.vectors and teacher.query_vectors):
+        found.append(("teacher.model",
+                      "without teacher weights, both its document and its query vectors must be given",
+                      "name teacher.model, or give documents.vectors and teacher.query_vectors"))  # fmt: skip
+    if teacher.query_vectors and recipe.align and not set(recipe.align.texts) <= {"queries"}:
         found.append(("align.texts", "given query vectors hold queries only", "set align.texts: [queries]"))
     if teacher.query_vectors and teacher.train:
-        found.append(
-            (
-                "teacher.query_vectors",
-                "query vectors of a teacher that is yet to be trained can't be given",
-                "set teacher.train: false",
-            )
-        )
-    if student.model == "teacher" and teacher.model is None:
-        found.append(
-            (
-                "student.model",
-                "the student is to be cut from the teacher, which has no weights here",
-                "name student.model",
-            )
-        )
+        found.append(("teacher.query_vectors",
+                      "query vectors of a teacher that is yet to be trained can't be given",
+                      "set teacher.train: false"))  # fmt: skip
+    return found
+
+
+def _impossible_student(recipe: Recipe) -> list[tuple[str, str, str]]:
+    student, found = recipe.student, []
+    if student.model == "teacher" and recipe.teacher.model is None:
+        found.append(("student.model", "the student is to be cut from the teacher, which has no weights here",
+                      "name student.model"))  # fmt: skip
     if isinstance(student.layers, list) and sorted(student.layers) != student.layers:
         found.append(("student.layers", "layers keep their order", "list them in rising order"))
     if student.prompts.document is not None:
         found.append(("student.prompts.document", "the student never sees a document", "remove it"))
-    if teacher.hard_negatives and not recipe.mine.base and recipe.data.source == "emoji":
-        found.append(
-            (
-                "teacher.hard_negatives",
-                "there are no negatives: emoji carries none and mine.base is absent",
-                "add mine.base, or set teacher.hard_negatives: 0",
-            )
-        )
-    if recipe.mine.base and not teacher.train:
-        found.append(("mine.base", "negatives for the teacher's training, but the teacher is not trained", "remove it"))
+    return found
+
+
+def _impossible_streams(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Streams that are named and not there, there and not named, or without a column that is needed."""
+    streams, teacher, found = recipe.data.streams, recipe.teacher, []
+    used = {"teacher.streams": teacher.streams, "align.streams": recipe.align.streams if recipe.align else []}
+    known = ", ".join(streams) or "none: add data.streams"
+    found += [
+        (key, f"there is no stream {name!r} in data.streams", f"name one of these: {known}")
+        for key, names in used.items() for name in names if name not in streams
+    ]  # fmt: skip
+    named = {name for names in used.values() for name in names}
+    found += [(f"data.streams.{name}", "nothing reads this stream", "name it in align.streams, or remove it")
+              for name in streams if name not in named]  # fmt: skip
+    found += [
+        (f"data.streams.{name}.positive", "the teacher trains on pairs, and this stream has queries alone",
+         f"name the column of the text that answers, or take {name} out of teacher.streams")
+        for name in teacher.streams if name in streams and streams[name].positive is None
+    ]  # fmt: skip
+    for name, stream in streams.items():
+        columns = [c for c in (stream.query, stream.positive, stream.context, stream.language) if c is not None]
+        if len(set(columns)) < len(columns):
+            found.append((f"data.streams.{name}", "one column has two parts to play", "name each column once"))
+        if isinstance(stream.path, list) and len(set(stream.path)) < len(stream.path):
+            found.append((f"data.streams.{name}.path", "one of them stands twice", "name each once"))
+    if recipe.data.one_stream_per_batch and not named:
+        found.append(("data.one_stream_per_batch", "no stage reads streams", "remove it"))
+    if teacher.streams and not teacher.train:
+        found.append(("teacher.streams", "the teacher is not trained", "remove it, or set teacher.train: true"))
+    return [*found, *_impossible_context(recipe)]
+
+
+def _not_wired(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Settings that the schema has and no stage reads yet."""
+    found = [(key, "no stage reads this setting yet", "remove it") for key, is_set in {
+        "teacher.streams": recipe.teacher.streams, "teacher.context": recipe.teacher.context,
+        "align.streams": recipe.align and recipe.align.streams,
+        "align.targets": recipe.align and recipe.align.targets == "online",
+    }.items() if is_set]  # fmt: skip
+    return found + [
+        (f"data.streams.{name}.prompts", "no stage reads this setting yet", "remove it")
+        for name, stream in recipe.data.streams.items() if stream.prompts != Prompts()
+    ]  # fmt: skip
+
+
+def _impossible_context(recipe: Recipe) -> list[tuple[str, str, str]]:
+    template, found = recipe.teacher.context, []
+    with_context = [name for name, stream in recipe.data.streams.items() if stream.context is not None]
+    if template is None:
+        found += [
+            (f"data.streams.{name}.context", "teacher.context does not say how the teacher reads it",
+             'set teacher.context, e.g. "{query} | {context}", or remove it') for name in with_context
+        ]  # fmt: skip
+    else:
+        if "{query}" not in template or "{context}" not in template:
+            found.append(("teacher.context", "a place for the query or for its context is missing",
+                          'write e.g. "{query} | {context}"'))  # fmt: skip
+        if not with_context:
+            found.append(("teacher.context", "no stream has a context", "name the column: data.streams.NAME.context"))
+    return found
+
+
+def _impossible_targets(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What the alignment can't be aligned to."""
+    align = recipe.align
+    found: list[tuple[str, str, str]] = []
+    if align is None:
+        return found
+    if not align.texts and not align.streams:
+        found.append(("align.texts", "there is nothing to align on", "name queries, documents, unlabelled or a stream"))
+    if align.streams and recipe.teacher.model is None:
+        found.append(("align.streams", "a teacher without weights can't encode a stream's queries",
+                      "name teacher.model, or take the streams out"))  # fmt: skip
+    if align.targets == "online" and (recipe.teacher.model is None or recipe.teacher.query_vectors):
+        found.append(("align.targets", "the teacher's query vectors are given, and not to be encoded",
+                      "set align.targets: stored, or remove teacher.query_vectors"))  # fmt: skip
     return found
 
 

@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_origin
 
 from harness.recipe.section import Section
 from harness.recipe.settings import Recipe
@@ -23,10 +23,13 @@ _EXPECTED = {
 def _fields_at(key: Key) -> list[str]:
     """The valid keys of the section at ``key``; none if no section stands there."""
     model: Any = Recipe
+    named = False
     for part in key:
-        if isinstance(part, int):  # an element of a list of sections
+        if isinstance(part, int) or named:  # an element of a list of sections, or of a map
+            named = False
             continue
         field = model.model_fields.get(part)
+        named = field is not None and get_origin(field.annotation) is dict
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
         if model is None:

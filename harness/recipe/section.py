@@ -47,3 +47,10 @@ class Section(BaseModel):
             if field.json_schema_extra == _ADDED and value == field.default:
                 del tree[name]
         return tree
+
+
+class Prompts(Section):
+    """What is put before a text on either side; ``null`` keeps the model's own."""
+
+    query: str | None = None
+    document: str | None = None

@@ -16,6 +16,7 @@ from harness.recipe.section import (
     Pooling,
     Positive,
     PositiveFloat,
+    Prompts,
     Section,
     SetName,
     Share,
@@ -57,13 +58,6 @@ class TrainingSettings(Section):
 
 
 # ------------------------------------------------------------------------------------------- teacher, documents
-
-
-class Prompts(Section):
-    """What is put before a text on either side; ``null`` keeps the model's own."""
-
-    query: str | None = None
-    document: str | None = None
 
 
 class VectorFiles(Section):
@@ -150,6 +144,9 @@ class TeacherSettings(EncoderSettings):
 
     ``select_documents``: both towers move while it trains, so it is judged by encoding documents anew: those that
     answer ``select`` queries and others at random, up to so many. These scores are not those over the whole index.
+
+    ``streams``: train on the pairs of these instead of the train split. ``context``: what its query side reads where a
+    query has a context, with ``{query}`` and ``{context}`` in it; the student never sees a context.
     """
 
     train: bool = True
@@ -160,6 +157,8 @@ class TeacherSettings(EncoderSettings):
     lora: LoraSettings | None = added(None)
     loss: LossSettings = added(LossSettings())
     query_vectors: VectorFiles | None = None
+    streams: list[Name] = added([])
+    context: Name | None = added(None)
 
 
 class DocumentSettings(Section):
@@ -242,9 +241,15 @@ class StudentSettings(EncoderSettings):
 
 
 class AlignSettings(Section):
-    """Stage 2: L2 to the teacher's query vectors over the named kinds of text."""
+    """Stage 2: L2 to the teacher's query vectors over the named kinds of text and the named streams.
 
-    texts: Annotated[list[TextKind], Field(min_length=1)] = ["queries", "documents"]
+    ``targets``: ``stored``, encoded once and looked up; ``online``, the teacher is loaded beside the student and
+    encodes each batch's texts, so that nothing is stored.
+    """
+
+    texts: list[TextKind] = ["queries", "documents"]
+    streams: list[Name] = added([])
+    targets: Literal["stored", "online"] = added("stored")
     training: TrainingSettings
 
 
