@@ -16,7 +16,7 @@ from harness.encoders.encoder import Encoder
 from harness.encoders.layers import select_layers
 from harness.runtime.errors import InputError, Problem
 
-__all__ = ["add_projection", "cut_layers", "select_layers", "truncate"]
+__all__ = ["add_projection", "cut_layers", "find_layers", "select_layers", "truncate"]
 
 # Where a backbone keeps its layers: BERT and XLM-R; DistilBERT; Qwen, Llama, ModernBERT and their like.
 _LAYER_LISTS = ("encoder.layer", "transformer.layer", "layers", "encoder.layers")
@@ -32,7 +32,7 @@ def cut_layers(encoder: Encoder, kept: list[int]) -> None:
             layer differs from the others, so it has to stay the first) or none that this transformers can open.
     """
     backbone = encoder.backbone
-    name, layers = _find_layers(backbone)
+    name, layers = find_layers(backbone, "student.layers")
     assert kept and sorted(set(kept)) == kept and kept[0] >= 0 and kept[-1] < len(layers), kept
     config = copy.deepcopy(backbone.config)
     _cut_config(config, kept)
@@ -106,7 +106,12 @@ def truncate(encoder: Encoder, dimension: int) -> None:
         add_projection(encoder, torch.eye(dimension, encoder.dimension))
 
 
-def _find_layers(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
+def find_layers(backbone: nn.Module, where: str) -> tuple[str, nn.ModuleList]:
+    """The name and the list of a backbone's layers; ``where`` names the setting that asks for them.
+
+    Raises:
+        InputError: this architecture's are not found.
+    """
     config: Any = backbone.config
     for name in _LAYER_LISTS:
         try:
@@ -115,8 +120,8 @@ def _find_layers(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
             continue
         if isinstance(layers, nn.ModuleList) and len(layers) == config.num_hidden_layers:
             return name, layers
-    raise InputError(Problem("layers of this architecture can't be cut", where="student.layers",
-                             got=str(config.model_type), next="leave out student.layers",
+    raise InputError(Problem("layers of this architecture can't be cut", where=where,
+                             got=str(config.model_type), next=f"leave out {where}",
                              allowed="BERT, XLM-R, DistilBERT, ModernBERT, Qwen, Llama and their like"))
 
 

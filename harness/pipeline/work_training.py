@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.data.records import Dataset, Documents
+from harness.data.records import Dataset, Documents, in_context
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import save_encoder
 from harness.encoders.lora import add_adapter, merge_adapter
 from harness.encoders.sources import resolve_model
 from harness.encoders.surgery import add_projection, cut_layers, select_layers
 from harness.encoders.targets import stored_in_bf16
+from harness.encoders.width import cut_width
 from harness.evaluation.searching import quick_quality
 from harness.pipeline.context import Run
 from harness.pipeline.work_vectors import given_vectors_sha256, negatives_of, query_texts
@@ -72,14 +73,19 @@ def _finish(run: Run, stage: str, fitted: Fitted) -> None:
 
 def judge_on_index(run: Run, student: Encoder, training: TrainingSettings) -> Evaluate:
     """Search the frozen index with the student's ``select`` queries."""
-    index = run.frozen_index()
-    return lambda: _judge(run, student, training, index, run.dataset.documents)
+    index, texts = run.frozen_index(), [record.text for record in run.dataset.splits["select"]]
+    return lambda: _judge(run, student, training, index, (run.dataset.documents, texts))
 
 
 def judge_both_towers(run: Run, teacher: Encoder, training: TrainingSettings) -> Evaluate:
-    """Search the teacher's own vectors, encoded anew, of up to ``teacher.select_documents`` documents."""
+    """Search the teacher's own vectors, encoded anew, of up to ``teacher.select_documents`` documents.
+
+    Queries have their contexts, as far as ``teacher.context`` says so.
+    """
     documents = select_documents(run.dataset, run.recipe.teacher.select_documents, run.recipe.seed)
     tokens, partition = run.recipe.embed.batch_tokens, documents.languages if run.dataset.search_within else None
+    template = run.recipe.teacher.context
+    texts = [in_context(record.text, record.context, template) for record in run.dataset.splits["select"]]
 
     def evaluate() -> dict[str, float]:
         bf16 = run.precision(training)
@@ -87,18 +93,18 @@ def judge_both_towers(run: Run, teacher: Encoder, training: TrainingSettings) ->
             documents.texts, side="document", bf16=bf16, batch_tokens=tokens, what="select documents", shared=True
         )
         index = VectorIndex.build(document_ND, documents.ids, partition_N=partition)
-        return _judge(run, teacher, training, index, documents)
+        return _judge(run, teacher, training, index, (documents, texts))
 
     return evaluate
 
 
 def _judge(
-    run: Run, encoder: Encoder, training: TrainingSettings, index: VectorIndex, documents: Documents
+    run: Run, encoder: Encoder, training: TrainingSettings, index: VectorIndex, texts: tuple[Documents, list[str]]
 ) -> dict[str, float]:
-    records, recipe = run.dataset.splits["select"], run.recipe
+    records, recipe, (documents, queries) = run.dataset.splits["select"], run.recipe, texts
     query_QD = encoder.encode(
-        [record.text for record in records], side="query", bf16=run.precision(training),
-        batch_tokens=recipe.embed.batch_tokens, what="select queries", shared=True,
+        queries, side="query", bf16=run.precision(training), batch_tokens=recipe.embed.batch_tokens,
+        what="select queries", shared=True,
     )  # fmt: skip
     metric, within = recipe.evaluate.select_metric, run.dataset.search_within
     return quick_quality(index, query_QD, records, documents, metric=metric, within=within)
@@ -168,7 +174,7 @@ def _frozen_in_bf16(run: Run, training: TrainingSettings | None) -> bool:
 def _fit_teacher(run: Run, encoder: Encoder, step: str, stage: str) -> None:
     settings, recipe = run.recipe.teacher, run.recipe
     assert settings.training is not None, "validated by the recipe"
-    queries = stages.training_queries(run.dataset, "teacher")
+    queries = stages.training_queries(run.dataset, "teacher", context=settings.context)
     negatives = negatives_of(run, "base" if recipe.mine.base else None) if settings.hard_negatives else None
     ground = _ground(run, step, stage, judge_both_towers(run, encoder, settings.training))
     if settings.lora:
@@ -199,7 +205,7 @@ def _space_without_weights(run: Run) -> Path:
 
 
 def do_student(run: Run) -> list[Path]:
-    """Choose or cut the student and bridge it to the teacher's dimension."""
+    """Choose or cut the student (layers, then feed-forward units) and bridge it to the teacher's dimension."""
     settings, space = run.recipe.student, run.space(run.folder.teacher)
     if settings.model == "teacher":
         student = run.load(settings.model_copy(update={"model": str(run.folder.teacher), "revision": None}))
@@ -207,6 +213,9 @@ def do_student(run: Run) -> list[Path]:
         student = run.load(settings)
     if settings.layers is not None:
         cut_layers(student, select_layers(student.layer_count, settings.layers))
+    if settings.feed_forward is not None:
+        _, texts = _sampled_texts(run, settings.feed_forward.texts)
+        cut_width(student, settings.feed_forward.width, texts)
     if student.dimension != space.dimension:
         _bridge(run, student, space)
     student.normalize = space.normalized
@@ -217,17 +226,23 @@ def do_student(run: Run) -> list[Path]:
     return [run.folder.student("cut")]
 
 
-def _bridge(run: Run, student: Encoder, space: Space) -> None:
-    """A projection to the teacher's dimension, fitted in closed form on training queries' cached vectors."""
-    store = run.store("queries")
+def _sampled_texts(run: Run, count: int) -> tuple[list[str], list[str]]:
+    """Ids and texts of up to ``count`` training queries, drawn with the run's seed; of other texts if it has none."""
     ids, texts, _ = query_texts(run.dataset, ["queries"])
     if not ids:
         ids, texts, _ = query_texts(run.dataset, ["documents", "unlabelled"])
-    chosen = np.random.default_rng(run.recipe.seed).permutation(len(ids))[:20_000]
+    chosen = np.random.default_rng(run.recipe.seed).permutation(len(ids))[:count].tolist()
+    return [ids[i] for i in chosen], [texts[i] for i in chosen]
+
+
+def _bridge(run: Run, student: Encoder, space: Space) -> None:
+    """A projection to the teacher's dimension, fitted in closed form on training queries' cached vectors."""
+    store = run.store("queries")
+    ids, texts = _sampled_texts(run, 20_000)
     normalize, student.normalize = student.normalize, False
-    source_NE = student.encode([texts[i] for i in chosen], side="query", what="bridge")
+    source_NE = student.encode(texts, side="query", what="bridge")
     student.normalize = normalize
-    target_ND = store.vectors(np.array([store.row[ids[i]] for i in chosen], dtype=np.int64))
+    target_ND = store.vectors(np.array([store.row[name] for name in ids], dtype=np.int64))
     weight_DE, _ = ridge(source_NE, target_ND, run.recipe.student.ridge)
     add_projection(student, torch.from_numpy(weight_DE))
 

@@ -34,6 +34,8 @@ class TrainingSettings(Section):
     A batch is encoded in ``chunks`` of texts of like length. ``cached``: with cached gradients, so that one chunk's
     activations are in memory at a time, for one more forward pass; what is learnt is the same. ``chunk_tokens``: then
     as many chunks as it takes for each to hold at most so many tokens, padding included, in place of ``chunks``.
+    ``unpadded``: a chunk's texts stand in one row without padding, each attending to itself alone; ``auto``: on a GPU,
+    where the model, the number format and torch allow it (the log says why not).
     """
 
     steps: Positive
@@ -52,6 +54,7 @@ class TrainingSettings(Section):
     cached: bool = added(False)
     chunk_tokens: Positive | None = added(None)
     gradient_checkpointing: bool = added(False)
+    unpadded: bool | Literal["auto"] = added("auto")
     evaluate_every: Count = 0
     checkpoint_every: Count = 0
     keep: Literal["best", "last"] = "best"
@@ -172,7 +175,7 @@ class DocumentSettings(Section):
 class EmbedSettings(Section):
     """How vectors are written: storage type, rows a shard, tokens a batch (null: 2,048 on a CPU, 16,384 on a GPU)."""
 
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     shard_rows: Positive = 100_000
     batch_tokens: Positive | None = None
 
@@ -232,11 +235,21 @@ class LayerRule(Section):
     count: Positive
 
 
+class FeedForwardCut(Section):
+    """Keep ``width`` hidden units of every layer's feed-forward network: those with the highest mean activation over
+    so many ``texts`` (training queries; where there are none, documents and unlabelled texts), after layers are cut."""
+
+    width: Positive
+    texts: Positive = 2_048
+
+
 class StudentSettings(EncoderSettings):
-    """``model``: any encoder, or ``teacher``. ``layers``: from 1, or a rule. ``ridge``: the bridge's penalty."""
+    """``model``: any encoder, or ``teacher``. ``layers``: from 1, or a rule. ``feed_forward``: how wide its layers'
+    networks are to be. ``ridge``: the bridge's penalty."""
 
     model: str = "teacher"
     layers: Annotated[list[Positive], Field(min_length=1)] | LayerRule | None = None
+    feed_forward: FeedForwardCut | None = added(None)
     ridge: NonNegativeFloat = 1e-3
 
 
@@ -273,10 +286,39 @@ class RefineSettings(Section):
 # -------------------------------------------------------------------------------------------- after the training
 
 
+EngineName = Literal["torch-compile", "cuda-graphs", "onnx", "onnx-fp16", "onnx-int8", "onnx-int8-static"]
+
+
+class ParitySettings(Section):
+    """How near an artefact must come to the student in memory, on real queries over the frozen index, to be deployed.
+
+    ``min_cosine``: of any query's two vectors. ``mean_cosine``, ``overlap``: of each language's queries, on average;
+    overlap is the share of common hits among the first ten. ``recovery_loss``: how much less of P@1 and nDCG@10 it may
+    find, as a share of what the student finds, where there are judgments. These are for int8; fp32 and fp16 have
+    tighter bounds of their own (``export/parity.py``), and of both the tighter one binds.
+    """
+
+    min_cosine: Share = 0.99
+    mean_cosine: Share = 0.995
+    overlap: Share = 0.9
+    recovery_loss: Share = 0.01
+
+
 class ExportSettings(Section):
-    """What is deployed: the refined student as a sentence-transformers folder."""
+    """What is deployed: the refined student as a sentence-transformers folder, and beside it what is asked for.
+
+    ``onnx``: the student's whole graph; ``int8`` has its weights quantised, ``int8-static`` activations, too, by
+    calibration. ``pair``: teacher and student as one sentence-transformers Router. ``triton``: a Triton model
+    repository of the ONNX files. ``index``: the frozen document vectors, handed over; ``faiss-int8`` and ``faiss-pq``
+    are smaller and approximate. ``parity``: what every artefact must reach.
+    """
 
     system: Literal["student-refined", "student-aligned"] = "student-refined"
+    onnx: list[Literal["fp32", "fp16", "int8", "int8-static"]] = added([])
+    pair: bool = added(False)
+    triton: bool = added(False)
+    index: list[Literal["faiss", "npy", "parquet", "faiss-int8", "faiss-pq"]] = added([])
+    parity: ParitySettings = added(ParitySettings())
 
 
 class EvaluateSettings(Section):
@@ -295,7 +337,10 @@ class EvaluateSettings(Section):
 
 
 class BenchSettings(Section):
-    """One process, an idle machine: batch-1 latency, systems interleaved, and throughput."""
+    """One process, an idle machine: batch-1 latency, systems interleaved, and throughput.
+
+    ``engines``: timed beside ``torch``. Those of ONNX run the files of ``export.onnx``, and so the deployed student.
+    """
 
     systems: Annotated[list[System], Field(min_length=1)] = ["teacher", "student-refined"]
     queries_per_language: Positive = 50
@@ -303,6 +348,7 @@ class BenchSettings(Section):
     repeats: Positive = 3
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [32, 128]
     threads: Positive | None = None
+    engines: list[EngineName] = added([])
 
 
 class Bars(Section):
