@@ -36,7 +36,7 @@ def read_beir(folder: Path, settings: DataSettings, reading: Reading) -> Source:
     corpus, asked = files.pop("corpus"), files.pop("queries")
     told: set[str] = set()  # ids of bad lines, which are counted: what judges them is not counted again
     documents, document_groups = _read_documents(corpus, settings, reading, told)
-    queries = _read_queries(asked, settings.group or "group", reading, told)
+    queries = _read_queries(asked, settings, reading, told)
     for path, count, what in ((corpus, len(documents), "document"), (asked, len(queries.ids), "query")):
         if not count:
             problems.append(Problem(f"there is no {what} in it", where=str(path),
@@ -116,7 +116,8 @@ def _read_documents(
     return documents, groups
 
 
-def _read_queries(path: Path, group_field: str, reading: Reading, told: set[str]) -> Queries:
+def _read_queries(path: Path, settings: DataSettings, reading: Reading, told: set[str]) -> Queries:
+    group_field, context_field = settings.group or "group", settings.columns.context
     queries, languages = Queries(), LanguageColumn()
     seen: set[str] = set()
     for line, value in reading.objects(path):
@@ -126,6 +127,7 @@ def _read_queries(path: Path, group_field: str, reading: Reading, told: set[str]
             language = check_language(value.get("lang"))
             group = check_label(value.get(group_field), group_field)
             weight = check_number(value.get("weight"), "weight", lowest=0.0)
+            context = check_text(value.get(context_field), context_field) if context_field else ""
         except BadLine as problem:
             reading.bad(path, line, problem)
             told.add(str(value.get("_id")))
@@ -136,10 +138,12 @@ def _read_queries(path: Path, group_field: str, reading: Reading, told: set[str]
         queries.texts.append(text)
         queries.groups.append((group,) if group else ())
         queries.weights.append(weight)
+        queries.contexts.append(context)
     queries.languages = languages.values
     dropped = languages.settle(reading, path)
     told.update(queries.ids[row] for row in dropped)
-    _drop(dropped, queries.ids, queries.texts, queries.languages, queries.groups, queries.weights)
+    columns = (queries.ids, queries.texts, queries.languages, queries.groups, queries.weights, queries.contexts)
+    _drop(dropped, *columns)
     return queries
 
 

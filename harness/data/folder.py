@@ -43,7 +43,8 @@ def write_folder(
 def _query_line(queries: Queries, row: int, groups: Mapping[str, str]) -> dict[str, Any]:
     id_, weight = queries.ids[row], queries.weights[row]
     line = {"_id": id_, "text": queries.texts[row], "lang": queries.languages[row], "group": groups[id_]}
-    return line if weight == 1.0 else {**line, "weight": weight}
+    context = {"context": queries.contexts[row]} if queries.contexts[row] else {}
+    return (line if weight == 1.0 else {**line, "weight": weight}) | context
 
 
 def _write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
@@ -121,6 +122,7 @@ def _load_split(path: Path, queries: Mapping[str, dict[str, Any]]) -> list[Recor
         positives = {document: grade for document, grade in judged.items() if grade > 0}
         negatives = tuple(document for document, grade in judged.items() if grade <= 0)
         records.append(
-            Record(id_, query["text"], query["lang"], query["group"], positives, negatives, query.get("weight", 1.0))
+            Record(id_, query["text"], query["lang"], query["group"], positives, negatives, query.get("weight", 1.0),
+                   query.get("context", ""))
         )
     return records

@@ -1,6 +1,7 @@
 """Pairs: (query, positive, negatives, lang, score, weight, group) from JSONL, Parquet or a Hugging Face data set.
 
-Equal queries of a language are one query; equal document texts are one document. Ids are made from the text.
+Equal queries of a language are one query, whose context is the first that is given; equal document texts are one
+document. Ids are made from the text.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class _Pair(NamedTuple):
     weight: float
     group: str
     key: str
+    context: str
 
 
 def read_pairs(settings: DataSettings, reading: Reading) -> Source:
@@ -67,6 +69,8 @@ def read_pairs(settings: DataSettings, reading: Reading) -> Source:
 def _columns(settings: DataSettings) -> dict[str, str]:
     names = settings.columns.model_dump()
     names["group"] = settings.group or names["group"]
+    others = [name for part, name in names.items() if part != "context"]
+    names["context"] = "" if names["context"] in others else names["context"] or ""
     return {**names, "key": settings.equivalent or ""}
 
 
@@ -103,6 +107,7 @@ def _pair(value: dict[str, Any], columns: dict[str, str]) -> _Pair:
         check_number(value.get(columns["weight"]), columns["weight"], lowest=0.0),
         check_label(value.get(columns["group"]), columns["group"]),
         check_label(value.get(columns["key"]), columns["key"]) if columns["key"] else "",
+        check_text(value.get(columns["context"]), columns["context"]) if columns["context"] else "",
     )
 
 
@@ -143,11 +148,14 @@ class _Collector:
             queries.languages.append(language)
             queries.groups.append(())
             queries.weights.append(0.0)
+            queries.contexts.append("")
             self._line_counts.append(0)
         queries.weights[row] += pair.weight
         self._line_counts[row] += 1
         if pair.group and pair.group not in queries.groups[row]:
             queries.groups[row] += (pair.group,)
+        queries.contexts[row] = queries.contexts[row] or pair.context
+        queries.other_contexts += bool(pair.context) and pair.context != queries.contexts[row]
         return queries.ids[row]
 
     def _document(self, text: str, language: str, key: str) -> str:

@@ -67,6 +67,8 @@ def prepare_data(
     _check_fields(settings, source)
     dropped: Counter[str] = Counter()
     dropped["bad_lines"] = reading.bad_count
+    if source.queries.other_contexts:
+        dropped["contexts_of_queries_that_have_another"] = source.queries.other_contexts
     judged = _select_queries(settings, source, dropped)
     judged = _select_languages(settings, source.queries, judged, dropped)
     documents = _select_documents(settings, source.documents)
@@ -81,25 +83,11 @@ def prepare_data(
         write_folder(temporary, documents, source.queries, splits, groups, unlabelled)
         write_former(temporary, former)
         summary = {
-            "schema": 1,
-            "source": settings.source,
-            "search_within": settings.search_within,
-            "documents": {"count": len(documents), "languages": _counts(documents.languages)},
-            "splits": {
-                name: _describe(split, source.queries, groups) | _counted(shared.get(name))
-                for name, split in splits.items()
-            },
-            "languages": sorted({source.queries.languages[q.row] for split in splits.values() for q in split.values()}),
-            "unlabelled": {"count": len(unlabelled), "languages": _counts(language for _, language in unlabelled)},
-            "groups_shared_with_train": len({groups[id_] for found in shared.values() for id_ in found["groups"]}),
-            "kept_in_split": kept,
-            "texts_shared_with_train": sum(len(found["texts"]) for found in shared.values()),
-            "dropped": dict(sorted(dropped.items())),
-            "bad_lines": reading.bad_lines(),
-            "files": {name: vars(count) for name, count in reading.files.items()},
-            "complete": reading.complete,
+            "schema": 1, "source": settings.source, "search_within": settings.search_within,
+            **_summary(source.queries, documents, splits, groups, unlabelled, shared),
+            "kept_in_split": kept, "dropped": dict(sorted(dropped.items())), **_told(reading),
             "sha256": content_sha256(temporary),
-        }
+        }  # fmt: skip
         write_json(temporary / "data.json", summary)
         if accept:
             accept(temporary)
@@ -349,11 +337,40 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
+def _summary(
+    queries: Queries,
+    documents: Documents,
+    splits: Mapping[str, Split],
+    groups: Mapping[str, str],
+    unlabelled: Sequence[tuple[str, str]],
+    shared: Mapping[str, Mapping[str, set[str]]],
+) -> dict[str, Any]:
+    """How much there is of everything, by language, and what evaluations share with the training."""
+    return {
+        "documents": {"count": len(documents), "languages": _counts(documents.languages)},
+        "splits": {
+            name: _describe(split, queries, groups) | _counted(shared.get(name)) for name, split in splits.items()
+        },
+        "languages": sorted({queries.languages[q.row] for split in splits.values() for q in split.values()}),
+        "unlabelled": {"count": len(unlabelled), "languages": _counts(language for _, language in unlabelled)},
+        "groups_shared_with_train": len({groups[id_] for found in shared.values() for id_ in found["groups"]}),
+        "texts_shared_with_train": sum(len(found["texts"]) for found in shared.values()),
+    }
+
+
+def _told(reading: Reading) -> dict[str, Any]:
+    """Which files were read, how far, and which of their lines could not be used."""
+    files = {name: vars(count) for name, count in reading.files.items()}
+    return {"bad_lines": reading.bad_lines(), "files": files, "complete": reading.complete}
+
+
 def _describe(split: Split, queries: Queries, groups: Mapping[str, str]) -> dict[str, Any]:
+    contexts = sum(bool(queries.contexts[known.row]) for known in split.values())
     return {
         "queries": len(split),
         "groups": len({groups[query] for query in split}),
         "positives": sum(len(known.positives) for known in split.values()),
         "negatives": sum(len(known.negatives) for known in split.values()),
         "languages": _counts(queries.languages[known.row] for known in split.values()),
+        **({"contexts": contexts} if contexts else {}),
     }

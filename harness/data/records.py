@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,7 @@ class Record:
         negatives: ids of documents judged not relevant, or given as negatives; none of them is a positive.
         group: queries of one group stay in one split and are resampled together.
         weight: how much the query counts in a loss.
+        context: what only the teacher's query side may see (``in_context``); ``""`` for none.
     """
 
     id: str
@@ -32,6 +34,17 @@ class Record:
     positives: dict[str, float]
     negatives: tuple[str, ...] = ()
     weight: float = 1.0
+    context: str = ""
+
+
+_PLACE = re.compile(r"\{(query|context)\}")
+
+
+def in_context(query: str, context: str, template: str | None) -> str:
+    """What the teacher's query side reads: both as ``template`` says, or the plain query where there is no context."""
+    if not template or not context:
+        return query
+    return _PLACE.sub(lambda place: query if place[1] == "query" else context, template)
 
 
 def has_scores(records: Iterable[Record]) -> bool:

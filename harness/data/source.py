@@ -12,13 +12,18 @@ Judgments = dict[str, dict[str, float]]  # query id -> document id -> score (abo
 
 @dataclass
 class Queries:
-    """Columns of equal length; ``groups`` holds a query's own groups (usually one, none if the data says nothing)."""
+    """Columns of equal length; ``groups`` holds a query's own groups (usually one, none if the data says nothing).
+
+    ``contexts``: ``""`` for none. ``other_contexts`` counts lines whose query has had another context already.
+    """
 
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     languages: list[str] = field(default_factory=list)
     groups: list[tuple[str, ...]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    contexts: list[str] = field(default_factory=list)
+    other_contexts: int = 0
 
 
 @dataclass

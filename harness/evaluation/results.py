@@ -61,7 +61,8 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         evaluations: system -> set -> what it answered; a system may lack a set.
         reference: the denominator of every recovery.
         systems, sets, provenance, conditions: taken over; sets may say what they share with training
-            (``overlap.overlap_warnings``); ``selected_on`` is added to each set, and the conditions that
+            (``overlap.overlap_warnings``), and how many of a set's queries teachers read with "contexts";
+            ``selected_on`` is added to each set, and the conditions that
             the bench measured under override ours.
         bench: what ``bench`` returned; None where nothing was timed.
         training: stage -> {"curve": [{"step", "metric", "value"}], "loss", "seconds"}; the teacher's gains
@@ -257,6 +258,11 @@ def _warnings(results: Tree, headline: str | None, warn_teacher_gain: float) -> 
     if headline == "select":
         found.append("only the set that checkpoints were selected on was evaluated: its numbers are too good")
     found += [f"{told}: numbers of this set are too good" for told in overlap_warnings(results["sets"])]
+    found += [
+        f"teachers read {told['contexts']:,} of {told['queries']:,} queries of {name} with a context (teacher.context) "
+        "that no student sees: what they find with it, a student is not shown"
+        for name, told in results["sets"].items() if "contexts" in told
+    ]  # fmt: skip
     for system, by_set in results["recovery"].items():
         value = _at(by_set, headline, "macro", HEADLINE_METRIC, "value")
         if system in STUDENTS and results["reference"] == "teacher" and value is not None and value > 1:

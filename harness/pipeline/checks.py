@@ -247,10 +247,24 @@ def check_data(recipe: Recipe, dataset: Dataset, *, complete: bool = True) -> No
     """
     gather_problems(
         lambda: _refuse(_training_problems(recipe, dataset, complete)),
+        lambda: _refuse(_context_problems(recipe, dataset, complete)),
         lambda: evaluated_sets(recipe, dataset),
         lambda: check_unknown_shares(recipe, dataset),
         lambda: _check_vectors(recipe, dataset),
     )
+
+
+def _context_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list[Problem]:
+    """A template for contexts, and data that has none."""
+    records = (record for split in dataset.splits.values() for record in split)
+    streams = recipe.data.streams
+    given = any(streams[name].context for name in recipe.teacher.streams if name in streams)
+    if recipe.teacher.context is None or not complete or given or any(record.context for record in records):
+        return []
+    column = recipe.data.columns.context
+    return [Problem("no query has a context", where="teacher.context", got=recipe.teacher.context,
+                    allowed=f"a text in {column!r} of some query" if column else "data.columns.context is null",
+                    next="give contexts (data.columns.context names them), or remove teacher.context")]  # fmt: skip
 
 
 def _training_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list[Problem]:

@@ -97,7 +97,8 @@ def _setting(recipe: Recipe, path: str) -> Any:
     tree = recipe.keyed()
     if path == "teacher.encoder":
         names = ("model", "sha256", "revision", "trust_remote_code", "prompts", "pooling", "max_length", "dimension")
-        return {name: tree["teacher"][name] for name in names}
+        context = {name: tree["teacher"][name] for name in ("context",) if name in tree["teacher"]}  # added later
+        return {name: tree["teacher"][name] for name in names} | context
     node: Any = tree
     for key in path.split("."):
         if node is None:

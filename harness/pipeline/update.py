@@ -243,7 +243,7 @@ def _stage_vectors(step: str, run: Run, staging: Run) -> Iterator[_Staged]:
 def _stage_queries(run: Run, staging: Run, name: str, kinds: list[str], encoder: Encoder, space: Space) -> _Staged:
     from harness.pipeline.work_vectors import query_texts
 
-    ids, texts, _ = query_texts(staging.dataset, kinds)
+    ids, texts, _ = query_texts(staging.dataset, kinds, context=run.recipe.teacher.context)
     return _stage_encoded(run, name, "query", (ids, texts), encoder, space)
 
 

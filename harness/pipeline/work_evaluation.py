@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.data.records import in_context
 from harness.evaluation.bench import bench
 from harness.evaluation.per_query import PerQuery, described, load_query_vectors
 from harness.evaluation.report import write_report
@@ -70,23 +71,30 @@ def index_of_system(run: Run, system: str) -> VectorIndex:
     return run.frozen_index()
 
 
-def query_vectors(run: Run, system: str, texts: dict[str, list[str]]) -> dict[str, np.ndarray]:
-    """The system's vectors of every set's queries, fp32."""
+def query_vectors(run: Run, system: str, names: list[str]) -> dict[str, np.ndarray]:
+    """The system's vectors of every set's queries, fp32; only a teacher's have contexts (``teacher.context``)."""
+    splits = run.dataset.splits
     if system == "teacher" and run.recipe.teacher.model is None:
         store = run.store("queries")
-        splits = run.dataset.splits
-        return {n: store.vectors(np.array([store.row[f"query:{r.id}"] for r in splits[n]])) for n in texts}
-    encoder, tokens = open_system(run, system), run.recipe.embed.batch_tokens
+        return {n: store.vectors(np.array([store.row[f"query:{r.id}"] for r in splits[n]])) for n in names}
+    encoder, tokens, template = open_system(run, system), run.recipe.embed.batch_tokens, context_of(run, system)
     return {
-        name: encoder.encode(words, side="query", batch_tokens=tokens, what=f"{system} {name}", shared=True)
-        for name, words in texts.items()
-    }
+        name: encoder.encode(
+            [in_context(record.text, record.context, template) for record in splits[name]],
+            side="query", batch_tokens=tokens, what=f"{system} {name}", shared=True,
+        )
+        for name in names
+    }  # fmt: skip
+
+
+def context_of(run: Run, system: str) -> str | None:
+    """How a system's queries get their contexts: as ``teacher.context`` says for teachers, for students not at all."""
+    return run.recipe.teacher.context if system.startswith("teacher") else None
 
 
 def do_evaluate(run: Run) -> list[Path]:
     """Search with every system's queries and store what was found, per query. What is there already is kept."""
     settings, dataset, names = run.recipe.evaluate, run.dataset, evaluated_sets(run.recipe, run.dataset)
-    texts = {name: [record.text for record in dataset.splits[name]] for name in names}
     order = [settings.reference, *(s for s in settings.systems if s != settings.reference)]
     reference: dict[str, tuple[np.ndarray, PerQuery]] = {}
     written = []
@@ -99,7 +107,7 @@ def do_evaluate(run: Run) -> list[Path]:
                 reference = {n: (load_query_vectors(f), PerQuery.load(f)) for n, f in folders.items()}
             continue
         index = index_of_system(run, system)
-        vectors = query_vectors(run, system, texts)
+        vectors = query_vectors(run, system, names)
         for name, folder in folders.items():
             result = judge(index, vectors[name], dataset.splits[name], dataset.documents,
                            depth=settings.depth, within=dataset.search_within)  # fmt: skip
@@ -130,7 +138,8 @@ def _made_of(run: Run, system: str) -> list[str]:
     encoder = run.keys["embed.base"] if folder is None else folder_sha256(folder)
     store = run.store({"teacher-base": "base-documents", "teacher-more": "more-documents"}.get(system, "documents"))
     given = run.keys["embed"] if run.recipe.teacher.model is None else ""  # the teacher's query vectors come from files
-    return [system, encoder, given, store.sha256, *(shard.sha256 for shard in store.manifest.shards)]
+    read = [template] if (template := context_of(run, system)) else []
+    return [system, encoder, given, store.sha256, *(shard.sha256 for shard in store.manifest.shards), *read]
 
 
 def _has_key(folder: Path, key: str, reference: bool) -> bool:
@@ -267,6 +276,7 @@ def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
             "languages": sorted({record.language for record in dataset.splits[name]}),
             "selected_on": name == "select",
             "shared_with_train": splits[name].get("shared_with_train", {}),
+            **({"contexts": splits[name].get("contexts", 0)} if run.recipe.teacher.context else {}),
         }
         for name in names
     }

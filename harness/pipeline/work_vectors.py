@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
-from harness.data.records import Dataset
+from harness.data.records import Dataset, in_context
 from harness.encoders.chain import weights_sha256
 from harness.encoders.encoder import Encoder, Side
 from harness.encoders.sources import resolve_model
@@ -93,13 +93,17 @@ def write_documents(run: Run, encoder: Encoder, space: Space, name: str) -> Vect
 
 
 def _write_queries(run: Run, encoder: Encoder, space: Space, name: str, kinds: Sequence[str]) -> Path:
-    ids, texts, _ = query_texts(run.dataset, kinds)
+    ids, texts, _ = query_texts(run.dataset, kinds, context=run.recipe.teacher.context)
     _write(run, encoder, "query", (ids, texts), space, name)
     return run.folder.vectors / name
 
 
-def query_texts(dataset: Dataset, kinds: Sequence[str]) -> Texts:
-    """The texts whose teacher query vectors are wanted, with ids ``query:ID``, ``document:ID``, ``text:N``."""
+def query_texts(dataset: Dataset, kinds: Sequence[str], *, context: str | None = None) -> Texts:
+    """The texts whose teacher query vectors are wanted, with ids ``query:ID``, ``document:ID``, ``text:N``.
+
+    Args:
+        context: how a query's context is put to its text (``in_context``): what the teacher reads, and nobody else.
+    """
     ids: list[str] = []
     texts: list[str] = []
     languages: list[str] = []
@@ -111,7 +115,7 @@ def query_texts(dataset: Dataset, kinds: Sequence[str]) -> Texts:
 
     if "queries" in kinds:
         for record in dataset.splits["train"]:
-            add(f"{QUERY}{record.id}", record.text, record.language)
+            add(f"{QUERY}{record.id}", in_context(record.text, record.context, context), record.language)
     if "documents" in kinds:
         columns = dataset.documents
         for key, text, language in zip(columns.ids, columns.texts, columns.languages, strict=True):

@@ -5,6 +5,7 @@ that can't work are refused with the reason. ``load_recipe`` lists all problems 
 """
 
 from harness.recipe.data_settings import Columns, DataSettings, QrelsNames, StreamSettings, Texts
+from harness.recipe.export_settings import ExportSettings, ParitySettings
 from harness.recipe.impossible import impossible, impossible_with
 from harness.recipe.reading import (
     apply_overrides,
@@ -23,7 +24,6 @@ from harness.recipe.settings import (
     EmbedSettings,
     EncoderSettings,
     EvaluateSettings,
-    ExportSettings,
     LaunchSettings,
     LayerRule,
     LoraSettings,
@@ -60,6 +60,7 @@ __all__ = [
     "MineSections",
     "MineSettings",
     "ModelScores",
+    "ParitySettings",
     "Pooling",
     "Prompts",
     "QrelsNames",

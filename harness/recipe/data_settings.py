@@ -20,7 +20,9 @@ class Columns(Section):
     """The names of the columns in a pairs file or a Hugging Face data set.
 
     ``positive`` holds a text or a list of texts. ``negatives`` is a list; under another name, as in data sets of
-    triplets (``negatives: negative``), a text stands for one negative.
+    triplets (``negatives: negative``), a text stands for one negative. ``context`` is what only the teacher's query
+    side may see of a query (``teacher.context``), in a BEIR folder's queries.jsonl too; a column that plays another
+    part is no context, and null reads none.
     """
 
     query: Name = "query"
@@ -30,6 +32,7 @@ class Columns(Section):
     score: Name = "score"
     weight: Name = "weight"
     group: Name = "group"
+    context: Name | None = added("context")
 
 
 class QrelsNames(Section):

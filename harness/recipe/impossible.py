@@ -195,7 +195,7 @@ def _impossible_streams(recipe: Recipe) -> list[tuple[str, str, str]]:
 def _not_wired(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Settings that the schema has and no stage reads yet."""
     found = [(key, "no stage reads this setting yet", "remove it") for key, is_set in {
-        "teacher.streams": recipe.teacher.streams, "teacher.context": recipe.teacher.context,
+        "teacher.streams": recipe.teacher.streams,
         "align.streams": recipe.align and recipe.align.streams,
         "align.targets": recipe.align and recipe.align.targets == "online",
     }.items() if is_set]  # fmt: skip
@@ -217,8 +217,14 @@ def _impossible_context(recipe: Recipe) -> list[tuple[str, str, str]]:
         if "{query}" not in template or "{context}" not in template:
             found.append(("teacher.context", "a place for the query or for its context is missing",
                           'write e.g. "{query} | {context}"'))  # fmt: skip
-        if not with_context:
-            found.append(("teacher.context", "no stream has a context", "name the column: data.streams.NAME.context"))
+        elif set("{}") & set(template.replace("{query}", "").replace("{context}", "")):
+            found.append(("teacher.context", "braces that are neither {query} nor {context}",
+                          'write e.g. "{query} | {context}"'))  # fmt: skip
+        if recipe.teacher.model is None:
+            found.append(("teacher.context", "the teacher's query vectors are given, and not to be encoded",
+                          "name teacher.model, or remove it"))  # fmt: skip
+        if recipe.data.source == "emoji" and not with_context:
+            found.append(("teacher.context", "no query of emoji has a context", "remove it, or choose other data"))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from harness.data.collator import PairCollator
-from harness.data.records import Dataset, has_scores
+from harness.data.records import Dataset, has_scores, in_context
 from harness.data.relevance import Relevance
 from harness.encoders.encoder import Encoder
 from harness.encoders.lora import is_adapted, is_adapter
@@ -79,8 +79,11 @@ def _set_checkpointing(encoder: Encoder, wanted: bool) -> None:
         change(*[{"use_reentrant": False}] * wanted)
 
 
-def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
-    """The training split with its masks.
+def training_queries(dataset: Dataset, stage: str, *, context: str | None = None) -> TrainingQueries:
+    """The training split with its masks, which are those of the plain queries.
+
+    Args:
+        context: how a query's context is put to its text (``in_context``): for the teacher, and for nobody else.
 
     Raises:
         InputError: the data has no training queries.
@@ -95,6 +98,7 @@ def training_queries(dataset: Dataset, stage: str) -> TrainingQueries:
             )
         )
     relevance = Relevance(dataset.documents, records, within_language=dataset.search_within)
+    records = [replace(record, text=in_context(record.text, record.context, context)) for record in records]
     return TrainingQueries(records, dataset.documents, relevance)
 
 
