@@ -13,6 +13,7 @@ from harness.pipeline.checks import installed, trainings
 from harness.pipeline.plan import embedded_kinds, plan
 from harness.pipeline.sizes import Counts, Model
 from harness.recipe import MineSettings, Recipe, TrainingSettings
+from harness.vectors.codec import row_bytes
 
 SURE_INPUTS = 2  # of a block, where all else of it is computed again
 SURE_ACTIVATIONS = 16  # bytes a layer, token and hidden unit: less than any back end keeps
@@ -41,7 +42,7 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
     """Step -> what it needs, for every step that the recipe wants."""
     teacher, student = models.get("teacher"), models.get("student")
     dimension = teacher.dimension if teacher else 0
-    row = dimension * (4 if recipe.embed.dtype == "float32" else 2)
+    row = row_bytes(recipe.embed.dtype, dimension)
     documents, matrix = counts.documents * row, counts.documents * dimension * 4
     kinds = {"queries": counts.queries, "documents": counts.documents, "unlabelled": counts.unlabelled}
     mine = recipe.mine

@@ -3,7 +3,7 @@
 A store is a folder:
 
     manifest.json      space, dtype, key, live rows, one entry a shard, and the store's sha256; written last
-    shard-00000.npy    the vectors of the shard, [rows, dimension]
+    shard-00000.npy    the vectors of the shard, as ``codec`` stores them
     ids-00000.json     their ids
     texts-00000.npy    a 64-bit hash of each row's text, by which an update finds what changed
     shard-00000.json   the shard's own entry; it is written when the shard is whole, so that a killed writer can go on
@@ -28,6 +28,7 @@ import numpy as np
 
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import file_sha256, fingerprint, progress, read_json
+from harness.vectors.codec import STORE_DTYPES, stored_as, unpack
 from harness.vectors.space import Space
 
 SCHEMA = 1
@@ -144,7 +145,7 @@ class Manifest:
             shards = tuple(Shard(**{**entry, "dead": tuple(entry["dead"])}) for entry in value["shards"])
             space = Space.from_json(value["space"], where=str(path))
             manifest = cls(space, value["dtype"], value["key"], value["content"], shards)
-            whole = manifest.to_json() == value
+            whole = manifest.to_json() == value and manifest.dtype in STORE_DTYPES
         except (TypeError, KeyError, AttributeError):
             raise InputError(Problem("not the manifest of a vector store", where=str(path), next=AGAIN)) from None
         if not whole:
@@ -157,14 +158,14 @@ class VectorStore:
     """Ids and their vectors, memory-mapped; open one with ``VectorStore.open``.
 
     Attributes:
-        folder, manifest, ids (of live rows, in order), space, dimension, dtype ("float32" or "float16"), sha256.
+        folder, manifest, ids (of live rows, in order), space, dimension, dtype (see ``codec``), sha256.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, vector_SND: list[np.ndarray], ids: list[list[str]]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, stored_SN: list[np.ndarray], ids: list[list[str]]) -> None:
         self.folder, self.manifest = folder, manifest
         self.space, self.dtype, self.sha256 = manifest.space, manifest.dtype, manifest.sha256
         self.dimension = manifest.space.dimension
-        self._vector_SND = vector_SND
+        self._stored_SN = stored_SN  # each shard's rows as they lie on the disk
         self._start_S = np.cumsum([0, *(shard.rows for shard in manifest.shards)])[:-1]
         everything = [name for part in ids for name in part]
         self._position_N: np.ndarray | None = None  # where each live row lies; None while all rows are live
@@ -189,18 +190,18 @@ class VectorStore:
         folder = Path(folder)
         manifest = manifest or Manifest.read(folder)
         problems: list[Problem] = []
-        vector_SND, ids = [], []
+        stored_SN, ids = [], []
         for shard in manifest.shards:
             try:
-                vector_ND, names = _open_shard(folder, manifest, shard)
+                stored_N, names = _open_shard(folder, manifest, shard)
             except InputError as error:
                 problems += error.problems
             else:
-                vector_SND.append(vector_ND)
+                stored_SN.append(stored_N)
                 ids.append(names)
         if problems:
             raise StaleArtefactError(problems)
-        store = cls(folder, manifest, vector_SND, ids)
+        store = cls(folder, manifest, stored_SN, ids)
         if verify:
             store._verify(ids)
         return store
@@ -234,7 +235,8 @@ class VectorStore:
         shard_B = np.searchsorted(self._start_S, position_B, side="right") - 1
         for shard in np.unique(shard_B):
             here = np.flatnonzero(shard_B == shard)
-            vector_BD[here] = self._vector_SND[shard][position_B[here] - self._start_S[shard]]
+            stored_B = self._stored_SN[shard][position_B[here] - self._start_S[shard]]
+            vector_BD[here] = unpack(stored_B, self.dtype)
         return vector_BD
 
     def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -245,7 +247,7 @@ class VectorStore:
     def text_hashes(self) -> np.ndarray:
         """The hash of each live row's text, uint64 [N]."""
         shards = self.manifest.shards
-        hash_N = np.concatenate([_read_array(shard.path(self.folder, "texts"), shard.rows) for shard in shards])
+        hash_N = np.concatenate([_read_texts(self.folder, shard) for shard in shards])
         return hash_N if self._position_N is None else hash_N[self._position_N]
 
     def _verify(self, ids: list[list[str]]) -> None:
@@ -256,7 +258,7 @@ class VectorStore:
             if file_sha256(path := shard.path(self.folder)) != shard.sha256:
                 problems.append(Problem("damaged: its sha256 is not the one in the manifest", where=str(path),
                                         next=AGAIN))
-            hash_N = _read_array(shard.path(self.folder, "texts"), shard.rows)
+            hash_N = _read_texts(self.folder, shard)
             if content_sha256(names, hash_N) != shard.content:
                 path = shard.path(self.folder, "ids", "json")
                 problems.append(Problem("damaged: ids or text hashes are not those in the manifest",
@@ -281,24 +283,28 @@ def _open_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[np.ndar
     if read_json(own) != {**shard.to_json(), "dead": []} or shard.made != manifest.made:
         raise InputError(Problem("the manifest is of another store: this shard was not made with it", where=str(own),
                                  got=f"manifest {folder / 'manifest.json'}", next=AGAIN))
-    vector_ND = _read_array(path, shard.rows, manifest.space.dimension, manifest.dtype)
+    stored_N = _read_array(path, *stored_as(manifest.dtype, shard.rows, manifest.space.dimension))
     ids_path = shard.path(folder, "ids", "json")
     names = read_json(ids_path)
     if not isinstance(names, list) or len(names) != shard.rows:
         raise InputError(Problem("not the ids of this shard", where=str(ids_path), allowed=f"{shard.rows} ids",
                                  next=AGAIN))
-    return vector_ND, names
+    return stored_N, names
 
 
-def _read_array(path: Path, rows: int, dimension: int | None = None, dtype: str = "uint64") -> np.ndarray:
-    """Map an array of known shape and type."""
-    shape = (rows,) if dimension is None else (rows, dimension)
+def _read_texts(folder: Path, shard: Shard) -> np.ndarray:
+    """The hashes of a shard's texts, dead ones included, uint64 [rows]."""
+    return _read_array(shard.path(folder, "texts"), np.dtype("<u8"), (shard.rows,))
+
+
+def _read_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Map an array of known type and shape."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         found = f"{array.dtype} {array.shape}"
     except (OSError, ValueError) as error:
         array, found = None, str(error)
-    if array is None or array.shape != shape or array.dtype != np.dtype(dtype):
+    if array is None or array.shape != shape or array.dtype != dtype:
         raise InputError(Problem("missing or damaged", where=str(path), got=found, allowed=f"{dtype} {shape}",
                                  next=AGAIN))
     return np.asarray(array)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ import numpy as np
 from harness.runtime.distributed import rank, wait_for_all, world_size
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import atomic_file, file_sha256, progress, read_json, write_json
+from harness.vectors.codec import STORE_DTYPES, pack, stored_as, unpack
 from harness.vectors.space import Space, require_same_space
 from harness.vectors.store import Manifest, Shard, VectorStore, content_sha256, name_some, text_hashes
 
@@ -58,7 +60,7 @@ def write_store(
         texts: N texts.
         encode: texts -> float [W, D]; called in windows of some thousand texts.
         space: the space of the vectors; D is its dimension.
-        dtype: how vectors are stored, ``float32`` or ``float16``.
+        dtype: how vectors are stored: ``float32``, ``float16``, ``bfloat16`` or ``int8`` (see ``codec``).
         shard_rows: rows of a shard, the unit of resuming.
         key: whatever else the vectors depend on (which side, the longest text, precision, a student's weights); vectors
             of another key are never used again.
@@ -69,7 +71,7 @@ def write_store(
     """
     folder = Path(folder)
     _check_rows(ids, texts, folder)
-    assert shard_rows > 0 and dtype in ("float32", "float16")
+    assert shard_rows > 0 and dtype in STORE_DTYPES
     text_hash_N = text_hashes(texts)
     wanted = Manifest(space, dtype, key, content_sha256(ids, text_hash_N), ())
     partial = folder.with_name(folder.name + ".partial")
@@ -304,17 +306,17 @@ class _ShardWriter:
             json.dump(list(ids), stream)
         with atomic_file(shard.path(self.folder, "texts")) as stream:
             np.save(stream, text_hash_N, allow_pickle=False)
-        dtype = np.dtype(self.manifest.dtype)
-        shape = (len(ids), self.manifest.space.dimension)
+        dimension = self.manifest.space.dimension
+        dtype, shape = stored_as(self.manifest.dtype, len(ids), dimension)
         # Written as a plain file, not through a memory map: on a full disk a map kills the process without a word.
-        with atomic_file(path, size=shape[0] * shape[1] * dtype.itemsize) as stream:
+        with atomic_file(path, size=math.prod(shape) * dtype.itemsize) as stream:
             descr = np.lib.format.dtype_to_descr(dtype)
             np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
             for start in range(0, len(ids), WINDOW):
                 window = slice(start, start + WINDOW)
-                vector_WD = _checked(self.encode(texts[window]), ids[window], shape[1], dtype)
-                stream.write(vector_WD.tobytes())
-                bar.update(len(vector_WD))
+                stored_W = _packed(self.encode(texts[window]), ids[window], dimension, self.manifest.dtype)
+                stream.write(stored_W.tobytes())
+                bar.update(len(stored_W))
         write_json(own, replace(shard, sha256=file_sha256(path), bytes=path.stat().st_size).to_json())
 
 
@@ -337,16 +339,15 @@ def _check_rows(ids: Sequence[str], texts: Sequence[str], folder: Path) -> None:
         raise InputError(problems)
 
 
-def _checked(vector_WD: np.ndarray, ids: Sequence[str], dimension: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """The vectors in their storage type, after a look at shape and values."""
+def _packed(vector_WD: np.ndarray, ids: Sequence[str], dimension: int, dtype: str) -> np.ndarray:
+    """The vectors as they are stored, after a look at shape and values."""
     vector_WD = np.asarray(vector_WD)
     if vector_WD.shape != (len(ids), dimension):
         raise InputError(Problem("the encoder's vectors have another shape than the space says",
                                  got=str(vector_WD.shape), allowed=str((len(ids), dimension)),
                                  next="name the encoder that the space is of"))
-    with np.errstate(over="ignore"):
-        stored_WD = vector_WD.astype(dtype)
-    broken = np.flatnonzero(~np.isfinite(stored_WD).all(axis=1))
+    stored_W = pack(vector_WD, dtype)
+    broken = np.flatnonzero(~np.isfinite(unpack(stored_W, dtype)).all(axis=1))
     if broken.size:
         overflow = np.isfinite(vector_WD[broken]).all()
         raise InputError(Problem(
@@ -355,7 +356,7 @@ def _checked(vector_WD: np.ndarray, ids: Sequence[str], dimension: int, dtype: n
             got=f"{vector_WD[broken[0]][:4]}...",
             next="set embed.dtype: float32" if overflow else "look at these texts, or encode in higher precision",
         ))
-    return stored_WD
+    return stored_W
 
 
 def _tidy(folder: Path, shards: Sequence[Shard]) -> None:

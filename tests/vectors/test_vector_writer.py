@@ -105,6 +105,10 @@ def test_wrong_rows_are_refused_all_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "dtype", "says"), [
     (np.nan, "float32", "1 vectors are not finite"), (np.inf, "float32", "1 vectors are not finite"),
     (1e6, "float16", r"not finite in float16[\s\S]*embed.dtype: float32"),
+    (np.nan, "bfloat16", "1 vectors are not finite"), (-np.inf, "bfloat16", "1 vectors are not finite"),
+    (3.4e38, "bfloat16", r"not finite in bfloat16[\s\S]*embed.dtype: float32"),
+    (np.nan, "int8", "1 vectors are not finite"), (np.inf, "int8", "1 vectors are not finite"),
+    (3.4028235e38, "int8", r"not finite in int8[\s\S]*embed.dtype: float32"),
 ])  # fmt: skip
 def test_vectors_that_are_not_finite_are_refused_naming_ids(
     tmp_path: Path, value: float, dtype: str, says: str
