@@ -210,6 +210,14 @@ def test_all_problems_are_listed_at_once() -> None:
           "data.streams={a: {path: x}}"], "align.streams"),
         (["teacher.train=false", "teacher.query_vectors={format: npy, path: q.npy}", "align.texts=[queries]",
           "align.targets=online"], "align.targets"),
+        (["export={triton: true}"], "export.triton"),
+        (["export={onnx: [fp32, fp32]}"], "export.onnx"),
+        (["export={index: [npy, npy]}"], "export.index"),
+        (["export={parity: {min_cosine: 0.99, mean_cosine: 0.9}}"], "export.parity.min_cosine"),
+        (["teacher.train=false", "teacher.model=", "student.model=s", "export={pair: true}"], "export.pair"),
+        (["bench={engines: [onnx]}", "export={onnx: [int8]}"], "bench.engines"),
+        (["bench={engines: [onnx]}"], "bench.engines"),
+        (["bench={engines: [cuda-graphs], systems: [teacher]}", "export={}"], "bench.engines"),
     ],
 )
 def test_what_cannot_work_together_is_refused_with_the_reason(overrides: list[str], key: str) -> None:

@@ -11,7 +11,7 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Combinations that can't work, as (key, reason, what to do)."""
     found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_loss(recipe)]
     found += [*_impossible_stages(recipe), *_impossible_streams(recipe), *_impossible_targets(recipe)]
-    found += _not_wired(recipe)
+    found += [*_not_wired(recipe), *_impossible_export(recipe)]
     for name, mine in (("mine.base", recipe.mine.base), ("mine.refine", recipe.mine.refine)):
         found += _impossible_mining(name, mine) if mine else []
     if recipe.student.dimension is not None:
@@ -23,6 +23,8 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
         "align.streams": recipe.align and recipe.align.streams, "teacher.streams": recipe.teacher.streams,
         "student.layers": recipe.student.layers, "evaluate.systems": recipe.evaluate.systems,
         "evaluate.sets": recipe.evaluate.sets, "bench.systems": recipe.bench and recipe.bench.systems,
+        "export.onnx": recipe.export and recipe.export.onnx, "export.index": recipe.export and recipe.export.index,
+        "bench.engines": recipe.bench and recipe.bench.engines,
     }  # fmt: skip
     for key, values in lists.items():
         if isinstance(values, list) and len(set(values)) < len(values):
@@ -198,11 +200,37 @@ def _not_wired(recipe: Recipe) -> list[tuple[str, str, str]]:
         "teacher.streams": recipe.teacher.streams,
         "align.streams": recipe.align and recipe.align.streams,
         "align.targets": recipe.align and recipe.align.targets == "online",
+        "export.onnx": recipe.export and recipe.export.onnx, "export.pair": recipe.export and recipe.export.pair,
+        "export.triton": recipe.export and recipe.export.triton, "export.index": recipe.export and recipe.export.index,
+        "bench.engines": recipe.bench and recipe.bench.engines,
     }.items() if is_set]  # fmt: skip
     return found + [
         (f"data.streams.{name}.prompts", "no stage reads this setting yet", "remove it")
         for name, stream in recipe.data.streams.items() if stream.prompts != Prompts()
     ]  # fmt: skip
+
+
+def _impossible_export(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Artefacts that lack what they are made of, and engines that lack their artefact."""
+    export, found = recipe.export, []
+    if export and export.pair and recipe.teacher.model is None:
+        found.append(("export.pair", "a teacher without weights can't encode documents", "set export.pair: false"))
+    if export and export.triton and not export.onnx:
+        found.append(("export.triton", "a Triton model repository holds ONNX files, and export.onnx names none",
+                      "set export.onnx: [fp32], or export.triton: false"))  # fmt: skip
+    if export and export.parity.min_cosine > export.parity.mean_cosine:
+        found.append(("export.parity.min_cosine", "a mean below the least is not possible",
+                      "set it to at most export.parity.mean_cosine"))  # fmt: skip
+    files = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int8": "int8", "onnx-int8-static": "int8-static"}
+    made = export.onnx if export else []
+    for engine in recipe.bench.engines if recipe.bench else []:
+        if engine in files and files[engine] not in made:
+            found.append(("bench.engines", f"{engine} runs a file that is not exported",
+                          f"add {files[engine]} to export.onnx, or take {engine} out"))  # fmt: skip
+    if recipe.bench and recipe.bench.engines and export and export.system not in recipe.bench.systems:
+        found.append(("bench.engines", f"{export.system} is deployed, and is not among bench.systems",
+                      f"add {export.system} to bench.systems, or take the engines out"))  # fmt: skip
+    return found
 
 
 def _impossible_context(recipe: Recipe) -> list[tuple[str, str, str]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.recipe.data_settings import DataSettings
+from harness.recipe.export_settings import EngineName, ExportSettings
 from harness.recipe.section import (
     Count,
     Finite,
@@ -284,41 +285,6 @@ class RefineSettings(Section):
 
 
 # -------------------------------------------------------------------------------------------- after the training
-
-
-EngineName = Literal["torch-compile", "cuda-graphs", "onnx", "onnx-fp16", "onnx-int8", "onnx-int8-static"]
-
-
-class ParitySettings(Section):
-    """How near an artefact must come to the student in memory, on real queries over the frozen index, to be deployed.
-
-    ``min_cosine``: of any query's two vectors. ``mean_cosine``, ``overlap``: of each language's queries, on average;
-    overlap is the share of common hits among the first ten. ``recovery_loss``: how much less of P@1 and nDCG@10 it may
-    find, as a share of what the student finds, where there are judgments. These are for int8; fp32 and fp16 have
-    tighter bounds of their own (``export/parity.py``), and of both the tighter one binds.
-    """
-
-    min_cosine: Share = 0.99
-    mean_cosine: Share = 0.995
-    overlap: Share = 0.9
-    recovery_loss: Share = 0.01
-
-
-class ExportSettings(Section):
-    """What is deployed: the refined student as a sentence-transformers folder, and beside it what is asked for.
-
-    ``onnx``: the student's whole graph; ``int8`` has its weights quantised, ``int8-static`` activations, too, by
-    calibration. ``pair``: teacher and student as one sentence-transformers Router. ``triton``: a Triton model
-    repository of the ONNX files. ``index``: the frozen document vectors, handed over; ``faiss-int8`` and ``faiss-pq``
-    are smaller and approximate. ``parity``: what every artefact must reach.
-    """
-
-    system: Literal["student-refined", "student-aligned"] = "student-refined"
-    onnx: list[Literal["fp32", "fp16", "int8", "int8-static"]] = added([])
-    pair: bool = added(False)
-    triton: bool = added(False)
-    index: list[Literal["faiss", "npy", "parquet", "faiss-int8", "faiss-pq"]] = added([])
-    parity: ParitySettings = added(ParitySettings())
 
 
 class EvaluateSettings(Section):
