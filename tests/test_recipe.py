@@ -177,6 +177,7 @@ def test_all_problems_are_listed_at_once() -> None:
         (["align.texts=[queries, unlabelled]"], "align.texts"),
         (["align.training.accumulate=3"], "align.training.accumulate"),
         (["refine.training.chunk_tokens=512"], "refine.training.chunk_tokens"),
+        (["refine.training.unpadded=true", "refine.training.attention=sdpa"], "refine.training.unpadded"),
         (["teacher.loss={kind: kl, same_tower: true, positives: 2}"], "teacher.loss.same_tower"),
         (["teacher.loss={kind: kl, mask_margin: 0.1, positives: 2}"], "teacher.loss.mask_margin"),
         (["teacher.loss={kind: margin_mse, margin: 0.1, positives: 2}"], "teacher.loss.margin"),

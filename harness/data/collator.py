@@ -1,11 +1,11 @@
-"""Texts -> padded token tensors. Axes: B texts of a chunk, L tokens of its longest text."""
+"""Texts -> token tensors. Axes: B texts of a chunk, L tokens of its longest text, T tokens of all, C = B + 1 ends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ class TokenBatch:
     """Chunks of like length; ``torch.cat(outputs)[restore]`` has the order of the texts.
 
     Args:
-        chunks: each ``{"input_ids", "attention_mask"}``, int64_BL.
+        chunks: each ``{"input_ids", "attention_mask"}``, int64_BL; or, without padding, ``{"input_ids", "cu_seq_lens",
+            "longest"}``: int64_1T, int32_C (where each text begins, and the end of the last), and L.
         restore: int64, one for each text.
     """
 
-    chunks: list[dict[str, Tensor]]
+    chunks: list[dict[str, Any]]
     restore: Tensor
 
 
@@ -38,6 +39,7 @@ class Collator:
         chunks: of a batch, or as many as it has texts; they hold about equally many tokens.
         chunk_tokens: instead of ``chunks``, the most tokens that a chunk may hold, padding included; a text that is
             longer is a chunk of its own.
+        unpadded: a chunk's texts stand one after the other in one row.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Collator:
         max_length: int,
         chunks: int = 1,
         chunk_tokens: int | None = None,
+        unpadded: bool = False,
     ) -> None:
         assert chunks >= 1 and max_length >= 1
+        self._unpadded = unpadded
         self._chunk_tokens = chunk_tokens
         self._tokenizer = tokenizer
         self._prompt = prompt
@@ -82,13 +86,15 @@ class Collator:
         lengths = np.fromiter(map(len, token_lists), dtype=np.int64, count=len(token_lists))
         order = np.argsort(-lengths, kind="stable")  # longest first: a lack of memory shows at once
         budget = self._chunk_tokens
-        cuts = _cuts(lengths[order], self._chunks) if budget is None else _cuts_within(lengths[order], budget)
+        within = _cuts_unpadded if self._unpadded else _cuts_within
+        cuts = _cuts(lengths[order], self._chunks) if budget is None else within(lengths[order], budget)
         parts = np.split(order, cuts)
         restore = np.empty_like(order)
         restore[order] = np.arange(len(order))
-        return TokenBatch([self._pad_part([token_lists[i] for i in part]) for part in parts], torch.from_numpy(restore))
+        join = join_part if self._unpadded else self._pad_part
+        return TokenBatch([join([token_lists[i] for i in part]) for part in parts], torch.from_numpy(restore))
 
-    def _pad_part(self, token_lists: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def _pad_part(self, token_lists: Sequence[Sequence[int]]) -> dict[str, Any]:
         length_B = np.fromiter(map(len, token_lists), dtype=np.int64, count=len(token_lists))
         width = int(length_B.max())
         place_L = np.arange(width)
@@ -96,6 +102,15 @@ class Collator:
         token_BL = np.full(mask_BL.shape, self._pad, dtype=np.int64)
         token_BL[mask_BL] = np.fromiter(chain.from_iterable(token_lists), dtype=np.int64, count=int(length_B.sum()))
         return {"input_ids": torch.from_numpy(token_BL), "attention_mask": torch.from_numpy(mask_BL.astype(np.int64))}
+
+
+def join_part(token_lists: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A chunk without padding: its texts, none of them empty, one after the other in one row."""
+    lengths = [len(tokens) for tokens in token_lists]
+    end_C = np.cumsum([0, *lengths], dtype=np.int32)
+    token_T = np.fromiter(chain.from_iterable(token_lists), dtype=np.int64, count=int(end_C[-1]))
+    return {"input_ids": torch.from_numpy(token_T)[None], "cu_seq_lens": torch.from_numpy(end_C),
+            "longest": max(lengths)}  # fmt: skip
 
 
 class PairCollator:
@@ -110,11 +125,12 @@ class PairCollator:
         max_length: int,
         chunks: int = 1,
         chunk_tokens: int | None = None,
+        unpadded: bool = False,
     ) -> None:
         self._prompts = query_prompt, document_prompt
         self._collate = Collator(
-            tokenizer, prompt="", max_length=max_length, chunks=chunks, chunk_tokens=chunk_tokens
-        )  # fmt: skip
+            tokenizer, prompt="", max_length=max_length, chunks=chunks, chunk_tokens=chunk_tokens, unpadded=unpadded
+        )
 
     def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> TokenBatch:
         """Tokenise a batch of at least one text in all."""
@@ -142,3 +158,13 @@ def _cuts_within(lengths: NDArray[np.int64], budget: int) -> list[int]:
     while (start := start + max(1, budget // int(lengths[start]))) < len(lengths):
         cuts.append(start)
     return cuts
+
+
+def _cuts_unpadded(lengths: NDArray[np.int64], budget: int) -> list[int]:
+    """The same without padding: as many texts a part as ``budget`` tokens hold, and one at least."""
+    ends, cuts, start = np.cumsum(lengths), [], 0
+    while start < len(lengths):
+        before = int(ends[start] - lengths[start])
+        start = max(start + 1, int(np.searchsorted(ends, before + budget, side="right")))
+        cuts.append(start)
+    return cuts[:-1]

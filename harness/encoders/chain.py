@@ -34,6 +34,10 @@ _TOKEN_TABLES = ("word_embeddings.weight", "embed_tokens.weight", "tok_embedding
 # Heads of pretraining tasks, and BERT's pooler: in many checkpoints, in no encoder of ours.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}  # positions begin behind padding
+# Architectures, by the config's ``model_type``, whose batches without padding are tested to give what padded ones do.
+WITHOUT_PADDING = frozenset(
+    {"bert", "roberta", "xlm-roberta", "camembert", "modernbert", "qwen2", "qwen3", "llama", "mistral"}
+)  # fmt: skip
 HEADS = {"pooler", "lm_head", "cls", "classifier", "score", "vocab_transform", "vocab_layer_norm", "vocab_projector"}
 
 

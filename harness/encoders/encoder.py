@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.encoders import unpadded
 from harness.recipe import Pooling
 from harness.runtime.distributed import rank, sum_over_processes, world_size
 from harness.runtime.process import progress
@@ -86,6 +87,7 @@ class Encoder(nn.Module):
         self.normalize = normalize
         self.prompts = {"query": "", "document": "", **(prompts or {})}
         self.max_length = max_length
+        self.unpadded = False  # see ``set_unpadded``
         self.lower_case = False  # a setting of old folders, carried along; the tokenizer already lowers
 
     @property
@@ -125,37 +127,55 @@ class Encoder(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
-        chunks: Sequence[Mapping[str, Tensor]] | None = None,
+        chunks: Sequence[Mapping[str, Any]] | None = None,
+        **places: Any,
     ) -> Tensor:
-        """Encode token ids: one padded batch, or the chunks of a batch that were padded apart.
+        """Encode token ids: one batch, or the chunks of a batch that were padded apart.
 
         Args:
             input_ids: int64_BT.
             attention_mask: int64_BT, 1 for tokens and 0 for padding on either side.
-            chunks: instead of the two, any number of maps with both. Their tokens are looked up together: the token
+            chunks: instead of these, any number of maps with them. Their tokens are looked up together: the token
                 table's gradient is as large as the table, and so is made once a batch, not once a chunk.
+            places: where ``unpadded``, what stands in the mask's place: ``encoders.unpadded`` says what. A padded
+                batch is understood then, too.
 
         Returns:
             vector_BD, float32 also under autocast; length 1 when ``normalize``; chunks one after the other.
         """
         if chunks is None:
-            assert input_ids is not None and attention_mask is not None
-            return self._finish(self.backbone(input_ids=input_ids, attention_mask=attention_mask), attention_mask)
+            mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+            chunk = self._readable({"input_ids": input_ids, **mask, **places})
+            return self._vectors(chunk, input_ids=chunk["input_ids"])
+        chunks = [self._readable(chunk) for chunk in chunks]
         shapes = [chunk["input_ids"].shape for chunk in chunks]
         row_NH = self.token_table(torch.cat([chunk["input_ids"].flatten() for chunk in chunks]))
         parts = row_NH.split([shape.numel() for shape in shapes])
         vectors = []
         for chunk, shape, part in zip(chunks, shapes, parts, strict=True):
-            mask_BT = chunk["attention_mask"]
-            output = self.backbone(inputs_embeds=part.view(*shape, -1), attention_mask=mask_BT)
-            vectors.append(self._finish(output, mask_BT))
+            vectors.append(self._vectors(chunk, inputs_embeds=part.view(*shape, -1)))
         return torch.cat(vectors)
 
-    def _finish(self, output: Any, mask_BT: Tensor) -> Tensor:
-        """Pool, project and normalise the backbone's output, in float32."""
-        hidden_BTH = output.last_hidden_state
+    def set_unpadded(self, wanted: bool) -> None:
+        """Whether batches have no padding, from now on; collators made later make them so (``encoders.unpadded``)."""
+        unpadded.switch(self.backbone, wanted)
+        self.unpadded = wanted
+
+    def _readable(self, chunk: Mapping[str, Any]) -> Mapping[str, Any]:
+        return unpadded.without_padding(chunk) if self.unpadded else chunk
+
+    def _vectors(self, chunk: Mapping[str, Any], **tokens: Tensor) -> Tensor:
+        """A chunk through the backbone, then pooled, projected and normalised in float32."""
+        if self.unpadded:
+            where = unpadded.places_of(chunk, self.backbone)
+        else:
+            where = {"attention_mask": chunk["attention_mask"]}
+        hidden_BTH = self.backbone(**tokens, **where).last_hidden_state
         with torch.autocast(hidden_BTH.device.type, enabled=False):
-            vector_BD = pool(hidden_BTH, mask_BT, self.pooling)
+            if self.unpadded:
+                vector_BD = unpadded.pool_unpadded(hidden_BTH[0], chunk["cu_seq_lens"], self.pooling)
+            else:
+                vector_BD = pool(hidden_BTH, chunk["attention_mask"], self.pooling)
             if self.projection is not None:
                 bias_D = None if self.projection.bias is None else self.projection.bias.float()
                 vector_BD = nn.functional.linear(vector_BD, self.projection.weight.float(), bias_D)
@@ -169,7 +189,7 @@ class Encoder(nn.Module):
 
         return Collator(
             self.tokenizer, prompt=self.prompts[side], max_length=self.max_length, chunks=chunks,
-            chunk_tokens=chunk_tokens,
+            chunk_tokens=chunk_tokens, unpadded=self.unpadded,
         )  # fmt: skip
 
     @torch.inference_mode()

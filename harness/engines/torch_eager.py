@@ -40,7 +40,9 @@ class TorchEngine:
         """vector_BD on the host; copying it there waits for the device, so a clock around this call sees all work."""
         device = self._encoder.device
         vectors = [
-            self._encoder(**{name: tensor.to(device) for name, tensor in chunk.items()}).cpu()
+            self._encoder(
+                **{name: part.to(device) if isinstance(part, torch.Tensor) else part for name, part in chunk.items()}
+            ).cpu()
             for chunk in tokens.chunks
         ]
         return np.asarray(torch.cat(vectors)[tokens.restore].numpy(), dtype=np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 from harness.data.prepare import check_data_files
 from harness.data.reading import PREVIEW_LINES
 from harness.data.records import Dataset, has_scores
-from harness.encoders.chain import backbone_files, describe_folder, read_chain, verify_sha256
+from harness.encoders.chain import WITHOUT_PADDING, backbone_files, describe_folder, read_chain, verify_sha256
 from harness.encoders.layers import select_layers
 from harness.encoders.sources import resolve_model
 from harness.encoders.targets import adapter_size
@@ -36,6 +36,7 @@ def check_models(recipe: Recipe) -> None:
                 problems += _model_problems(role, settings)
             except InputError as error:
                 problems += error.problems
+    problems += [] if problems else _padding_problems(recipe)
     teacher = recipe.teacher
     if not problems and teacher.lora and teacher.model:
         try:
@@ -72,6 +73,24 @@ def _model_problems(role: str, settings: EncoderSettings) -> list[Problem]:
             found += [problem for problem in error.problems if problem not in found]
     if "chain" in told:
         found += _misfits(role, settings, folder, told)
+    return found
+
+
+def _padding_problems(recipe: Recipe) -> list[Problem]:
+    """Batches without padding, and a model with which they were not tried."""
+    found = []
+    for stage, training in trainings(recipe).items():
+        of_teacher = stage == "teacher" or recipe.student.model == "teacher"
+        model: EncoderSettings = recipe.teacher if of_teacher else recipe.student
+        if training.unpadded is not True or not model.model:
+            continue
+        kind = describe_folder(resolve_model(model.model, model.revision))["architecture"]
+        if kind not in WITHOUT_PADDING:
+            found.append(
+                Problem("batches without padding were not tried with this architecture", got=kind,
+                        where=f"{stage}.training.unpadded", allowed=", ".join(sorted(WITHOUT_PADDING)),
+                        next="set it to auto, or to false")
+            )  # fmt: skip
     return found
 
 
@@ -161,6 +180,11 @@ def _device_problems(recipe: Recipe) -> list[Problem]:
         elif training.attention == "flash_attention_2" and not installed("flash_attn"):
             found.append(Problem("the package 'flash_attn' is not installed", where=where, got="flash_attention_2",
                                  next="pip install flash-attn, or set attention: sdpa"))
+        on_gpu, own = bool(gpus) and recipe.launch.device != "cpu", training.attention != "flash_attention_2"
+        if training.unpadded is True and on_gpu and own and (training.dropout or training.precision == "fp32"):
+            got = f"dropout: {training.dropout}" if training.dropout else "precision: fp32"
+            found.append(Problem("the kernel for batches without padding computes in 16 bits and without dropout",
+                                 where=f"{stage}.training.unpadded", got=got, next="set unpadded: auto, or change it"))
     return found
 
 

@@ -335,6 +335,14 @@ def _impossible_stages(recipe: Recipe) -> list[tuple[str, str, str]]:
                     "set cached: true, or use chunks",
                 )
             )
+        if training and training.unpadded is True and training.attention in ("eager", "sdpa"):
+            found.append(
+                (
+                    f"{name}.training.unpadded",
+                    f"{training.attention} attention reads a mask over padded texts",
+                    "set attention: auto, or unpadded: false",
+                )
+            )
         if training and training.attention == "flash_attention_2" and training.precision == "fp32":
             found.append(
                 (

@@ -174,9 +174,13 @@ class DocumentSettings(Section):
 
 
 class EmbedSettings(Section):
-    """How vectors are written: storage type, rows a shard, tokens a batch (null: 2,048 on a CPU, 16,384 on a GPU)."""
+    """How vectors are written: storage type, rows a shard, tokens a batch (null: 2,048 on a CPU, 16,384 on a GPU).
+
+    ``stream_dtype``: of streams' query vectors, which are as many as there are queries.
+    """
 
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    stream_dtype: Literal["float32", "float16", "bfloat16", "int8"] = added("float16")
     shard_rows: Positive = 100_000
     batch_tokens: Positive | None = None
 

@@ -206,7 +206,8 @@ def pair_collator(encoder: Encoder, chunks: int, chunk_tokens: int | None = None
     """Queries and documents with their prompts."""
     prompts = {f"{side}_prompt": encoder.prompts[side] for side in ("query", "document")}
     return PairCollator(
-        encoder.tokenizer, **prompts, max_length=encoder.max_length, chunks=chunks, chunk_tokens=chunk_tokens
+        encoder.tokenizer, **prompts, max_length=encoder.max_length, chunks=chunks, chunk_tokens=chunk_tokens,
+        unpadded=encoder.unpadded,
     )  # fmt: skip
 
 
