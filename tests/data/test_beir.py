@@ -248,3 +248,12 @@ def test_what_only_python_takes_for_a_number_is_no_score(tmp_path: Path, text: s
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("+2.50", 2.5), ("-.5", -0.5), ("1e2", 100), (" 3. ", 3)])
 def test_numbers_as_text(text: str, number: float) -> None:
     assert check_number(text, "score") == number
+
+
+def test_contexts_are_kept_and_must_be_texts(tmp_path: Path) -> None:
+    queries = [{**QUERIES[0], "context": " one "}, {**QUERIES[1], "context": ["two"]}]
+    write_beir(tmp_path, DOCUMENTS, queries, dev=[("q1", "d1", 1), ("q2", "d2", 1)])
+    source, reading = _read(tmp_path)
+    assert source.queries.contexts == ["one"] and _kinds(reading) == {"the context is not a string": (1, [2])}
+    source, reading = _read(tmp_path, columns={"context": None})
+    assert source.queries.contexts == ["", ""] and not reading.bad_count

@@ -184,3 +184,16 @@ def test_unlabelled_texts(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(InputError, match=r"data\.unlabelled\[0\]\.path"):
         read_unlabelled(DataSettings(source="emoji", unlabelled=[Texts(path=str(tmp_path / "none"))]), Reading())
+
+
+def test_contexts_are_the_teachers_and_the_first_of_a_query_counts(tmp_path: Path) -> None:
+    lines = [
+        {**line, "context": context} for line, context in zip(LINES, ["sport", None, "fashion", " "], strict=True)
+    ]
+    path = str(write_jsonl(tmp_path / "train.jsonl", lines))
+    source, reading = _read(path)
+    assert reading.bad_count == 0 and source.queries.texts == ["red shoe", "roter Schuh", "hat"]
+    assert source.queries.contexts == ["sport", "", ""] and source.queries.other_contexts == 1
+    for columns in ({"context": None}, {"group": "context"}, {"context": "expansion"}):
+        source, reading = _read(path, columns=Columns(**columns))
+        assert not any(source.queries.contexts), "a column that is not named, or plays another part, is no context"
