@@ -122,7 +122,8 @@ def save_encoder(
         write_json(new / "sentence_bert_config.json",
                    {"max_seq_length": encoder.max_length, "do_lower_case": encoder.lower_case})
         write_json(new / "config_sentence_transformers.json", {
-            "prompts": encoder.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine",
+            "prompts": encoder.prompts, "default_prompt_name": None,
+            "similarity_fn_name": "cosine" if encoder.normalize else "dot",
         })  # fmt: skip
         write_json(new / "1_Pooling" / "config.json", {
             "word_embedding_dimension": hidden_size,
