@@ -1,5 +1,5 @@
-"""The large recipes, each as a twin of its own: tests/recipes/NAME.yaml differs from recipes/NAME.yaml in sizes and paths
-alone, and runs from the data to the report with models of random weights."""
+"""The large recipes, each as a twin of its own: tests/recipes/NAME.yaml differs from recipes/NAME.yaml in sizes and
+paths alone, and runs from the data to the report with models of random weights."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _differing(name: str) -> dict[str, tuple[Any, Any]]:
 
 
 def test_every_large_recipe_has_a_twin() -> None:
-    assert TWINS == sorted(path.stem for path in (ROOT / "recipes").glob("qwen3-*.yaml")) and len(TWINS) == 3
+    assert sorted(path.stem for path in (ROOT / "recipes").glob("qwen3-*.yaml")) == TWINS and len(TWINS) == 3
 
 
 @pytest.mark.parametrize("name", TWINS)
