@@ -42,7 +42,7 @@ def learn(
         return _learn_cached(model, batch, losses, backward, others)
     found = losses(model(chunks=batch["chunks"])[batch["restore"]])
     backward(found["loss"])
-    return {name: float(value.detach()) for name, value in found.items()}
+    return _numbers(found)
 
 
 def _learn_cached(
@@ -71,7 +71,13 @@ def _learn_cached(
         last = number == rounds - 1
         backward((again_BD * chunk_gradient_BD).sum() + (rest if last else 0), sync=last)
     _set_random_state(after, device)
-    return {name: float(value.detach()) for name, value in found.items()}
+    return _numbers(found)
+
+
+def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Tensors of one element as numbers; the host waits for the device once, not once for each."""
+    told = torch.stack([value.detach().reshape(()) for value in values.values()])
+    return dict(zip(values, told.tolist(), strict=True))
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -28,6 +28,7 @@ from harness.runtime.distributed import (
 from harness.runtime.errors import RunError, StoppedError
 from harness.runtime.process import atomic_file, disk_errors, is_main_process, logger, progress, write_json
 from harness.training.checkpoint import TrainingState, load_best, load_checkpoint, save_best, save_checkpoint
+from harness.training.feeding import Ahead, ToDevice
 from harness.training.objectives import Objective
 from harness.training.placement import trainable
 from harness.training.schedule import learning_rate
@@ -35,7 +36,10 @@ from harness.training.strategy import place
 
 
 class Batches(Protocol):
-    """Micro-batches of a step, a pure function of the step: CPU tensors in nested dicts and lists, and ``ids``."""
+    """Micro-batches of a step, a pure function of the step: CPU tensors in nested dicts and lists, and ``ids``.
+
+    On a GPU the next step's are made in a thread while a step runs, so nothing is drawn from torch's own randomness.
+    """
 
     def __call__(self, step: int) -> list[Mapping[str, Any]]:
         """The ``accumulate`` micro-batches of 0-based ``step`` for this process."""
@@ -67,16 +71,6 @@ class Fitted:
 
 class Interrupted(StoppedError):
     """Stopped on request after saving a checkpoint; the same command goes on from there."""
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: _to_device(item, device) for key, item in value.items()}
-    if isinstance(value, list) and value and isinstance(value[0], (Mapping, Tensor)):
-        return [_to_device(item, device) for item in value]
-    return value
 
 
 def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
@@ -111,6 +105,7 @@ class _Trainer:
             model, lambda placed: _optimizer(placed, settings), accelerator,
             max_norm=settings.max_grad_norm, bf16=self.bf16,
         )  # fmt: skip
+        self.to_device = ToDevice(accelerator.device)
         self.curve: list[dict[str, float]] = []
         self.state = load_checkpoint(run.checkpoints, self.placement, run.fingerprint) or TrainingState(
             0, run.fingerprint
@@ -142,8 +137,7 @@ class _Trainer:
                 self.placement.backward(loss / len(micro_batches), sync=sync and last_batch)
 
             with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
-                placed = _to_device(batch, self.accelerator.device)
-                values.append(objective.step(self.placement.model, placed, backward))
+                values.append(objective.step(self.placement.model, self.to_device(batch), backward))
         for part, batch in zip(values, micro_batches, strict=True):  # only now: other processes wait for our gradients
             self._require_finite(part, batch["ids"])
         logs = {name: sum(part[name] for part in values) / len(values) for name in values[0]}
@@ -242,9 +236,14 @@ def fit(
     if evaluate and due(at) and not broadcast(any(line["step"] == at for line in trainer.curve)):
         trainer.judge(evaluate)
         trainer.save()
-    with progress(what=run.what, total=settings.steps, initial=trainer.state.step, unit="step") as bar:
+    ahead = Ahead(batches, accelerator.device, settings.steps)
+    with progress(
+        what=run.what, total=settings.steps, initial=trainer.state.step, unit="step"
+    ) as bar, contextlib.closing(ahead):  # fmt: skip
         while (step := trainer.state.step) < settings.steps:
-            logs = trainer.step(objective, batches(step))
+            micro_batches = ahead(step)
+            with ahead.while_making(step + 1):
+                logs = trainer.step(objective, micro_batches)
             bar.update(1)
             bar.set_postfix_str(f"loss {logs['loss']:.3f}")
             done = trainer.state.step
