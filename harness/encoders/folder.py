@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +24,7 @@ from harness.encoders.chain import (
 from harness.encoders.encoder import Encoder
 from harness.encoders.sources import resolve_model
 from harness.encoders.surgery import compose, linear, truncate
+from harness.encoders.tokens import lower_first
 from harness.recipe import EncoderSettings, Pooling
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import atomic_folder, read_json, write_json
@@ -220,18 +220,8 @@ def _load_tokenizer(folder: Path, chain: Chain, trust_remote_code: bool) -> PreT
             raise InputError(Problem("the tokenizer has no padding token", where=str(folder), next="add a pad_token"))
         tokenizer.pad_token = tokenizer.eos_token  # masked out: any token serves
     if chain.lower_case:
-        _lower(tokenizer)
+        lower_first(tokenizer.backend_tokenizer)
     return tokenizer
-
-
-def _lower(tokenizer: PreTrainedTokenizerBase) -> None:
-    """As sentence-transformers reads ``do_lower_case``: lower-case first, unless the tokenizer does already."""
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    backend: Any = tokenizer.backend_tokenizer
-    state = json.dumps(json.loads(backend.to_str())["normalizer"] or {}, separators=(",", ":"))
-    if '"lowercase":true' not in state and '"type":"Lowercase"' not in state:
-        backend.normalizer = Sequence([Lowercase()] + ([backend.normalizer] if backend.normalizer else []))
 
 
 def _load_projection(chain: Chain) -> tuple[nn.Linear | None, bool]:

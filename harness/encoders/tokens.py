@@ -1,4 +1,4 @@
-"""Tokenizers without torch: the share of a text that a tokenizer does not know."""
+"""Tokenizers without torch: opened from a folder, made to lower-case, asked what share of a text they don't know."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def lower_first(tokenizer: Tokenizer) -> None:
+    """As sentence-transformers reads ``do_lower_case``: lower-case first, unless the tokenizer does already."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    state = json.dumps(json.loads(tokenizer.to_str())["normalizer"] or {}, separators=(",", ":"))
+    if '"lowercase":true' not in state and '"type":"Lowercase"' not in state:
+        tokenizer.normalizer = Sequence([Lowercase()] + ([tokenizer.normalizer] if tokenizer.normalizer else []))
 
 
 def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
