@@ -18,7 +18,7 @@ from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import is_main_process
 from harness.vectors.index import VectorIndex
 from harness.vectors.space import Space
-from harness.vectors.store import VectorStore
+from harness.vectors.store import StoreRows, VectorStore
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ class Run:
     def index_of(self, store: VectorStore) -> VectorIndex:
         """An index over a store, rows in the data set's document order."""
         documents = self.dataset.documents
-        return self.index_over(store.vectors(store.rows_of(documents.ids)))
+        return self.index_over(StoreRows(store, store.rows_of(documents.ids)))
 
     def frozen_index(self) -> VectorIndex:
         """The index over the teacher's document vectors, as the embed step saved it."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import atomic_file, atomic_folder, file_sha256, fingerprint, read_json, write_json
 from harness.vectors.space import Space, require_same_space
-from harness.vectors.store import name_some
+from harness.vectors.store import StoreRows, name_some
 
 Kind = Literal["auto", "faiss", "exact"]
 SCHEMA = 1
@@ -59,12 +59,18 @@ class VectorIndex:
 
     @classmethod
     def build(
-        cls, vector_ND: np.ndarray, ids: Sequence[str], *, kind: Kind = "auto", partition_N: Sequence[str] | None = None
+        cls,
+        vector_ND: np.ndarray | StoreRows,
+        ids: Sequence[str],
+        *,
+        kind: Kind = "auto",
+        partition_N: Sequence[str] | None = None,
     ) -> VectorIndex:
         """Index document vectors.
 
         Args:
-            vector_ND: float [N, D]; float32 in memory is used as it is, float16 or memory-mapped block by block.
+            vector_ND: float [N, D]; float32 in memory is used as it is, float16, memory-mapped, or a store's rows
+                block by block.
             ids: N distinct ids.
             kind: ``faiss`` (IndexFlatIP), ``exact`` (torch), or ``auto``: FAISS where it is installed.
             partition_N: each document's partition (its language, say), to be searched alone.
@@ -72,7 +78,8 @@ class VectorIndex:
         Raises:
             InputError: vectors that are not finite (ids named), or ``faiss`` where it is not installed.
         """
-        assert vector_ND.ndim == 2 and len(ids) == len(vector_ND) == len(set(ids)), "one vector for every distinct id"
+        assert len(vector_ND.shape) == 2, "documents x dimensions"
+        assert len(ids) == len(vector_ND) == len(set(ids)), "one vector for every distinct id"
         assert partition_N is None or len(partition_N) == len(ids)
         for start in range(0, len(ids), BLOCK_DOCUMENTS):
             broken = np.flatnonzero(~np.isfinite(vector_ND[start : start + BLOCK_DOCUMENTS]).all(axis=1)) + start
@@ -284,11 +291,12 @@ def _as_tensor(vector_MD: np.ndarray) -> Tensor:
 # --------------------------------------------------------------------------------------------------------- back ends
 
 
-def _exact_part(vector_ND: np.ndarray, row_N: np.ndarray) -> _Part:
-    return _Part(row_N, vector_ND if len(row_N) == len(vector_ND) else vector_ND[row_N])
+def _exact_part(vector_ND: np.ndarray | StoreRows, row_N: np.ndarray) -> _Part:
+    whole = isinstance(vector_ND, np.ndarray) and len(row_N) == len(vector_ND)
+    return _Part(row_N, vector_ND if whole else vector_ND[row_N])
 
 
-def _faiss_part(vector_ND: np.ndarray, row_N: np.ndarray) -> _Part:
+def _faiss_part(vector_ND: np.ndarray | StoreRows, row_N: np.ndarray) -> _Part:
     faiss = require_faiss("VectorIndex")
     index = faiss.IndexFlatIP(vector_ND.shape[1])
     for start in range(0, len(row_N), BLOCK_DOCUMENTS):

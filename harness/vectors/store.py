@@ -17,6 +17,7 @@ Axes: N live rows, B rows asked for, D dimensions, S shards.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -237,6 +238,7 @@ class VectorStore:
             here = np.flatnonzero(shard_B == shard)
             stored_B = self._stored_SN[shard][position_B[here] - self._start_S[shard]]
             vector_BD[here] = unpack(stored_B, self.dtype)
+            _release(self._stored_SN[shard])
         return vector_BD
 
     def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -270,6 +272,25 @@ class VectorStore:
             raise StaleArtefactError(problems)
 
 
+@dataclass(frozen=True, slots=True)
+class StoreRows:
+    """Rows of a store as an array [N, D] that is read where it is sliced: an index is built from it block by block."""
+
+    store: VectorStore
+    row_N: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return len(self.row_N), self.store.dimension
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def __getitem__(self, some: slice | np.ndarray) -> np.ndarray:
+        return self.store.vectors(self.row_N[some])
+
+
 def _open_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[np.ndarray, list[str]]:
     """Map one shard and read its ids, after cheap checks that need no read of the vectors."""
     path, own = shard.path(folder), shard.path(folder, "shard", "json")
@@ -290,6 +311,18 @@ def _open_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[np.ndar
         raise InputError(Problem("not the ids of this shard", where=str(ids_path), allowed=f"{shard.rows} ids",
                                  next=AGAIN))
     return stored_N, names
+
+
+def _release(mapped: np.ndarray) -> None:
+    """Let go of what was read of a mapped file: the system may keep it, but it is no memory of this process any more.
+
+    Without this, a process that has read all rows once, a few at a time, holds as much as the whole file.
+    """
+    base: Any = mapped
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):  # not on Windows
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_texts(folder: Path, shard: Shard) -> np.ndarray:

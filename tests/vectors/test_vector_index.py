@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders.vectors import toy_space, unit_vectors
+from builders.vectors import toy_encode, toy_rows, toy_space, unit_vectors
 
 from harness.runtime.errors import InputError, StaleArtefactError
 from harness.vectors import index as index_module
 from harness.vectors.index import VectorIndex
+from harness.vectors.store import StoreRows
+from harness.vectors.writer import write_store
 
 KINDS = ["exact", "faiss"]
 
@@ -176,3 +178,23 @@ def test_a_saved_index_of_anything_else_is_refused(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "store": "def"}))
     with pytest.raises(StaleArtefactError, match="edited"):
         VectorIndex.load(folder, toy_space())
+
+
+@pytest.mark.parametrize("partitions", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_over_a_stores_rows_is_that_over_their_vectors(
+    kind: str, partitions: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "BLOCK_DOCUMENTS", 4)
+    ids, texts = toy_rows(30)
+    store = write_store(tmp_path / "store", ids, texts, toy_encode, toy_space(), shard_rows=7)
+    row_N = np.random.default_rng(0).permutation(30)
+    names, vector_ND = [ids[row] for row in row_N], store.vectors(row_N)
+    language_N = [name[-1] for name in names] if partitions else None
+    asked = (vector_ND[:5], 6, language_N[:5] if language_N else None)
+    expected = VectorIndex.build(vector_ND, names, kind=kind, partition_N=language_N).search(*asked)
+    index = VectorIndex.build(StoreRows(store, row_N), names, kind=kind, partition_N=language_N)
+    index.save(tmp_path / "index", toy_space())
+    for some in (index, VectorIndex.load(tmp_path / "index", toy_space(), names, partition_N=language_N)):
+        for got, wanted in zip(some.search(*asked), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)

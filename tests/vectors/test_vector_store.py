@@ -52,6 +52,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+def mapped_kib(path: Path) -> int:
+    """How much of a mapped file this process holds."""
+    lines, held, ours = Path("/proc/self/smaps").read_text().splitlines(), 0, False
+    for line in lines:
+        if not line.split()[0].endswith(":"):
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("Rss:"):
+            held += int(line.split()[1])
+    return held
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux says what a process holds")
+def test_what_was_read_of_a_shard_is_held_no_longer(tmp_path: Path) -> None:
+    ids, texts = toy_rows(20_000)
+    store = write_store(tmp_path / "store", ids, texts, toy_encode, toy_space(), shard_rows=20_000)
+    stored_N = np.load(path := tmp_path / "store" / "shard-00000.npy", mmap_mode="r")
+    assert stored_N.sum() != 0 and mapped_kib(path) > 200, "a mapping that is read is held"
+    stored_N = None
+    for start in range(0, 20_000, 100):
+        store.vectors(np.arange(start, start + 100))
+    assert mapped_kib(path) < 100
+    np.testing.assert_array_equal(store.vectors(np.array([5])), toy_encode([texts[5]]))
+
+
 def test_what_lies_in_the_folder(folder: Path) -> None:
     files = {f"{kind}-{n:05d}.{suffix}" for n in range(3) for kind, suffix in
              [("shard", "npy"), ("ids", "json"), ("texts", "npy"), ("shard", "json")]}  # fmt: skip
