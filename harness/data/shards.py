@@ -5,6 +5,7 @@ A block of a Parquet file is a row group; of a JSONL file, some thousand lines w
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,46 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.reading import BadLine, _open_parquet, kind_problems
-from harness.runtime.distributed import rank
 from harness.runtime.errors import InputError, Problem
-from harness.runtime.process import file_sha256, read_json, write_json
+from harness.runtime.process import file_sha256, is_main_process, read_json, write_json
 
 BLOCK_LINES = 16_384  # of a JSONL file
+KINDS = (".parquet", ".jsonl")
+
+
+def find_shards(names: str | Sequence[str], where: str) -> list[Path]:
+    """The Parquet and JSONL files that a setting names: files, globs, and folders with all such files below them.
+
+    Sorted within each name. ``where``: the setting, for messages.
+
+    Raises:
+        InputError: a name that is nothing, or holds no such file; a file of another kind; one that is named twice.
+    """
+    found: list[Path] = []
+    problems: list[Problem] = []
+    for name in [names] if isinstance(names, str) else names:
+        path = Path(name)
+        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        if not matches:
+            problems.append(Problem("no such file or folder", where=where, got=name, next="check the path"))
+        files: list[Path] = []
+        for match in matches:
+            below = (file for file in match.rglob("*") if file.suffix in KINDS and file.is_file()) if match.is_dir() \
+                else [match]  # fmt: skip
+            files += sorted(below)
+        if matches and not files:
+            problems.append(Problem("no .parquet or .jsonl file below this folder", where=where, got=name,
+                                    next="name another folder"))  # fmt: skip
+        problems += [
+            Problem("not a kind of file that can be read from its middle", where=str(file), allowed=", ".join(KINDS),
+                    next="decompress it, or write it as Parquet") for file in files if file.suffix not in KINDS
+        ]  # fmt: skip
+        found += files
+    twice = sorted({str(file) for file in found if found.count(file) > 1}) if len(set(found)) < len(found) else []
+    problems += [Problem("the file is named twice", where=where, got=name, next="name it once") for name in twice]
+    if problems:
+        raise InputError(problems)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +76,14 @@ class Identity:
         except OSError as error:
             raise InputError(Problem("the file can't be read", where=str(path), got=str(error),
                                      next="check the path, or get it again")) from None  # fmt: skip
+
+    def unchanged(self, path: Path) -> bool:
+        """Whether size and time of change are the same, so that the file needs no reading."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.changed_ns)
 
     def still(self, path: Path) -> bool:
         """Whether the file has this content; it is only read where its size is the same, its time of change not."""
@@ -189,6 +233,6 @@ def open_shards(paths: Sequence[Path], index: Path) -> list[Shard]:
             shards.append(Shard(path, tuple(entry["sizes"]), tuple(entry["offsets"])))
         told[str(path)] = {"bytes": stat.st_size, "changed_ns": stat.st_mtime_ns,
                            "sizes": shards[-1].sizes, "offsets": shards[-1].offsets}  # fmt: skip
-    if rank() == 0 and json.loads(json.dumps(told)) != known:
+    if is_main_process() and json.loads(json.dumps(told)) != known:
         write_json(index, told)
     return shards

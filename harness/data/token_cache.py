@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from harness.data.dedupe import Hashes
 from harness.data.order import BlockOrder
+from harness.data.records import in_context
 from harness.data.sampling import Ints
 from harness.data.shards import Identity
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
@@ -26,9 +27,24 @@ from harness.runtime.process import file_sha256, fingerprint, read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 OPEN_SHARDS = 64  # memory maps held at a time
 MAKE_AGAIN = "build the cache again: shards that are still right are kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where a query's context stands, and how both become one text (``in_context``)."""
+
+    column: str
+    template: str
+
+    def fill(self, queries: Sequence[str], contexts: Sequence[Any]) -> list[str]:
+        """What the teacher's query side reads of each row."""
+        return [
+            in_context(query.strip(), "" if context is None else str(context).strip(), self.template)
+            for query, context in zip(queries, contexts, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +54,17 @@ class Tokenise:
     Args:
         call: texts -> token ids of each, prompt and special tokens included, cut to the maximal length.
         vocabulary: every id is below it.
+        context: what is read together with the text.
     """
 
     call: Callable[[Sequence[str]], Sequence[Sequence[int]]]
     fingerprint: str
     vocabulary: int
+    context: Context | None = None
+
+    def told(self) -> Any:
+        """What a hash over settings holds of it."""
+        return [self.fingerprint, asdict(self.context)] if self.context else self.fingerprint
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, *, prompt: str, max_length: int) -> str:
@@ -71,6 +93,7 @@ class CacheSettings:
         keys: further columns; rows that share a value in one of them, or a text, are relevant to each other.
         language: the column of languages, in every row or in none; ``default_language`` stands in for what is missing.
         deduplicate: of rows equal in all texts (case and whitespace aside) and the language, only the first is kept.
+        apart: columns besides texts and language that tell rows apart, where duplicates are left out.
         skip_bad: leave unreadable rows out; otherwise they are an error.
     """
 
@@ -80,12 +103,13 @@ class CacheSettings:
     default_language: str | None = None
     deduplicate: bool = True
     skip_bad: bool = False
+    apart: tuple[str, ...] = ()
 
     @property
     def made(self) -> str:
         """A hash of all of it but ``skip_bad``."""
-        return fingerprint([VERSION, {name: text.fingerprint for name, text in self.texts.items()}, list(self.texts),
-                            self.keys, self.language, self.default_language, self.deduplicate])  # fmt: skip
+        return fingerprint([VERSION, {name: text.told() for name, text in self.texts.items()}, list(self.texts),
+                            self.keys, self.language, self.default_language, self.deduplicate, self.apart])  # fmt: skip
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -102,6 +126,7 @@ class CacheShard:
         made: of the settings and of the content of this source file and (where duplicates are left out) all before it.
         rows, tokens: how many it holds.
         languages: language -> its rows; rows are in this order, within a language as in the source.
+        kept: of the source's content and of which of its rows are held: the same whatever the tokenizer.
     """
 
     made: str
@@ -112,6 +137,7 @@ class CacheShard:
     languages: dict[str, int]
     sha256: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
+    kept: str = ""
 
     @property
     def name(self) -> str:
@@ -279,6 +305,17 @@ class TokenCache:
             for place, source in zip(place_c.tolist(), mapped.source_N[row_c].tolist(), strict=True):
                 found[place] = int(shard_C[place]), source
         return found
+
+    def places(self, row_C: Ints) -> tuple[Ints, Ints]:
+        """int64_C, int64_C: the shard that each row lies in, and its row there, counted as in the source file."""
+        place_C = np.empty(len(row_C), dtype=np.int64)
+        for at_c, _, row_c in self._by_shard(row_C):
+            place_C[at_c] = row_c
+        return np.searchsorted(self._end_S, row_C, side="right").astype(np.int64), place_C
+
+    def source_rows(self, number: int) -> NDArray[np.uint32]:
+        """The rows of a source file that its shard holds, rising."""
+        return self._map(number).source_N
 
     def _by_shard(self, row_C: Ints) -> list[tuple[Ints, _Mapped, Ints]]:
         """For each shard: the places in ``row_C``, the shard's arrays, the rows in them."""

@@ -6,6 +6,7 @@ files, tokenise what is left. Memory: one block of texts and some 40 bytes for e
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -100,7 +101,7 @@ class _Builder:
         self.folder, self.paths, self.settings = folder, paths, settings
         self.work = folder / "work"
         self.own = range(rank(), len(paths), world_size())
-        self.columns = [*settings.texts, *settings.keys, settings.language]
+        self.columns = [*settings.texts, *settings.keys, *settings.apart, settings.language]
         self.work.mkdir(parents=True, exist_ok=True)
 
     # ------------------------------------------------------------------------------------------------- first pass
@@ -140,7 +141,7 @@ class _Builder:
         if shard.rows > MOST_ROWS:
             raise InputError(Problem("too many rows in one file", where=str(path), got=f"{shard.rows:,}",
                                      allowed=f"{MOST_ROWS:,}", next="write them as several files"))  # fmt: skip
-        key_NK = np.zeros((shard.rows, len(self.settings.texts) + len(self.settings.keys)), dtype=np.uint64)
+        key_NK = np.zeros((shard.rows, len(self.columns) - 1), dtype=np.uint64)
         language_N = np.zeros(shard.rows, dtype=np.uint16)
         usable_N = np.zeros(shard.rows, dtype=np.bool_)
         languages: dict[str, int] = {}
@@ -178,7 +179,7 @@ class _Builder:
         return usable_N
 
     def _block_keys(self, block: Block, key_NK: Hashes) -> None:
-        for number, name in enumerate((*self.settings.texts, *self.settings.keys)):
+        for number, name in enumerate(self.columns[:-1]):
             values = block.column(name)
             key_NK[:, number] = dedupe.text_hashes(None if value is None else str(value) for value in values)
 
@@ -220,7 +221,8 @@ class _Builder:
         if not self.settings.deduplicate:
             return np.empty(0, dtype=np.uint64), np.flatnonzero(usable_N).astype(np.uint32)
         of_language = dedupe.text_hashes(languages)
-        columns = [key_NK[:, number] for number in range(len(self.settings.texts))]
+        compared = (*self.settings.texts, *self.settings.apart)
+        columns = [key_NK[:, number] for number, name in enumerate(self.columns[:-1]) if name in compared]
         return dedupe.sorted_first(dedupe.joined_hashes([*columns, of_language[language_N]]), usable_N)
 
     # ------------------------------------------------------------------------------------------------ second pass
@@ -313,7 +315,8 @@ class _Builder:
         settings, path = self.settings, self.folder / f"{shard.name}.bin"
         path.with_suffix(".json").unlink(missing_ok=True)
         language_N = np.load(self._file("language", number), allow_pickle=False)[kept_N]
-        key_NK = np.load(self._file("key", number), mmap_mode="r", allow_pickle=False)[kept_N]
+        keys = len(settings.texts) + len(settings.keys)
+        key_NK = np.load(self._file("key", number), mmap_mode="r", allow_pickle=False)[kept_N, :keys]
         place_N = np.argsort(language_N, kind="stable").astype(np.uint32)
         offset = np.zeros(len(kept_N) * len(settings.texts) + 1, dtype=np.int64)
         source = Shard(self.paths[number], scan.sizes, scan.offsets)
@@ -335,8 +338,9 @@ class _Builder:
         languages = {scan.languages[code]: counts[code] for code in sorted(counts)}
         left_out = {"bad": sum(entry["count"] for entry in scan.bad.values())}
         left_out["duplicates"] = sum(scan.sizes) - left_out["bad"] - len(kept_N)
+        kept = fingerprint([scan.identity.sha256, hashlib.sha256(kept_N.tobytes()).hexdigest()])
         whole = replace(shard, rows=len(kept_N), tokens=tokens, languages=languages, sha256=file_sha256(path),
-                        left_out=left_out)  # fmt: skip
+                        left_out=left_out, kept=kept)  # fmt: skip
         write_json(path.with_suffix(".json"), asdict(whole))
 
     def _token_lists(self, source: Shard, kept_N: NDArray[np.uint32]) -> Iterator[list[Sequence[int]]]:
@@ -349,13 +353,17 @@ class _Builder:
             start += size
             if not len(row_c):
                 continue
-            block = source.read(at, list(texts))
+            block = source.read(at, [*texts, *(text.context.column for text in texts.values() if text.context)])
             for begin in range(0, len(row_c), SLICE):
                 rows = row_c[begin : begin + SLICE].tolist()
                 columns = []
                 for name, tokenise in texts.items():
                     values = block.column(name)
-                    columns.append(tokenise.call([values[row].strip() for row in rows]))
+                    queries = [values[row].strip() for row in rows]
+                    if context := tokenise.context:
+                        told = block.column(context.column)
+                        queries = context.fill(queries, [told[row] for row in rows])
+                    columns.append(tokenise.call(queries))
                 yield [columns[field][row] for row in range(len(rows)) for field in range(len(columns))]
 
 

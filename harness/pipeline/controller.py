@@ -32,7 +32,14 @@ from harness.pipeline.launch import (
     usable_gpus,
 )
 from harness.pipeline.plan import Step, depends_on, keys, plan
-from harness.pipeline.sources import input_paths, refuse_changed_documents, sources_of
+from harness.pipeline.sources import (
+    input_paths,
+    known_files,
+    note_files,
+    refuse_changed_documents,
+    sources_of,
+    sources_of_streams,
+)
 from harness.pipeline.stop import StopRequest, signals
 from harness.recipe import Recipe, dump_recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, StoppedError, gather_problems
@@ -121,6 +128,8 @@ class Controller:
             lambda: refuse_foreign_folder(folder, input_paths(recipe)),
             lambda: refuse_edited_recipe(folder),
         )
+        self.files = known_files(folder)
+        sources |= sources_of_streams(recipe, self.files)  # last: what is new of large logs is read
         self.sources, self.keys = sources, keys(recipe, sources)
         self.manifest = Manifest(folder)
 
@@ -278,6 +287,7 @@ def run_recipe(
         controller.forget_dropped_steps()
         controller.manifest.forget([step.name for step in steps if step.name in forced])
         dump_recipe(recipe, folder.recipe)
+        note_files(folder, controller.files)
         refuse_other_machines(steps, recipe.launch)
         ran = []
         for step in steps:
@@ -349,6 +359,7 @@ def _open(recipe: Recipe, folder: RunFolder, main: list[Controller]) -> dict[str
     if not started_by_controller(folder.root):
         clear_leftovers(folder)
         dump_recipe(recipe, folder.recipe)
+        note_files(folder, main[0].files)
     return main[0].keys
 
 

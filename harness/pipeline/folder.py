@@ -42,6 +42,7 @@ class RunFolder:
     vectors = property(lambda self: self.root / "vectors")
     index = property(lambda self: self.root / "index")
     mined = property(lambda self: self.root / "mined")
+    streams = property(lambda self: self.root / "streams")
     export = property(lambda self: self.root / "export")
     evaluations = property(lambda self: self.root / "evaluations")
     bench = property(lambda self: self.root / "bench.json")
@@ -64,8 +65,9 @@ class RunFolder:
 
 # What a run writes at the top of its folder.
 ARTEFACTS = (
-    "data", "teacher", "teacher-more", "student", "vectors", "index", "mined", "checkpoints", "logs", "export",
-    "evaluations", "bench.json", "results.json", "report.md", "report.html", "recipe.resolved.yaml", "manifest.json",
+    "data", "teacher", "teacher-more", "student", "vectors", "index", "mined", "streams", "checkpoints", "logs",
+    "export", "evaluations", "bench.json", "results.json", "report.md", "report.html", "recipe.resolved.yaml",
+    "manifest.json",
 )  # fmt: skip
 
 

@@ -44,6 +44,10 @@ def _wants(system: str) -> Callable[[Recipe], bool]:
     return wanted
 
 
+def _aligns_on_streams(recipe: Recipe) -> bool:
+    return recipe.align is not None and bool(recipe.align.streams)
+
+
 def _embeds_base(recipe: Recipe) -> bool:
     return recipe.mine.base is not None or _wants("teacher-base")(recipe)
 
@@ -61,7 +65,8 @@ STEPS = (
     Step("teacher", 1, ("data", "mine.base"), ("teacher", *SAMPLING), trains=True, shared=True),
     Step("embed", 1, ("data", "teacher"), ("documents", "embed", "embedded kinds"), shared=True),
     Step("student", 1, ("teacher", "embed"), ("student", "seed")),
-    Step("align", 1, ("embed", "student"), ("align", *SAMPLING),
+    Step("embed.streams", 1, ("teacher", "student"), ("encoded streams",), _aligns_on_streams, shared=True),
+    Step("align", 1, ("embed", "student", "embed.streams"), ("align", "mixed streams", *SAMPLING),
          lambda r: r.align is not None, trains=True, shared=True),
     Step("mine.refine", 1, ("embed",), ("mine.refine",), lambda r: r.mine.refine is not None, shared=True),
     Step("refine", 1, ("align", "embed", "mine.refine"),
@@ -85,16 +90,45 @@ def plan(recipe: Recipe) -> list[Step]:
 def embedded_kinds(recipe: Recipe) -> list[str]:
     """Which texts the teacher encodes as queries: those of the alignment, and training queries for the anchor."""
     kinds = set(recipe.align.texts if recipe.align else ["queries"])
+    if recipe.align and recipe.align.targets == "online":
+        kinds = set()
     if recipe.refine or recipe.mine.refine:
         kinds.add("queries")
     return sorted(kinds)
 
 
+def encoded_streams(recipe: Recipe) -> Any:
+    """What tokens and vectors of the aligned streams depend on."""
+    assert recipe.align is not None
+    streams = {name: recipe.data.streams[name].model_dump(mode="json") for name in recipe.align.streams}
+    for stream in streams.values():
+        del stream["weight"], stream["positive"], stream["prompts"]["document"]
+    return {"streams": streams, "targets": recipe.align.targets, "dtype": recipe.embed.stream_dtype,
+            "context": recipe.teacher.context}  # fmt: skip
+
+
+def mixed_streams(recipe: Recipe) -> Any:
+    """How the alignment's batches are drawn from streams; None where it has none."""
+    if recipe.align is None or not recipe.align.streams:
+        return None
+    weights = {name: recipe.data.streams[name].weight for name in recipe.align.streams}
+    return {"weights": weights, "one_stream_per_batch": recipe.data.one_stream_per_batch}
+
+
 def _setting(recipe: Recipe, path: str) -> Any:
-    """A part of the recipe as plain data; ``teacher.encoder`` is the teacher without its training."""
+    """A part of the recipe as plain data; ``teacher.encoder`` is the teacher without its training.
+
+    What stages read of streams is no part of ``data`` and ``embed``: another weight leaves documents and teacher alone.
+    """
     if path == "embedded kinds":
         return embedded_kinds(recipe)
+    if path == "encoded streams":
+        return encoded_streams(recipe)
+    if path == "mixed streams":
+        return mixed_streams(recipe)
     tree = recipe.keyed()
+    for section, name in (("data", "streams"), ("data", "one_stream_per_batch"), ("embed", "stream_dtype")):
+        tree[section].pop(name, None)
     if path == "teacher.encoder":
         names = ("model", "sha256", "revision", "trust_remote_code", "prompts", "pooling", "max_length", "dimension")
         context = {name: tree["teacher"][name] for name in ("context",) if name in tree["teacher"]}  # added later
@@ -105,6 +139,14 @@ def _setting(recipe: Recipe, path: str) -> Any:
             return None
         node = node[key]
     return node
+
+
+_ADDED = ("mixed streams",)  # left out where they are None, as the keys of earlier versions had none
+
+
+def _settings(recipe: Recipe, step: Step) -> dict[str, Any]:
+    found = {path: _setting(recipe, path) for path in step.settings}
+    return {path: value for path, value in found.items() if value is not None or path not in _ADDED}
 
 
 def keys(recipe: Recipe, sources: Mapping[str, Any]) -> dict[str, str]:
@@ -119,7 +161,7 @@ def keys(recipe: Recipe, sources: Mapping[str, Any]) -> dict[str, str]:
                 "step": step.name,
                 "version": step.version,
                 "inputs": {name: found[name] for name in step.inputs if name in found},
-                "settings": {path: _setting(recipe, path) for path in step.settings},
+                "settings": _settings(recipe, step),
                 "sources": sources.get(step.name),
             }
         )

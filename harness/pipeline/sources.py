@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.data.shards import Identity
+from harness.data.streams import stream_files
 from harness.encoders.sources import resolve_model
-from harness.pipeline.folder import Manifest
+from harness.pipeline.folder import Manifest, RunFolder
 from harness.pipeline.plan import keys, plan
 from harness.recipe import MineSettings, Recipe, VectorFiles
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
-from harness.runtime.process import file_sha256
+from harness.runtime.process import file_sha256, progress, read_json, write_json
 
 
 def _content(path: Path) -> list[Any]:
@@ -110,13 +113,75 @@ def sources_of(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
+# ------------------------------------------------------------------------------------------------------- streams
+
+STREAM_STEPS = ("embed.streams",)  # the steps that read streams
+
+
+def known_files(folder: RunFolder) -> dict[str, Identity]:
+    """Path -> what a stream's file was when it was read last; what can't be read is not known."""
+    path = folder.streams / "files.json"
+    try:
+        told = read_json(path) if path.is_file() else {}
+        return {name: Identity(**entry) for name, entry in told.items()}
+    except (InputError, TypeError, AttributeError):
+        return {}
+
+
+def stream_sources(recipe: Recipe, names: Sequence[str], known: dict[str, Identity]) -> dict[str, list[list[str]]]:
+    """Stream -> path and sha256 of its files; those that are as ``known`` has them are not read. ``known`` is added to.
+
+    Raises:
+        InputError: files that are not there or can't be read.
+    """
+    files = {name: stream_files(name, recipe.data.streams[name]) for name in names}
+    unread = [path for paths in files.values() for path in paths
+              if str(path) not in known or not known[str(path)].unchanged(path)]  # fmt: skip
+    for path in progress(unread, what="read streams", unit="file"):
+        known[str(path)] = Identity.of(path)
+    return {name: [[str(path), known[str(path)].sha256] for path in paths] for name, paths in files.items()}
+
+
+def sources_of_streams(recipe: Recipe, known: dict[str, Identity]) -> dict[str, Any]:
+    """Step -> fingerprint of the streams that it reads; ``known`` as in ``stream_sources``."""
+    found = {}
+    if recipe.align and recipe.align.streams:
+        found["embed.streams"] = stream_sources(recipe, recipe.align.streams, known)
+    return found
+
+
+def note_files(folder: RunFolder, known: Mapping[str, Identity]) -> None:
+    """Keep what is known of streams' files, so that unchanged ones are not read at the next start."""
+    if known and known != known_files(folder):
+        write_json(folder.streams / "files.json", {name: asdict(identity) for name, identity in known.items()})
+
+
+# --------------------------------------------------------------------------------------------- what changed meanwhile
+
 READ_AGAIN = ("data", "embed")  # the steps whose sources an update of the documents reads again
 
 
 def sources_so_far(sources: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
     """``sources``, but data and brought vectors as they were when the run read them last."""
-    noted = {step: manifest.steps[step]["sources"] for step in READ_AGAIN if "sources" in manifest.steps.get(step, {})}
-    return {**sources, **noted}
+    return {**sources, **_noted(manifest, READ_AGAIN)}
+
+
+def _noted(manifest: Manifest, steps: Sequence[str]) -> dict[str, Any]:
+    return {step: manifest.steps[step]["sources"] for step in steps if "sources" in manifest.steps.get(step, {})}
+
+
+def refuse_changed_streams(sources: Mapping[str, Any], manifest: Manifest) -> None:
+    """An update of the documents brings no streams up to date.
+
+    Raises:
+        StaleArtefactError: files of streams changed, too.
+    """
+    earlier = _noted(manifest, STREAM_STEPS)
+    if any(earlier[step] != sources.get(step) for step in earlier):
+        raise StaleArtefactError(
+            Problem("files of streams changed, and not only documents", where=str(manifest.folder.root),
+                    next="put them back for the update; or harness run RECIPE --from data, which makes everything anew")
+        )  # fmt: skip
 
 
 def refuse_changed_documents(
@@ -130,8 +195,9 @@ def refuse_changed_documents(
     Raises:
         StaleArtefactError: files changed that trained models or document vectors were made from, and nothing else did.
     """
-    earlier = sources_so_far(sources, manifest)
-    changed = [step for step in READ_AGAIN if earlier.get(step) != sources.get(step) and step not in forced]
+    earlier = {**sources, **_noted(manifest, (*READ_AGAIN, *STREAM_STEPS))}
+    changed = [step for step in (*READ_AGAIN, *STREAM_STEPS)
+               if step in sources and earlier.get(step) != sources.get(step) and step not in forced]  # fmt: skip
     if not changed:
         return
     was, now = keys(recipe, earlier), keys(recipe, sources)
@@ -140,17 +206,20 @@ def refuse_changed_documents(
         if (step.trains or step.verb == "embed") and step.name not in forced and was[step.name] != now[step.name]
         and manifest.steps.get(step.name, {}).get("key") == was[step.name]
     ]  # fmt: skip
+    anew = f"`harness run RECIPE --from {changed[0]}` makes everything anew, models too"
+    if set(changed) <= set(STREAM_STEPS):
+        remedy = f"`harness run RECIPE --from {changed[0]}` encodes what is new, and trains anew what read them"
+    else:
+        remedy = f"`harness embed RECIPE --update` brings documents and index up to date and keeps the models; {anew}"
     if lost:
         raise StaleArtefactError(
             Problem("data files changed since this run read them", where=str(manifest.folder.root),
                     got=f"other {' and '.join(_FILES[step] for step in changed)} than {', '.join(lost)} had",
-                    allowed="the files as they were",
-                    next="`harness embed RECIPE --update` brings documents and index up to date and keeps the models; "
-                    f"`harness run RECIPE --from {changed[0]}` makes everything anew, models too")
+                    allowed="the files as they were", next=remedy)
         )  # fmt: skip
 
 
-_FILES = {"data": "data", "embed": "given vectors"}
+_FILES = {"data": "data", "embed": "given vectors", "embed.streams": "streams"}
 
 
 def input_paths(recipe: Recipe) -> list[Path]:
@@ -159,6 +228,7 @@ def input_paths(recipe: Recipe) -> list[Path]:
     names = [*_listed(data.path), *_listed(data.dev_path), *(texts.path for texts in data.unlabelled)]
     names += [name for given in files if given for name in (given.path, given.ids) if name]
     names += [mine.model_scores.path for mine in (recipe.mine.base, recipe.mine.refine) if mine and mine.model_scores]
+    names += [name for stream in data.streams.values() for name in _listed(stream.path)]
     names += [name for name in (recipe.teacher.model, recipe.student.model) if name and name != "teacher"]
     return [Path(name) for name in names if Path(name).exists()]
 

@@ -22,7 +22,7 @@ from harness.pipeline.controller import Controller
 from harness.pipeline.folder import RunFolder, clear_leftovers, signature
 from harness.pipeline.launch import alone_in
 from harness.pipeline.plan import embedded_kinds, keys, plan
-from harness.pipeline.sources import READ_AGAIN, sources_so_far
+from harness.pipeline.sources import READ_AGAIN, refuse_changed_streams, sources_so_far
 from harness.pipeline.stop import signals
 from harness.recipe import Recipe, dump_recipe, load_recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
@@ -106,6 +106,7 @@ def _require_done(controller: Controller) -> dict[str, str]:
         raise InputError(Problem("what changed in a Hugging Face data set can't be told", where="data.source",
                                  next="write it into files and use data.source: pairs; or harness run RECIPE "
                                  "--from data, which trains anew"))  # fmt: skip
+    refuse_changed_streams(controller.sources, manifest)
     was = keys(recipe, sources_so_far(controller.sources, manifest))
     current = {name: key for name, key in was.items() if manifest.steps.get(name, {}).get("key") == key}
     missing = [name for name in NEEDED if name not in current]
@@ -177,6 +178,7 @@ def _leaves(recipe: Recipe) -> dict[str, Any]:
     sections = {"seed", "data", "teacher", "documents", "mine", "embed", "evaluate"}
     walk(recipe.model_dump(mode="json", include=sections), "")
     found["align.texts"] = recipe.align.texts if recipe.align else None
+    found["align.targets"] = recipe.align.targets if recipe.align else None
     return found
 
 
@@ -235,9 +237,9 @@ def _stage_vectors(step: str, run: Run, staging: Run) -> Iterator[_Staged]:
         yield _stage_encoded(run, "documents", "document", rows, teacher, space)
     if recipe.teacher.query_vectors:
         yield _stage_given(run, "queries", vectors.given_queries(staging, recipe.teacher.query_vectors, space))
-    else:
+    elif kinds := embedded_kinds(recipe):
         assert teacher is not None, "validated by the recipe"
-        yield _stage_queries(run, staging, "queries", embedded_kinds(recipe), teacher, space)
+        yield _stage_queries(run, staging, "queries", kinds, teacher, space)
 
 
 def _stage_queries(run: Run, staging: Run, name: str, kinds: list[str], encoder: Encoder, space: Space) -> _Staged:
