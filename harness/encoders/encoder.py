@@ -5,8 +5,8 @@ Axes: B rows of a batch, T tokens, H hidden size, D dimensions, N texts.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.encoders import unpadded
+from harness.encoders.bulk import BulkEncoder
 from harness.recipe import Pooling
 from harness.runtime.distributed import rank, sum_over_processes, world_size
 from harness.runtime.process import progress
@@ -192,7 +193,6 @@ class Encoder(nn.Module):
             chunk_tokens=chunk_tokens, unpadded=self.unpadded,
         )  # fmt: skip
 
-    @torch.inference_mode()
     def encode(
         self,
         texts: Sequence[str],
@@ -202,6 +202,7 @@ class Encoder(nn.Module):
         bf16: bool = False,
         what: str | None = None,
         shared: bool = False,
+        workers: int | None = None,
     ) -> np.ndarray:
         """Encode texts in evaluation mode, in batches of at most ``batch_tokens`` tokens, padding included.
 
@@ -214,62 +215,19 @@ class Encoder(nn.Module):
             what: title of a progress bar; None shows none.
             shared: all processes were given the same texts and share the work. Each runs as many batches as the
                 others, for a sharded model's forward needs them all.
+            workers: processes that tokenise beside the computing where there are many texts; None: as many as are
+                sensible, on a CPU none.
 
         Returns:
             vector_ND, float32, in the order of ``texts``, in every process.
         """
-        batch_tokens = batch_tokens or (2_048 if self.device.type == "cpu" else 16_384)
-        vector_ND = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        processes, own = (world_size(), rank()) if shared else (1, 0)
-        training = self.training
-        self.eval()
-        bar = progress(what=what, total=len(texts), unit="text") if what else None
-        try:
-            for start in range(0, len(texts), _WINDOW):
-                window = texts[start : start + _WINDOW]
-                token_lists, batches = self._batches(window, side, batch_tokens)
-                for first in range(0, len(batches), processes):
-                    of_round = batches[first : first + processes]
-                    # In the last round there may be too few: who has none repeats another's, and throws it away.
-                    row_B = of_round[own % len(of_round)]
-                    with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                        vector_BD = self(**self._pad([token_lists[row] for row in row_B]))
-                    if own < len(of_round):
-                        vector_ND[start + row_B] = vector_BD.cpu().numpy()
-                    if bar is not None:
-                        bar.update(sum(len(rows) for rows in of_round))
-        finally:
-            self.train(training)
-            if bar is not None:
-                bar.close()
+        share = (rank(), world_size()) if shared else (0, 1)
+        bulk = BulkEncoder(self, side, batch_tokens=batch_tokens, bf16=bf16, workers=workers, share=share)
+        windows = (texts[start : start + _WINDOW] for start in range(0, len(texts), _WINDOW))
+        vector_ND, done = np.zeros((len(texts), self.dimension), dtype=np.float32), 0
+        with ExitStack() as ending:
+            bar = ending.enter_context(progress(what=what, total=len(texts), unit="text")) if what else None
+            for vector_WD in ending.enter_context(closing(bulk.windows(windows, bar.update if bar else None))):
+                vector_ND[done : done + len(vector_WD)] = vector_WD
+                done += len(vector_WD)
         return sum_over_processes(vector_ND) if shared else vector_ND
-
-    def _batches(
-        self, texts: Sequence[str], side: Side, batch_tokens: int
-    ) -> tuple[list[list[int]], list[np.ndarray]]:
-        """Tokens of each text, and the rows of each batch, from the longest: memory runs out at once or never."""
-        prompt = self.prompts[side]
-        token_lists: list[list[int]] = self.tokenizer(
-            [prompt + text for text in texts], truncation=True, max_length=self.max_length,
-            return_attention_mask=False, return_token_type_ids=False,
-        )["input_ids"]  # fmt: skip
-        # A tokenizer without special tokens makes nothing of an empty text; a mask without a token would pool to NaN.
-        token_lists = [tokens or [self.tokenizer.pad_token_id] for tokens in token_lists]
-        length_N = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
-        order_N, batches, start = np.argsort(-length_N, kind="stable"), [], 0
-        while start < len(order_N):
-            longest = int(length_N[order_N[start]])
-            batches.append(order_N[start : start + max(batch_tokens // longest, 1)])
-            start += len(batches[-1])
-        return token_lists, batches
-
-    def _pad(self, token_lists: list[list[int]]) -> dict[str, Tensor]:
-        length_B = np.array([len(tokens) for tokens in token_lists])
-        width = int(length_B.max())
-        step_T = np.arange(width)
-        left = self.tokenizer.padding_side == "left"
-        mask_BT = step_T >= width - length_B[:, None] if left else step_T < length_B[:, None]
-        token_BT = np.full(mask_BT.shape, self.tokenizer.pad_token_id, dtype=np.int64)
-        token_BT[mask_BT] = np.fromiter(itertools.chain.from_iterable(token_lists), dtype=np.int64)
-        arrays: dict[str, Any] = {"input_ids": token_BT, "attention_mask": mask_BT.astype(np.int64)}
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}

@@ -12,6 +12,7 @@ from builders.tiny_models import QWEN_PROMPT, write_tiny_bert, write_tiny_qwen3
 from harness.encoders.encoder import pool
 from harness.encoders.folder import open_encoder
 from harness.encoders.surgery import add_projection
+from harness.encoders.tokenising import backend_of, tokenise
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
@@ -60,6 +61,7 @@ def test_encode_equals_one_text_at_a_time_in_the_given_order(
 
 def test_encode_keeps_the_token_budget(tiny_bert: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = open_encoder(tiny_bert)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # else threads may swap places between batches
     sizes: list[tuple[int, int]] = []
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda **batch: sizes.append(batch["input_ids"].shape) or forward(**batch))
@@ -121,8 +123,9 @@ def test_each_side_has_its_prompt_also_in_the_collator(tiny_qwen3: Path) -> None
 def test_texts_are_cut_at_max_length_with_their_special_tokens(tiny_bert: Path) -> None:
     encoder = open_encoder(tiny_bert)
     encoder.max_length = 6
-    token_lists, _ = encoder._batches(["cat " * 50], "query", 100)
-    tokens = encoder.tokenizer.convert_ids_to_tokens(token_lists[0])
+    cut = tokenise(backend_of(encoder.tokenizer, encoder.max_length), ["cat " * 50])
+    tokens = encoder.tokenizer.convert_ids_to_tokens(cut.token_T.tolist())
+    assert cut.length_N.tolist() == [6]
     assert len(tokens) == 6 and tokens[0] == "[CLS]" and tokens[-1] == "[SEP]"
 
 
