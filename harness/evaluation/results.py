@@ -62,8 +62,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         reference: the denominator of every recovery.
         systems, sets, provenance, conditions: taken over; sets may say what they share with training
             (``overlap.overlap_warnings``), and how many of a set's queries teachers read with "contexts";
-            ``selected_on`` is added to each set, and the conditions that
-            the bench measured under override ours.
+            ``selected_on`` is added to each set, and the conditions that the bench measured under override ours.
         bench: what ``bench`` returned; None where nothing was timed.
         training: stage -> {"curve": [{"step", "metric", "value"}], "loss", "seconds"}; the teacher's gains
             "last_quarter_gain".
@@ -76,8 +75,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         InputError: two systems answered different queries of a set; a language has the name of a summary row.
     """
     by_set = _by_set(evaluations)
-    draw = partial(resample, resamples=resamples, seed=seed)
-    samples = {set_name: draw(found, metrics=_metrics(found)) for set_name, found in by_set.items()}
+    samples = _samples(by_set, resamples, seed)
     results: Tree = {
         "schema": 1,
         "name": name,
@@ -88,9 +86,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         "quality": _each(evaluations, quality),
         "recovery": _recoveries(samples, reference, confidence),
         "agreement": _without_empty(_each(evaluations, agreement)),
-        "latency": bench["latency"] if bench else {},
-        "throughput": bench["throughput"] if bench else {},
-        "conditions": {**conditions, **(bench["conditions"] if bench else {})},
+        **_timed(bench, conditions),
         "slices": {},
         "tests": _tests(samples, confidence),
         "ann": _ann(sets),
@@ -100,8 +96,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
     headline = headline_set(list(by_set))
     results["bars"] = _bars(results, bars, headline)
     results["warnings"] = _warnings(results, headline, warn_teacher_gain)
-    plain: Tree = _plain(results)
-    return plain
+    return dict(_plain(results))
 
 
 def headline_set(sets: Sequence[str]) -> str | None:
@@ -143,6 +138,20 @@ def _by_set(evaluations: Evaluations) -> dict[str, dict[str, PerQuery]]:
     for set_name, systems in by_set.items():
         require_same_queries(systems, where=f"set {set_name}")
     return by_set
+
+
+def _samples(by_set: Mapping[str, Mapping[str, PerQuery]], resamples: int, seed: int) -> dict[str, Samples]:
+    """set -> all its systems over the same draws of groups."""
+    draw = partial(resample, resamples=resamples, seed=seed)
+    return {name: draw(found, metrics=_metrics(found)) for name, found in by_set.items()}
+
+
+def _timed(bench: Tree | None, conditions: Tree) -> Tree:
+    """What was timed, and under which conditions."""
+    if bench is None:
+        return {"latency": {}, "throughput": {}, "conditions": dict(conditions)}
+    timed = {key: bench[key] for key in ("latency", "throughput")}
+    return {**timed, "conditions": {**conditions, **bench["conditions"]}}
 
 
 def _metrics(systems: Mapping[str, PerQuery]) -> list[str]:
