@@ -29,7 +29,8 @@ def export_pair(teacher: Path, student: Path, target: Path) -> None:
     """Write the pair: ``encode_query`` is the student, ``encode_document`` (and plain ``encode``) the teacher.
 
     Args:
-        teacher, student: sentence-transformers folders of one space. Tokenizers, lengths, sizes and poolings may differ.
+        teacher, student: sentence-transformers folders of one space. Tokenizers, lengths, sizes and poolings may
+            differ.
         target: replaced as a whole.
 
     Raises:
@@ -63,7 +64,8 @@ def _space(folder: Path) -> Space:
     told = read_json(folder / "harness.json", next="name a folder that a run wrote")
     if not isinstance(told, dict) or "space" not in told:
         raise InputError(Problem("the folder does not say which space its vectors are of", where=str(folder),
-                                 got="harness.json without a space", next="name a folder that a run wrote"))  # fmt: skip
+                                 got="harness.json without a space",
+                                 next="name a folder that a run wrote"))  # fmt: skip
     return Space.from_json(told["space"], where=str(folder / "harness.json"))
 
 

@@ -74,7 +74,8 @@ def test_vectors_that_are_not_normalised_are_compared_by_inner_product(
 
 def test_the_folder_holds_stock_modules_and_safetensors_alone(folder: Path) -> None:
     types = set(read_json(folder / "router_config.json")["types"].values())
-    assert types == {f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling", "Dense", "Normalize")}
+    kinds = ("Transformer", "Pooling", "Dense", "Normalize")
+    assert types == {f"sentence_transformers.models.{kind}" for kind in kinds}
     assert not {path.suffix for path in folder.rglob("*") if path.is_file()} - {".json", ".safetensors"}
     assert "auto_map" not in json.dumps([read_json(path) for path in folder.rglob("config.json")])
     assert not (folder / "query_0_Transformer" / "2_Dense").exists(), "a module stands once"
