@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from harness.data.collator import PairCollator
+from harness.data.collator import Collator, PairCollator
+from harness.data.mixture import Mixture
 from harness.data.records import Dataset, has_scores, in_context
 from harness.data.relevance import Relevance
 from harness.encoders.encoder import Encoder
@@ -25,6 +26,7 @@ from harness.runtime.process import logger
 from harness.training.batches import AlignmentBatches, RefinementBatches, TeacherBatches, TrainingQueries
 from harness.training.fit import Batches, Fitted, RunFolder, fit
 from harness.training.objectives import LOG_TIMES, Alignment, Contrastive, Objective, Refinement
+from harness.training.pair_streams import PairStreamBatches
 from harness.training.strategy import require_possible
 from harness.vectors.store import VectorStore
 
@@ -148,8 +150,11 @@ def trained_temperature(encoder: Encoder, settings: TeacherSettings) -> Iterator
         delattr(encoder, LOG_TIMES)
 
 
-def require_loss(encoder: Encoder, queries: TrainingQueries, settings: TeacherSettings) -> None:
+def require_loss(encoder: Encoder, queries: TrainingQueries | None, settings: TeacherSettings) -> None:
     """Stop where the model or the data can't give what the loss needs.
+
+    Args:
+        queries: None where the pairs come from streams.
 
     Raises:
         InputError: everything that is missing.
@@ -165,7 +170,7 @@ def require_loss(encoder: Encoder, queries: TrainingQueries, settings: TeacherSe
             Problem("cut vectors get length 1, and those of this model have other lengths",
                     where="teacher.loss.matryoshka", next="remove it")
         )  # fmt: skip
-    if loss.to_scores and not has_scores(queries.records):
+    if loss.to_scores and not (queries and has_scores(queries.records)):
         problems.append(
             Problem(f"{loss.kind} learns given scores, and the data has none: no training query has judged documents "
                     "of different scores", where="teacher.loss.kind", got=loss.kind, allowed="info_nce, qwen3",
@@ -201,6 +206,26 @@ def train_teacher(
         queries, collate, training, seed=ground.run.seed, language_temperature=ground.language_temperature,
         hard_negatives=settings.hard_negatives, negatives=negatives, loss=settings.loss,
     )  # fmt: skip
+    return _fit_teacher(encoder, batches, settings, ground)
+
+
+def train_teacher_on_streams(encoder: Encoder, mixture: Mixture, settings: TeacherSettings, ground: Ground) -> Fitted:
+    """Stage 1 on pairs from logs: ``mixture`` is of token caches that this encoder's prompts and length went into."""
+    training = settings.training
+    assert training is not None, "validated by the recipe"
+    require_loss(encoder, None, settings)
+    prepare_parameters(encoder, training)
+    collator = Collator(
+        encoder.tokenizer, prompt="", max_length=encoder.max_length, chunks=training.chunks,
+        chunk_tokens=training.chunk_tokens, unpadded=encoder.unpadded,
+    )  # fmt: skip
+    batches = PairStreamBatches(mixture, collator, training, with_towers=settings.loss.with_towers)
+    return _fit_teacher(encoder, batches, settings, ground)
+
+
+def _fit_teacher(encoder: Encoder, batches: Batches, settings: TeacherSettings, ground: Ground) -> Fitted:
+    training = settings.training
+    assert training is not None, "validated by the recipe"
     objective = Contrastive(settings.temperature, settings.loss, training.cached)
     with trained_temperature(encoder, settings):
         return _fit(encoder, objective, batches, training, ground)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from builders import sharding
+from builders.pair_logs import pair_mixture
 from builders.toy_problem import LineBatches, Squares, line, scripted
 from builders.training import (
     ENCODERS,
@@ -34,6 +35,7 @@ from builders.training import (
 )
 from safetensors.torch import save_file
 
+from harness.data.collator import Collator
 from harness.runtime.distributed import (
     average_gradients,
     gather,
@@ -44,7 +46,9 @@ from harness.runtime.distributed import (
 )
 from harness.runtime.errors import InputError, RunError
 from harness.training.fit import fit
-from harness.training.stages import trained_temperature
+from harness.training.objectives import Contrastive
+from harness.training.pair_streams import PairStreamBatches
+from harness.training.stages import prepare_parameters, trained_temperature
 
 TRAINING = toy_training(batch_size=16, max_grad_norm=0.5)
 # ``keep: last``, since the score that tells every bit apart makes another step the best one.
@@ -75,6 +79,29 @@ def loss_gradients(loss: str, cached: bool, toy: Toy) -> tuple[dict[str, float],
     encoder = toy.encoder("qwen3" if loss == "qwen3" else "bert")
     objective, batches = stage_parts("teacher", toy, encoder, training, loss=loss)
     with trained_temperature(encoder, stage_settings("teacher", training, loss)):
+        logs, _ = one_step(objective, encoder, batches(1)[0])
+        average_gradients(encoder.parameters())
+        return logs, gradients(encoder)
+
+
+# On pairs from logs: loss, cached gradients, encoder.
+PAIR_CASES = [("info_nce", False, "bert"), ("qwen3", True, "qwen3"), ("towers", True, "bert-lora")]
+
+
+def pair_gradients(
+    loss: str, cached: bool, kind: str, toy: Toy, folder: Path
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Loss and averaged gradients of a global batch of pairs from logs, whose tokens all processes write together."""
+    training = toy_training(batch_size=16, cached=cached, chunk_tokens=32 if cached else None)
+    encoder, settings = toy.encoder(kind), stage_settings("teacher", training, loss)
+    prepare_parameters(encoder, training)
+    mixture = pair_mixture(folder / kind, encoder, 16)
+    collator = Collator(
+        encoder.tokenizer, prompt="", max_length=encoder.max_length, chunk_tokens=training.chunk_tokens
+    )  # fmt: skip
+    batches = PairStreamBatches(mixture, collator, training, with_towers=settings.loss.with_towers)
+    with trained_temperature(encoder, settings):
+        objective = Contrastive(settings.temperature, settings.loss, cached)
         logs, _ = one_step(objective, encoder, batches(1)[0])
         average_gradients(encoder.parameters())
         return logs, gradients(encoder)
@@ -153,6 +180,10 @@ def main(folder: Path) -> None:
     for loss, cached in LOSS_CASES:
         name = f"{loss}-{cached}"
         answers[name], found = loss_gradients(loss, cached, toy)
+        save_file(found, folder / f"{name}-{rank()}.safetensors")
+    for loss, cached, kind in PAIR_CASES:
+        name = f"pairs-{loss}"
+        answers[name], found = pair_gradients(loss, cached, kind, toy, folder / "pairs")
         save_file(found, folder / f"{name}-{rank()}.safetensors")
     answers["random"] = [random_numbers(step) for step in (3, 4, 3)]
     calls = iter(range(2))

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from builders.training import ENCODERS, LOSSES, STAGES, Toy
-from builders.two_processes import ADAPTED, LOSS_CASES, gradients_of, loss_gradients, whole_run
+from builders.two_processes import (
+    ADAPTED,
+    LOSS_CASES,
+    PAIR_CASES,
+    gradients_of,
+    loss_gradients,
+    pair_gradients,
+    whole_run,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -82,6 +90,22 @@ def test_every_loss_of_two_processes_is_that_of_one_direct_or_cached(
         size = 0.2 if parameter == LOG_TIMES else max(float(gradient.abs().max()), 1e-2 * largest)
         assert float((first[parameter] - gradient).abs().max()) <= 3e-5 * size, parameter
         assert parameter != LOG_TIMES or float(gradient.abs()) > 1e-3
+
+
+@pytest.mark.parametrize(("loss", "cached", "kind"), PAIR_CASES)
+def test_pairs_from_logs_have_the_gradients_of_one_process(
+    both: Path, toy: Toy, tmp_path: Path, loss: str, cached: bool, kind: str
+) -> None:
+    logs, expected = pair_gradients(loss, False, kind, toy, tmp_path)
+    found = [answer[f"pairs-{loss}"] for answer in answers(both)]
+    assert sum(answer["loss"] for answer in found) / 2 == pytest.approx(logs["loss"], rel=1e-5)
+    first, second = tensors(both, f"pairs-{loss}")
+    assert first.keys() == second.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for parameter, gradient in expected.items():
+        assert first[parameter].equal(second[parameter])
+        size = 0.2 if parameter == LOG_TIMES else max(float(gradient.abs().max()), 1e-2 * largest)
+        assert float((first[parameter] - gradient).abs().max()) <= 3e-5 * size, parameter
 
 
 @pytest.mark.parametrize("cached", [False, True])
