@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.engines.machine import cpu_name
 from harness.engines.protocol import Engine
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import progress
@@ -70,15 +69,6 @@ def bench(
         "throughput": {system: {engine.name: throughput[system]} for system, engine in engines.items()},
         "conditions": {**_conditions(engines), "warmup": warmup, "repeats": repeats, "cpu": cpu_name()},
     }
-
-
-def cpu_name() -> str:
-    """The processor's name, as well as the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

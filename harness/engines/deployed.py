@@ -1,0 +1,157 @@
+"""A deployed folder and the ONNX files in it: what is there, what it was made from, and whether that still holds.
+
+    FOLDER/                  a sentence-transformers folder; ``harness.json`` may say the sha256 of each of its files
+    FOLDER/onnx/model.onnx   model_fp16.onnx, model_int8.onnx, model_int8_static.onnx; with their data files where large
+    FOLDER/onnx/harness.json the sha256 of each of these, of the files beside that decide what a text becomes, the space
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.encoders.chain import backbone_files, read_chain, weights_sha256
+from harness.runtime.errors import InputError, Problem, StaleArtefactError, gather_problems
+from harness.runtime.process import file_sha256, fingerprint, read_json
+
+ONNX = "onnx"
+OUTPUT = "sentence_embedding"
+MODEL_FILES = {
+    "fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx", "int8-static": "model_int8_static.onnx"
+}  # fmt: skip
+# What decides, beside the weights, which tokens a text becomes and what is done with them.
+_DECIDING = (
+    "tokenizer.json", "tokenizer_config.json", "modules.json", "sentence_bert_config.json", "config.json",
+    "config_sentence_transformers.json",
+)  # fmt: skip
+_EXPORT = "export the folder again"
+
+
+def deciding_files(folder: Path) -> dict[str, str]:
+    """The sha256 of the small files that an ONNX file in this folder relies on: tokenizer, prompts, chain."""
+    names = [*_DECIDING, *(path.relative_to(folder).as_posix() for path in sorted(folder.glob("*_*/config.json")))]
+    return {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}
+
+
+def seal(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the hash of itself."""
+    return {**told, "sealed": fingerprint(dict(told))}
+
+
+def is_sealed(told: Mapping[str, Any]) -> bool:
+    """Whether a manifest is what was sealed."""
+    return told.get("sealed") == fingerprint({name: value for name, value in told.items() if name != "sealed"})
+
+
+def onnx_precisions(folder: str | Path) -> list[str]:
+    """The precisions that a folder has ONNX files of; none where it has no ``onnx/``."""
+    if not (Path(folder) / ONNX).is_dir():
+        return []
+    files = read_onnx_manifest(folder)["files"]
+    return [precision for precision in MODEL_FILES if precision in files]
+
+
+def read_onnx_manifest(folder: str | Path) -> dict[str, Any]:
+    """What ``onnx/harness.json`` says.
+
+    Raises:
+        InputError: there is none. StaleArtefactError: it was edited.
+    """
+    path = Path(folder) / ONNX / "harness.json"
+    told = read_json(path, next=_EXPORT)
+    if not isinstance(told, dict) or not isinstance(told.get("files"), dict):
+        raise InputError(Problem("not the manifest of ONNX files", where=str(path), next=_EXPORT))
+    if not is_sealed(told):
+        raise StaleArtefactError(Problem("edited or damaged", where=str(path), next=_EXPORT))
+    return told
+
+
+def check_onnx(folder: str | Path, precision: str) -> dict[str, Any]:
+    """The manifest of a folder's ONNX files, if the one of this precision is still what was exported from it.
+
+    The weights may have been left out of the deployed folder; where they are, they must be those it was made from.
+
+    Raises:
+        InputError: an adapter, no tokenizer, no such file.
+        StaleArtefactError: the ONNX file, its data or a file that it relies on was swapped, edited or removed.
+    """
+    folder = Path(folder)
+    refuse_unusable(folder)
+    told = read_onnx_manifest(folder)
+    if precision not in told["files"]:
+        raise InputError(Problem("no ONNX file of this precision", where=str(folder / ONNX), got=precision,
+                                 allowed=", ".join(told["files"]), next="name it in export.onnx"))  # fmt: skip
+    problems = _changed(folder / ONNX, told["files"][precision]) + _changed(folder, told["beside"])
+    if any(folder.glob("*.safetensors")):
+        found = weights_sha256(folder)
+        if found != told["weights_sha256"]:
+            problems.append(Problem("not the weights that the ONNX files were made from", where=str(folder),
+                                    got=f"sha256 {found[:12]}", allowed=f"sha256 {told['weights_sha256'][:12]}",
+                                    next=_EXPORT))  # fmt: skip
+    if problems:
+        raise StaleArtefactError(problems)
+    return told
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder that can't be deployed, or that was changed since it was exported.
+
+    A folder without ``harness.json`` is somebody else's: there is nothing that it could be compared with.
+
+    Raises:
+        InputError: no folder, an adapter, no tokenizer, no weights.
+        StaleArtefactError: files that are not those that were exported, each named.
+    """
+    folder = Path(folder)
+    refuse_unusable(folder)
+    gather_problems(lambda: backbone_files(folder), lambda: read_chain(folder))
+    path = folder / "harness.json"
+    if not path.is_file():
+        return
+    told = read_json(path, next=_EXPORT)
+    if not isinstance(told, dict):
+        raise InputError(Problem("not a JSON object", where=str(path), next=_EXPORT))
+    if "files" in told:
+        problems = [] if is_sealed(told) else [Problem("edited or damaged", where=str(path), next=_EXPORT)]
+        problems += _changed(folder, told["files"])
+        if problems:
+            raise StaleArtefactError(problems)
+    elif told.get("weights_sha256") not in (None, found := weights_sha256(folder)):
+        raise StaleArtefactError(
+            Problem("not the weights that were saved here: they were edited or swapped", where=str(folder),
+                    got=f"sha256 {found[:12]}", allowed=f"sha256 {told['weights_sha256'][:12]}", next=_EXPORT)
+        )  # fmt: skip
+
+
+def refuse_unusable(folder: Path) -> None:
+    """Refuse, before anything is loaded, what is no folder, an adapter without its base, or has no tokenizer.
+
+    Raises:
+        InputError: all of that.
+    """
+    if not folder.is_dir():
+        raise InputError(Problem("no such model folder", where=str(folder)))
+    problems = []
+    adapters = [name for name in ("adapter_config.json", "adapter_model.safetensors") if (folder / name).exists()]
+    if adapters:
+        problems.append(Problem("an adapter that is not merged into its base", where=str(folder),
+                                got=", ".join(adapters), allowed="a whole model",
+                                next="merge it, or name the merged folder"))  # fmt: skip
+    if not (folder / "tokenizer.json").is_file():
+        problems.append(Problem("the folder has no tokenizer", where=str(folder), got="no tokenizer.json",
+                                next="save the tokenizer again with transformers"))  # fmt: skip
+    if problems:
+        raise InputError(problems)
+
+
+def _changed(folder: Path, files: Mapping[str, str]) -> list[Problem]:
+    problems = []
+    for name, sha256 in files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(Problem("a file of the exported folder is missing", where=str(path), next=_EXPORT))
+        elif (found := file_sha256(path)) != sha256:
+            problems.append(Problem("not the file that was exported: it was edited or swapped", where=str(path),
+                                    got=f"sha256 {found[:12]}", allowed=f"sha256 {sha256[:12]}", next=_EXPORT))
+    return problems

@@ -1,0 +1,84 @@
+"""A graph in fp32 made smaller: half precision, dynamic int8, int8 with measured ranges."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.export.onnx.files import data_file, size_of
+
+Feed = dict[str, np.ndarray]
+# Sums of many squares leave half precision's range; ranges and indices are no matter of precision.
+_IN_FULL = ("Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Softmax", "LpNormalization")
+# The products with weights and the token table, which is most of a small model. What else is there takes no time.
+_IN_INT8 = ["MatMul", "Gather"]
+
+
+def make(precision: str, source: Path, target: Path, calibration: Sequence[Feed]) -> None:
+    """Write ``target`` from a graph in fp32.
+
+    Args:
+        precision: ``fp16``, ``int8`` or ``int8-static``.
+        calibration: what ``int8-static`` measures the ranges of activations on.
+    """
+    with _quiet():
+        if precision == "fp16":
+            _to_half(source, target)
+        elif precision == "int8":
+            _quantise(source, target)
+        else:
+            assert precision == "int8-static" and calibration
+            _quantise(source, target, calibration)
+
+
+def _to_half(source: Path, target: Path) -> None:
+    """Weights and activations in half precision; inputs, output and what needs the range stay in fp32."""
+    import onnx
+    from onnxruntime.transformers import float16
+
+    large = data_file(source, size_of(source))
+    half = float16.convert_float_to_float16(
+        onnx.load(str(source)), keep_io_types=True, disable_shape_infer=large is not None,
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_IN_FULL],
+    )  # fmt: skip
+    data = data_file(target, size_of(source) // 2)
+    onnx.save_model(half, str(target), save_as_external_data=data is not None, location=data)
+
+
+def _quantise(source: Path, target: Path, calibration: Sequence[Feed] = ()) -> None:
+    """Weights in int8, a scale for each column; activations in int8 by their own range, or by one measured before."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+
+    common: dict[str, Any] = {
+        "op_types_to_quantize": _IN_INT8, "per_channel": True, "weight_type": QuantType.QInt8,
+        "use_external_data_format": data_file(target, size_of(source)) is not None,
+        "extra_options": {"MatMulConstBOnly": True},
+    }  # fmt: skip
+    if not calibration:
+        quantize_dynamic(source, target, **common)
+        return
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._feeds = iter(calibration)
+
+        def get_next(self) -> Feed | None:
+            return next(self._feeds, None)
+
+    quantize_static(source, target, Reader(), activation_type=QuantType.QUInt8, **common)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser advises a preparation that these graphs had already."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
