@@ -86,7 +86,7 @@ class Collator:
         lengths = np.fromiter(map(len, token_lists), dtype=np.int64, count=len(token_lists))
         order = np.argsort(-lengths, kind="stable")  # longest first: a lack of memory shows at once
         budget = self._chunk_tokens
-        within = _cuts_unpadded if self._unpadded else _cuts_within
+        within = cuts_unpadded if self._unpadded else _cuts_within
         cuts = _cuts(lengths[order], self._chunks) if budget is None else within(lengths[order], budget)
         parts = np.split(order, cuts)
         restore = np.empty_like(order)
@@ -104,7 +104,7 @@ class Collator:
         return {"input_ids": torch.from_numpy(token_BL), "attention_mask": torch.from_numpy(mask_BL.astype(np.int64))}
 
 
-def join_part(token_lists: Sequence[Sequence[int]]) -> dict[str, Any]:
+def join_part(token_lists: Sequence[Sequence[int] | NDArray[np.int32]]) -> dict[str, Any]:
     """A chunk without padding: its texts, none of them empty, one after the other in one row."""
     lengths = [len(tokens) for tokens in token_lists]
     end_C = np.cumsum([0, *lengths], dtype=np.int32)
@@ -160,8 +160,8 @@ def _cuts_within(lengths: NDArray[np.int64], budget: int) -> list[int]:
     return cuts
 
 
-def _cuts_unpadded(lengths: NDArray[np.int64], budget: int) -> list[int]:
-    """The same without padding: as many texts a part as ``budget`` tokens hold, and one at least."""
+def cuts_unpadded(lengths: NDArray[np.int64], budget: int) -> list[int]:
+    """Where to cut lengths into parts of as many texts as ``budget`` tokens hold without padding, and one at least."""
     ends, cuts, start = np.cumsum(lengths), [], 0
     while start < len(lengths):
         before = int(ends[start] - lengths[start])

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.data.collator import cuts_unpadded, join_part
 from harness.encoders.tokenising import Tokens, TokenWorkers, backend_of, joined, tokenise
 
 if TYPE_CHECKING:
@@ -133,13 +134,14 @@ class BulkEncoder:
 
     def _encode(self, tokens: Tokens, cores: _Cores | None, advance: Callable[[int], object] | None) -> _CopyOut:
         """Run a window's batches; on a GPU some are still under way when this returns."""
-        batches, (own, processes) = batches_of(tokens.length_N, self._batch_tokens), self._share
+        batches = batches_of(tokens.length_N, self._batch_tokens, padded=not self._encoder.unpadded)
+        own, processes = self._share
         rounds = [batches[first : first + processes] for first in range(0, len(batches), processes)]
         # In the last round there may be too few: who has none repeats another's, and throws it away.
         mine = [of_round[own % len(of_round)] for of_round in rounds]
         start_N = np.concatenate([[0], np.cumsum(tokens.length_N)])
         run: Callable[..., Iterator[Tensor]] = cores.map if cores and cores.are_fed_by(len(mine)) else map
-        found = run(lambda row_B: self._forward(self._pad(tokens, start_N, row_B)), mine)
+        found = run(lambda row_B: self._forward(self._batch(tokens, start_N, row_B)), mine)
         copy = _CopyOut(len(tokens.length_N), self._encoder.dimension, self._side_stream)
         for of_round, row_B, vector_BD in zip(rounds, mine, found, strict=True):
             if own < len(of_round):
@@ -149,28 +151,38 @@ class BulkEncoder:
         return copy
 
     @torch.inference_mode()
-    def _forward(self, batch: dict[str, Tensor]) -> Tensor:
-        on_device = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+    def _forward(self, batch: dict[str, Any]) -> Tensor:
+        on_device = {
+            name: part.to(self._device, non_blocking=True) if isinstance(part, Tensor) else part
+            for name, part in batch.items()
+        }
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             vector_BD: Tensor = self._encoder(**on_device)
         return vector_BD
 
-    def _pad(self, tokens: Tokens, start_N: np.ndarray, row_B: np.ndarray) -> dict[str, Tensor]:
-        tokenizer, length_B = self._encoder.tokenizer, tokens.length_N[row_B]
+    def _batch(self, tokens: Tokens, start_N: np.ndarray, row_B: np.ndarray) -> dict[str, Any]:
+        parts = [tokens.token_T[start_N[row] : start_N[row + 1]] for row in row_B.tolist()]
+        batch = join_part(parts) if self._encoder.unpadded else self._pad(parts)
+        if self._side_stream is None:
+            return batch
+        return {name: part.pin_memory() if isinstance(part, Tensor) else part for name, part in batch.items()}
+
+    def _pad(self, parts: list[np.ndarray]) -> dict[str, Any]:
+        tokenizer, length_B = self._encoder.tokenizer, np.array([len(part) for part in parts])
         width = int(length_B.max())
         step_T = np.arange(width)
         left = tokenizer.padding_side == "left"
         mask_BT = step_T >= width - length_B[:, None] if left else step_T < length_B[:, None]
         token_BT = np.full(mask_BT.shape, tokenizer.pad_token_id, dtype=np.int64)
-        token_BT[mask_BT] = np.concatenate([tokens.token_T[start_N[row] : start_N[row + 1]] for row in row_B.tolist()])
-        arrays = {"input_ids": token_BT, "attention_mask": mask_BT.astype(np.int64)}
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {name: t.pin_memory() for name, t in tensors.items()} if self._side_stream else tensors
+        token_BT[mask_BT] = np.concatenate(parts)
+        return {"input_ids": torch.from_numpy(token_BT), "attention_mask": torch.from_numpy(mask_BT.astype(np.int64))}
 
 
-def batches_of(length_N: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+def batches_of(length_N: np.ndarray, batch_tokens: int, *, padded: bool = True) -> list[np.ndarray]:
     """The rows of each batch, from the longest: memory runs out at once or never. A longer text is one of its own."""
     order_N, batches, start = np.argsort(-length_N, kind="stable"), [], 0
+    if not padded:
+        return np.split(order_N, cuts_unpadded(length_N[order_N], batch_tokens))
     while start < len(order_N):
         longest = int(length_N[order_N[start]])
         batches.append(order_N[start : start + max(batch_tokens // longest, 1)])

@@ -13,15 +13,19 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from harness.encoders.chain import WITHOUT_PADDING
+from harness.runtime.errors import InputError, Problem
+from harness.runtime.process import logger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from harness.encoders.encoder import Encoder
 
 NAME = "harness_unpadded"
 Chunk = Mapping[str, Any]
@@ -139,6 +143,34 @@ def why_padded(
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"the kernel does not run on {torch.cuda.get_device_name(device)}"
     return None
+
+
+def choose(
+    encoder: Encoder, wanted: bool | Literal["auto"], *, bf16: bool, where: str, dropout: float = 0.0,
+    attention: str = "auto",
+) -> None:  # fmt: skip
+    """Let an encoder compute without padding, or with it, as a setting, the device and the model have it.
+
+    Args:
+        wanted: ``auto``: on a GPU, where nothing is in the way; what is, is logged.
+        where: the setting's name.
+        attention: a kind that was named, or ``auto``.
+
+    Raises:
+        InputError: it is wanted, and something is in the way.
+    """
+    if wanted == "auto" and (encoder.device.type == "cpu" or attention in ("eager", "sdpa")):
+        wanted = False  # text after text is slow on a CPU; who names an attention gets it
+    reason = None
+    if wanted:
+        own, architecture = "flash" not in attention, encoder.backbone.config.model_type
+        reason = why_padded(architecture, encoder.device, bf16=bf16, dropout=dropout, own_attention=own)
+    if reason and wanted is True:
+        raise InputError(Problem(f"batches need padding: {reason}", where=where, got="true", allowed="auto, false",
+                                 next="set it to auto"))  # fmt: skip
+    if reason:
+        logger.info("%s: batches are padded: %s", where, reason)
+    encoder.set_unpadded(bool(wanted) and not reason)
 
 
 def without_padding(chunk: Chunk) -> Chunk:

@@ -16,13 +16,12 @@ from harness.data.collator import Collator, PairCollator
 from harness.data.mixture import Mixture
 from harness.data.records import Dataset, has_scores, in_context
 from harness.data.relevance import Relevance
+from harness.encoders import unpadded
 from harness.encoders.encoder import Encoder
 from harness.encoders.lora import is_adapted, is_adapter
-from harness.encoders.unpadded import why_padded
 from harness.recipe import AlignSettings, RefineSettings, TeacherSettings, TrainingSettings
 from harness.runtime.distributed import use_bf16
 from harness.runtime.errors import InputError, Problem
-from harness.runtime.process import logger
 from harness.training.batches import AlignmentBatches, RefinementBatches, TeacherBatches, TrainingQueries
 from harness.training.fit import Batches, Fitted, RunFolder, fit
 from harness.training.objectives import LOG_TIMES, Alignment, Contrastive, Objective, Refinement
@@ -61,7 +60,10 @@ def prepare_parameters(encoder: Encoder, settings: TrainingSettings) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     _set_checkpointing(encoder, settings.gradient_checkpointing)
-    _set_unpadded(encoder, settings)
+    unpadded.choose(
+        encoder, settings.unpadded, bf16=use_bf16(settings.precision, encoder.device), where="training.unpadded",
+        dropout=settings.dropout, attention=settings.attention,
+    )  # fmt: skip
     for name, module in encoder.named_modules():
         if isinstance(module, nn.Dropout) and not is_adapter(name):
             module.p = settings.dropout
@@ -83,25 +85,6 @@ def _set_checkpointing(encoder: Encoder, wanted: bool) -> None:
         old_name = f"gradient_checkpointing_{switch}"  # as older versions of transformers know it
         change = getattr(backbone, f"activation_checkpointing_{switch}", None) or getattr(backbone, old_name)
         change(*[{"use_reentrant": False}] * wanted)
-
-
-def _set_unpadded(encoder: Encoder, settings: TrainingSettings) -> None:
-    """Batches without padding or with it, as the settings, the device and the model have it."""
-    wanted, config, device = settings.unpadded, encoder.backbone.config, encoder.device
-    if wanted == "auto" and (device.type == "cpu" or settings.attention in ("eager", "sdpa")):
-        wanted = False  # each text by itself is slow on a CPU; who names an attention gets it
-    reason = None
-    if wanted:
-        reason = why_padded(
-            config.model_type, device, bf16=use_bf16(settings.precision, device), dropout=settings.dropout,
-            own_attention=settings.attention != "flash_attention_2",
-        )  # fmt: skip
-    if reason and wanted is True:
-        raise InputError(Problem(f"batches need padding: {reason}", where="training.unpadded", got="true",
-                                 allowed="auto, false", next="set it to auto"))  # fmt: skip
-    if reason:
-        logger.info("batches are padded: %s", reason)
-    encoder.set_unpadded(bool(wanted) and not reason)
 
 
 def training_queries(dataset: Dataset, stage: str, *, context: str | None = None) -> TrainingQueries:

@@ -164,6 +164,26 @@ def test_a_padded_batch_is_understood(kind: str) -> None:
         np.testing.assert_allclose(encode(), wanted_BD.numpy(), atol=2e-6)
 
 
+@pytest.mark.parametrize("kind", ["roberta", "qwen3"])
+def test_bulk_encoding_makes_no_padding(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    padded = tiny(kind)
+    ours, seen = without(padded), []
+    texts = [*TEXTS, *[" ".join(["hat", "coat", "two"] * (1 + number % 7)) for number in range(30)]]
+    forward = Encoder._vectors
+
+    def counted(self: Encoder, chunk: Any, **tokens: Tensor) -> Tensor:
+        seen.append((tuple(chunk["input_ids"].shape), "longest" in chunk))
+        return forward(self, chunk, **tokens)
+
+    monkeypatch.setattr(Encoder, "_vectors", counted)
+    monkeypatch.setattr(unpadded, "without_padding", lambda chunk: chunk)
+    found_ND = ours.encode(texts, side="document", batch_tokens=40)
+    assert all(rows == 1 and tokens <= 40 and packed for (rows, tokens), packed in seen) and len(seen) > 3
+    monkeypatch.undo()
+    wanted_ND = padded.encode(texts, side="document", batch_tokens=40)
+    np.testing.assert_allclose(found_ND, wanted_ND, atol=2e-6)
+
+
 def test_bfloat16_under_autocast_stays_as_near_as_padded_is() -> None:
     padded = tiny("qwen3")
     ours = without(padded)

@@ -9,8 +9,8 @@ import torch
 from builders.training import ENCODERS, STAGES, Toy, graded, one_step, stage_parts, toy_training
 from torch import Tensor
 
+from harness.encoders import unpadded
 from harness.runtime.errors import InputError
-from harness.training import stages
 from harness.training.stages import prepare_parameters
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -56,8 +56,8 @@ def test_so_are_the_other_stages(toy: Toy, stage: str, kind: str) -> None:
 
 
 def test_without_padding_a_budget_holds_more_texts(toy: Toy) -> None:
-    def chunks(unpadded: bool) -> list[Any]:
-        training = toy_training(batch_size=24, chunk_tokens=60, cached=True, unpadded=unpadded)
+    def chunks(wanted: bool) -> list[Any]:
+        training = toy_training(batch_size=24, chunk_tokens=60, cached=True, unpadded=wanted)
         return stage_parts("teacher", toy, toy.encoder("bert"), training)[1](0)[0]["chunks"]
 
     ours, padded = chunks(True), chunks(False)
@@ -78,15 +78,15 @@ def test_auto_pads_on_a_cpu_and_an_attention_by_name_is_kept(toy: Toy) -> None:
 
 def test_what_can_t_be_is_refused_and_auto_says_why(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, said = toy.encoder("bert"), []
-    monkeypatch.setattr(stages, "why_padded", lambda *_, **__: "a reason")
-    monkeypatch.setattr(stages.logger, "info", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(unpadded, "why_padded", lambda *_, **__: "a reason")
+    monkeypatch.setattr(unpadded.logger, "info", lambda text, *values: said.append(text % values))
     with pytest.raises(InputError, match="batches need padding: a reason"):
         prepare_parameters(encoder, toy_training(unpadded=True))
     prepare_parameters(encoder, toy_training())
     assert not said, "there is nothing to say on a CPU"
     monkeypatch.setattr(type(encoder), "device", torch.device("cuda", 0))
     prepare_parameters(encoder, toy_training())
-    assert not encoder.unpadded and said == ["batches are padded: a reason"]
-    monkeypatch.setattr(stages, "why_padded", lambda *_, **__: None)
+    assert not encoder.unpadded and said == ["training.unpadded: batches are padded: a reason"]
+    monkeypatch.setattr(unpadded, "why_padded", lambda *_, **__: None)
     prepare_parameters(encoder, toy_training())
     assert encoder.unpadded
