@@ -129,5 +129,5 @@ def test_all_that_a_folder_lacks_is_told_at_once(student: Path, tmp_path: Path) 
 def test_an_unsealed_folder_is_told_from_an_exported_one(student: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not an exported folder"):
         check_student(student)
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="no such model folder"):
         check_student(tmp_path / "nowhere")
