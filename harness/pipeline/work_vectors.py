@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset, in_context
+from harness.encoders.bulk import BulkEncoder
 from harness.encoders.chain import weights_sha256
 from harness.encoders.encoder import Encoder, Side
 from harness.encoders.sources import resolve_model
@@ -19,16 +21,18 @@ from harness.pipeline.context import Run
 from harness.pipeline.plan import embedded_kinds
 from harness.recipe import MineSettings, Recipe, VectorFiles
 from harness.runtime.errors import StoppedError
-from harness.runtime.process import file_sha256, logger
+from harness.runtime.process import file_sha256, logger, progress
 from harness.vectors.files import GivenVectors, check_sample, import_vectors
 from harness.vectors.mining import Ground, load_mined, mine
 from harness.vectors.space import Space
 from harness.vectors.store import VectorStore
+from harness.vectors.windows import Encode
 from harness.vectors.writer import write_store
 
 QUERY = "query:"  # prefixes of the ids in vectors/queries
 DOCUMENT = "document:"
 TEXT = "text:"
+KINDS = {"queries": QUERY, "documents": DOCUMENT, "unlabelled": TEXT}
 Texts = tuple[list[str], list[str], list[str]]  # ids, texts, languages
 
 
@@ -58,15 +62,37 @@ def tell_data(summary: Mapping[str, Any]) -> None:
 # ----------------------------------------------------------------------------------------------------- embedding
 
 
-def encode_with(encoder: Encoder, side: Side, run: Run, what: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """The encoder's one side as a function of texts, in fp32; between two calls it may be asked to stop."""
+@dataclass(frozen=True, slots=True)
+class EncodeSide:
+    """The encoder's one side as a function of texts, in fp32; before each window it may be asked to stop."""
 
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        if run.stop and run.stop():
-            raise StoppedError("stopped; the same command goes on from the last finished shard")
-        return encoder.encode(texts, side=side, batch_tokens=run.recipe.embed.batch_tokens, what=what)
+    encoder: Encoder
+    side: Side
+    run: Run
+    what: str
 
-    return encode
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        (window,) = self._until_stopped([texts])
+        embed = self.run.recipe.embed
+        return self.encoder.encode(window, side=self.side, batch_tokens=embed.batch_tokens, what=self.what)
+
+    def windows(self, windows: Iterable[Sequence[str]]) -> Generator[np.ndarray]:
+        """The vectors of each window, in order (``harness.vectors.windows.EncodesWindows``)."""
+        embed = self.run.recipe.embed
+        bulk = BulkEncoder(self.encoder, self.side, batch_tokens=embed.batch_tokens, workers=embed.workers)
+        with progress(what=self.what, unit="text") as bar:
+            yield from bulk.windows(self._until_stopped(windows), bar.update)
+
+    def _until_stopped(self, windows: Iterable[Sequence[str]]) -> Generator[Sequence[str]]:
+        for window in windows:
+            if self.run.stop and self.run.stop():
+                raise StoppedError("stopped; the same command goes on from the last finished shard")
+            yield window
+
+
+def encode_with(encoder: Encoder, side: Side, run: Run, what: str) -> EncodeSide:
+    """The encoder's one side as a function of texts."""
+    return EncodeSide(encoder, side, run, what)
 
 
 def made_with(encoder: Encoder, side: Side) -> str:
@@ -161,12 +187,13 @@ def do_embed(run: Run) -> list[Path]:
         store = write_documents(run, encoder, space, "documents")
     if recipe.teacher.query_vectors:
         given_queries(run, recipe.teacher.query_vectors, space)
-    else:
+    elif kinds := embedded_kinds(recipe):
         assert encoder is not None, "validated by the recipe"
-        _write_queries(run, encoder, space, "queries", embedded_kinds(recipe))
+        _write_queries(run, encoder, space, "queries", kinds)
     if run.is_main:
         run.index_of(store).save(run.folder.index, space, store_sha256=store.sha256)
-    return [run.folder.vectors / "documents", run.folder.vectors / "queries", run.folder.index]
+    queries = [run.folder.vectors / "queries"] if recipe.teacher.query_vectors or embedded_kinds(recipe) else []
+    return [run.folder.vectors / "documents", *queries, run.folder.index]
 
 
 def given_documents(run: Run, files: VectorFiles, encoder: Encoder | None, space: Space) -> VectorStore:
@@ -207,7 +234,7 @@ def _other_ways(run: Run, encoder: Encoder) -> dict[str, Callable[[Sequence[str]
 
         return encode
 
-    ways = {"with the query prompt": encode_with(encoder, "query", run, "check sample")}
+    ways: dict[str, Encode] = {"with the query prompt": encode_with(encoder, "query", run, "check sample")}
     if encoder.prompts["document"]:
         ways["without a prompt"] = without_prompt
     poolings: tuple[Literal["mean", "cls", "lasttoken"], ...] = ("mean", "cls", "lasttoken")

@@ -22,6 +22,7 @@ System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained",
 
 
 _ADDED: dict[str, Any] = {"added": True}
+_BESIDE: dict[str, Any] = {"beside": True}
 
 
 def added(default: Any) -> Any:
@@ -32,19 +33,25 @@ def added(default: Any) -> Any:
     return Field(default, json_schema_extra=_ADDED)
 
 
+def beside(default: Any) -> Any:
+    """The default of a setting that says how a result is come by and changes nothing of it: no step key has it."""
+    return Field(default, json_schema_extra=_BESIDE)
+
+
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, a number in quotes is not a number, values don't change."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
     def keyed(self) -> dict[str, Any]:
-        """What step keys are made of: all settings as plain data, but for ``added`` ones that are at their default."""
+        """What step keys are made of: all settings as plain data, but for ``beside`` and default ``added`` ones."""
         tree = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if isinstance(value, Section):
                 tree[name] = value.keyed()
-            if field.json_schema_extra == _ADDED and value == field.default:
+            told = field.json_schema_extra
+            if told == _BESIDE or (told == _ADDED and value == field.default):
                 del tree[name]
         return tree
 

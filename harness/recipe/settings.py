@@ -24,6 +24,7 @@ from harness.recipe.section import (
     System,
     TextKind,
     added,
+    beside,
 )
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -176,6 +177,9 @@ class DocumentSettings(Section):
 class EmbedSettings(Section):
     """How vectors are written: storage type, rows a shard, tokens a batch (null: 2,048 on a CPU, 16,384 on a GPU).
 
+    ``dtype``: float16 and bfloat16 halve, int8 (with a scale for each vector) quarters what float32 takes.
+    ``workers``: processes that tokenise the next texts while the device computes; null: none on a CPU, whose cores are
+    the device, else up to 4.
     ``stream_dtype``: of streams' query vectors, which are as many as there are queries.
     """
 
@@ -183,6 +187,7 @@ class EmbedSettings(Section):
     stream_dtype: Literal["float32", "float16", "bfloat16", "int8"] = added("float16")
     shard_rows: Positive = 100_000
     batch_tokens: Positive | None = None
+    workers: Count | None = beside(None)
 
 
 class ModelScores(Section):

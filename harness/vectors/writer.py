@@ -18,10 +18,12 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,8 +33,9 @@ from harness.runtime.process import atomic_file, file_sha256, progress, read_jso
 from harness.vectors.codec import STORE_DTYPES, pack, stored_as, unpack
 from harness.vectors.space import Space, require_same_space
 from harness.vectors.store import Manifest, Shard, VectorStore, content_sha256, name_some, text_hashes
+from harness.vectors.windows import Copying, encode_windows
+from harness.vectors.windows import Encode as Encode
 
-Encode = Callable[[Sequence[str]], np.ndarray]
 logger = logging.getLogger("harness")
 
 WINDOW = 8192  # texts handed to ``encode`` at once: enough to sort by length, few enough to hold in memory
@@ -58,7 +61,8 @@ def write_store(
         folder: the final folder.
         ids: N distinct ids.
         texts: N texts.
-        encode: texts -> float [W, D]; called in windows of some thousand texts.
+        encode: texts -> float [W, D]; called in windows of some thousand texts, or given all of them if it has
+            ``windows`` (see ``EncodesWindows``).
         space: the space of the vectors; D is its dimension.
         dtype: how vectors are stored: ``float32``, ``float16``, ``bfloat16`` or ``int8`` (see ``codec``).
         shard_rows: rows of a shard, the unit of resuming.
@@ -189,7 +193,7 @@ def stage_update(
     new_hashes = text_hashes(new_texts)
     text_of = dict(new)
     moved = {text_of[store.ids[row]]: row for row in np.flatnonzero(moved_N).tolist()}
-    writer = _ShardWriter(folder, store.manifest, _copying(store, moved, encode), f"update {folder.name}")
+    writer = _ShardWriter(folder, store.manifest, Copying(store, moved, encode), f"update {folder.name}")
     added = writer.write(new_ids, new_texts, new_hashes, shard_rows, first=old_shards[-1].number + 1)
     content = content_sha256([*kept_ids, *new_ids], np.concatenate([old_hashes[kept_N], new_hashes]))
     shards = (*(shard for shard in _with_tombstones(old_shards, kept_N) if shard.live), *added)
@@ -221,23 +225,6 @@ def _worth_moving(shards: Sequence[Shard], appended: int, shard_rows: int) -> np
     return moved_S
 
 
-def _copying(store: VectorStore, row: Mapping[str, int], encode: Encode) -> Encode:
-    """``encode``, but texts in ``row`` (text -> row of the store) are copied, not encoded."""
-
-    def copy_or_encode(texts: Sequence[str]) -> np.ndarray:
-        missing = [text for text in texts if text not in row]
-        if len(missing) == len(texts):
-            return encode(texts)
-        vector_WD = np.empty((len(texts), store.dimension), dtype=np.float32)
-        copied_W = np.array([text in row for text in texts])
-        vector_WD[copied_W] = store.vectors(np.array([row[text] for text in texts if text in row], dtype=np.int64))
-        if missing:
-            vector_WD[~copied_W] = encode(missing)
-        return vector_WD
-
-    return copy_or_encode
-
-
 def _with_tombstones(shards: Sequence[Shard], kept_N: np.ndarray) -> list[Shard]:
     """The shards with every live row that is not kept marked as dead."""
     marked, start = [], 0
@@ -265,13 +252,18 @@ class _ShardWriter:
         parts = [slice(start, start + shard_rows) for start in range(0, len(ids), shard_rows)]
         own = range(rank(), len(parts), world_size())
         with progress(what=self.what, total=sum(len(ids[parts[at]]) for at in own), unit="text") as bar:
+            missing: dict[int, str] = {}
             for at in own:
-                part = parts[at]
-                content = content_sha256(ids[part], text_hash_N[part])
+                content = content_sha256(ids[parts[at]], text_hash_N[parts[at]])
                 if (shard := self._finished(first + at, content)) is not None:
                     bar.update(shard.rows)
                 else:
-                    self._write_one(first + at, ids[part], texts[part], text_hash_N[part], content, bar)
+                    missing[at] = content
+            windows = (texts[parts[at]][start : start + WINDOW] for at in missing
+                       for start in range(0, len(texts[parts[at]]), WINDOW))  # fmt: skip
+            with closing(encode_windows(self.encode, windows)) as vectors:  # one stream, from shard to shard
+                for at, content in missing.items():
+                    self._write_one(first + at, ids[parts[at]], vectors, text_hash_N[parts[at]], content, bar)
         wait_for_all()
         return [self._entry(first + at) for at in range(len(parts))]
 
@@ -297,8 +289,9 @@ class _ShardWriter:
         return shard
 
     def _write_one(
-        self, number: int, ids: Sequence[str], texts: Sequence[str], text_hash_N: np.ndarray, content: str, bar: Any
-    ) -> None:
+        self, number: int, ids: Sequence[str], vectors: Iterator[np.ndarray], text_hash_N: np.ndarray, content: str,
+        bar: Any,
+    ) -> None:  # fmt: skip
         shard = Shard(number, len(ids), content, "", 0, self.manifest.made)
         own, path = shard.path(self.folder, "shard", "json"), shard.path(self.folder)
         own.unlink(missing_ok=True)  # from here until the end the shard is unfinished
@@ -306,18 +299,26 @@ class _ShardWriter:
             json.dump(list(ids), stream)
         with atomic_file(shard.path(self.folder, "texts")) as stream:
             np.save(stream, text_hash_N, allow_pickle=False)
-        dimension = self.manifest.space.dimension
-        dtype, shape = stored_as(self.manifest.dtype, len(ids), dimension)
+        dtype, shape = stored_as(self.manifest.dtype, len(ids), self.manifest.space.dimension)
         # Written as a plain file, not through a memory map: on a full disk a map kills the process without a word.
-        with atomic_file(path, size=math.prod(shape) * dtype.itemsize) as stream:
+        # One window is written while the next is encoded.
+        with atomic_file(path, size=math.prod(shape) * dtype.itemsize) as stream, ThreadPoolExecutor(1) as thread:
             descr = np.lib.format.dtype_to_descr(dtype)
             np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+            writing: Future[int] | None = None
             for start in range(0, len(ids), WINDOW):
-                window = slice(start, start + WINDOW)
-                stored_W = _packed(self.encode(texts[window]), ids[window], dimension, self.manifest.dtype)
-                stream.write(stored_W.tobytes())
-                bar.update(len(stored_W))
+                vector_WD = next(vectors)
+                if writing is not None:
+                    bar.update(writing.result())
+                writing = thread.submit(self._append, stream, vector_WD, ids[start : start + WINDOW])
+            assert writing is not None, "a shard without rows"
+            bar.update(writing.result())
         write_json(own, replace(shard, sha256=file_sha256(path), bytes=path.stat().st_size).to_json())
+
+    def _append(self, stream: IO[bytes], vector_WD: np.ndarray, ids: Sequence[str]) -> int:
+        """Write a window's vectors; how many."""
+        stream.write(_packed(vector_WD, ids, self.manifest.space.dimension, self.manifest.dtype).tobytes())
+        return len(ids)
 
 
 def _check_rows(ids: Sequence[str], texts: Sequence[str], folder: Path) -> None:
