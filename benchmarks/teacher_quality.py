@@ -99,22 +99,32 @@ def overrides(row: Row, seed: int, data: Path) -> list[str]:
 
 
 def embedded(task: Task, seed: int, source: Path, folder: Path, *, judged: bool) -> Path:
-    """A run with vectors of the teacher before its training and negatives mined with it, shared by what mines."""
+    """A run with vectors of the teacher before its training and negatives mined with it, shared by what mines.
+
+    Judgments change no text, so with them the vectors are those without, and ``embed`` finds them in the copy.
+    """
     root = folder / ("embedded-judged" if judged else "embedded")
+    if judged and not root.exists():
+        copy_run(embedded(task, seed, source, folder, judged=False), root)
     data = data_folder(source, folder / "data-without-judged", judged)
     recipe = ROOT / "benchmarks" / "recipes" / task.recipe
     command(recipe, [f"data.path={data}", f"seed={seed}", *MINED], root, "mine.base")
     return root
 
 
+def copy_run(source: Path, target: Path) -> None:
+    """A copy of a run's folder, whole or not there."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.rename(target)
+
+
 def run_row(task: Task, row: Row, seed: int, source: Path, folder: Path) -> Path:
     """Train a row's teacher, if that was not done before; its run's folder."""
     root = folder / f"seed-{seed}" / slug(row.name)
     if any(setting.startswith("mine.") for setting in row.settings) and not root.exists():
-        partial = root.with_name(root.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(embedded(task, seed, source, folder, judged=row.judged), partial)
-        partial.rename(root)
+        copy_run(embedded(task, seed, source, folder, judged=row.judged), root)
     data = data_folder(source, folder / "data-without-judged", row.judged)
     command(ROOT / "benchmarks" / "recipes" / task.recipe, overrides(row, seed, data), root, "teacher")
     return root
