@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,31 +67,36 @@ def read_onnx_manifest(folder: str | Path) -> dict[str, Any]:
     return told
 
 
-def check_onnx(folder: str | Path, precision: str) -> dict[str, Any]:
-    """The manifest of a folder's ONNX files, if the one of this precision is still what was exported from it.
+def check_onnx(folder: str | Path, precisions: Sequence[str]) -> dict[str, Any]:
+    """The manifest of a folder's ONNX files, if those of these precisions are still what was exported from it.
 
     The weights may have been left out of the deployed folder; where they are, they must be those it was made from.
 
     Raises:
         InputError: an adapter, no tokenizer, no such file.
-        StaleArtefactError: the ONNX file, its data or a file that it relies on was swapped, edited or removed.
+        StaleArtefactError: an ONNX file, its data or a file that it relies on was swapped, edited or removed.
     """
     folder = Path(folder)
     refuse_unusable(folder)
     told = read_onnx_manifest(folder)
-    if precision not in told["files"]:
-        raise InputError(Problem("no ONNX file of this precision", where=str(folder / ONNX), got=precision,
+    missing = [precision for precision in precisions if precision not in told["files"]]
+    if missing:
+        raise InputError(Problem("no ONNX file of this precision", where=str(folder / ONNX), got=", ".join(missing),
                                  allowed=", ".join(told["files"]), next="name it in export.onnx"))  # fmt: skip
-    problems = _changed(folder / ONNX, told["files"][precision]) + _changed(folder, told["beside"])
-    if any(folder.glob("*.safetensors")):
-        found = weights_sha256(folder)
-        if found != told["weights_sha256"]:
-            problems.append(Problem("not the weights that the ONNX files were made from", where=str(folder),
-                                    got=f"sha256 {found[:12]}", allowed=f"sha256 {told['weights_sha256'][:12]}",
-                                    next=_EXPORT))  # fmt: skip
+    problems = [problem for precision in precisions for problem in _changed(folder / ONNX, told["files"][precision])]
+    problems += _changed(folder, told["beside"])
+    if has_weights(folder) and (found := weights_sha256(folder)) != told["weights_sha256"]:
+        problems.append(Problem("not the weights that the ONNX files were made from", where=str(folder),
+                                got=f"sha256 {found[:12]}", allowed=f"sha256 {told['weights_sha256'][:12]}",
+                                next=_EXPORT))  # fmt: skip
     if problems:
         raise StaleArtefactError(problems)
     return told
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether torch's weights are there; ONNX files do without."""
+    return any(folder.glob("*.safetensors"))
 
 
 def check_folder(folder: str | Path) -> None:

@@ -22,3 +22,13 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """The NVIDIA GPUs that the driver shows, by their bus; none where this process may not see them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return []
+    try:
+        return sorted(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return []

@@ -45,7 +45,7 @@ class OnnxEngine:
         if precision not in MODEL_FILES:
             raise InputError(Problem("no such precision", got=precision, allowed=", ".join(MODEL_FILES)))
         if verify:
-            check_onnx(folder, precision)
+            check_onnx(folder, [precision])
         self.name = "onnx" if precision == "fp32" else f"onnx-{precision}"
         self._tokeniser = Tokeniser.of_folder(folder)
         self._threads = threads or available_cores()

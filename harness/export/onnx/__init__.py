@@ -62,7 +62,7 @@ def export_onnx(
         feeds = [_feed(tokeniser, text) for text in calibration[:_CALIBRATE]] if "int8-static" in precisions else []
         for precision in precisions:
             if precision != "fp32":
-                make(precision, source, new / MODEL_FILES[precision], feeds)
+                make(precision, source, new / MODEL_FILES[precision], feeds, normalised=encoder.normalize)
         files = {
             precision: {path.name: file_sha256(path) for path in sorted(new.glob(f"{MODEL_FILES[precision]}*"))}
             for precision in MODEL_FILES if precision in precisions

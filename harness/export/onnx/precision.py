@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.engines.deployed import OUTPUT
 from harness.export.onnx.files import data_file, size_of
 
 Feed = dict[str, np.ndarray]
@@ -19,16 +20,17 @@ _IN_FULL = ("Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Softmax", "Lp
 _IN_INT8 = ["MatMul", "Gather"]
 
 
-def make(precision: str, source: Path, target: Path, calibration: Sequence[Feed]) -> None:
+def make(precision: str, source: Path, target: Path, calibration: Sequence[Feed], *, normalised: bool) -> None:
     """Write ``target`` from a graph in fp32.
 
     Args:
         precision: ``fp16``, ``int8`` or ``int8-static``.
         calibration: what ``int8-static`` measures the ranges of activations on.
+        normalised: whether the vectors have length 1.
     """
     with _quiet():
         if precision == "fp16":
-            _to_half(source, target)
+            _to_half(source, target, normalised)
         elif precision == "int8":
             _quantise(source, target)
         else:
@@ -36,7 +38,7 @@ def make(precision: str, source: Path, target: Path, calibration: Sequence[Feed]
             _quantise(source, target, calibration)
 
 
-def _to_half(source: Path, target: Path) -> None:
+def _to_half(source: Path, target: Path, normalised: bool) -> None:
     """Weights and activations in half precision; inputs, output and what needs the range stay in fp32."""
     import onnx
     from onnxruntime.transformers import float16
@@ -46,8 +48,23 @@ def _to_half(source: Path, target: Path) -> None:
         onnx.load(str(source)), keep_io_types=True, disable_shape_infer=large is not None,
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_IN_FULL],
     )  # fmt: skip
+    if normalised:
+        _normalise_again(half)
     data = data_file(target, size_of(source) // 2)
     onnx.save_model(half, str(target), save_as_external_data=data is not None, location=data)
+
+
+def _normalise_again(graph: Any) -> None:
+    """Vectors whose length was divided out in half precision are off by as much as that can't hold: 1 in 2,000."""
+    from onnx import TensorProto, helper
+
+    vectors, length, axis = f"{OUTPUT}_rounded", f"{OUTPUT}_length", f"{OUTPUT}_axis"
+    for node in graph.graph.node:
+        node.output[:] = [vectors if name == OUTPUT else name for name in node.output]
+        node.input[:] = [vectors if name == OUTPUT else name for name in node.input]
+    graph.graph.initializer.append(helper.make_tensor(axis, TensorProto.INT64, [1], [1]))
+    graph.graph.node.append(helper.make_node("ReduceL2", [vectors, axis], [length], keepdims=1))
+    graph.graph.node.append(helper.make_node("Div", [vectors, length], [OUTPUT]))
 
 
 def _quantise(source: Path, target: Path, calibration: Sequence[Feed] = ()) -> None:
