@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from harness.encoders.shapes import shapes_of_config
 from harness.recipe import Pooling
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import file_sha256, fingerprint, read_json
@@ -251,23 +252,41 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
             ) from None
 
 
-def describe_folder(folder: str | Path) -> dict[str, Any]:
-    """Say how large a model is without loading it.
+def backbone_shapes(folder: Path, *, by_config: bool = False) -> dict[str, tuple[str, list[int]]]:
+    """Name -> (type, shape) of the backbone's weights, from their files' headers; ``by_config``: where there are none,
+    by the config alone.
+
+    Raises:
+        InputError: there are no weights, or the config does not tell their shapes.
+    """
+    try:
+        return {name: tensor for file in backbone_files(folder) for name, tensor in safetensors_shapes(file).items()}
+    except InputError:
+        if not by_config or not (folder / "config.json").is_file():
+            raise
+    config = _read_map(folder / "config.json")
+    kind = "BF16" if "bfloat16" in (config.get("dtype"), config.get("torch_dtype")) else "F32"
+    return {name: (kind, shape) for name, shape in shapes_of_config(config, str(folder)).items()}
+
+
+def describe_folder(folder: str | Path, *, by_config: bool = False) -> dict[str, Any]:
+    """Say how large a model is without loading it; ``by_config``: also where its weights are not there yet.
 
     Returns:
         ``architecture``, ``parameters``, ``parameters_without_embeddings`` (without the token table), ``layers``,
-        ``stored_layers`` (of which there are weights; 0 where their names don't tell), ``hidden_size``, ``heads``,
-        ``dimension`` (of its vectors), ``vocabulary`` (rows of the token table), ``max_positions`` (tokens of the
-        longest text; None: the config sets no limit).
+        ``stored_layers`` (of which there are weights; 0 where their names don't tell), ``layer_parameters`` (of one),
+        ``hidden_size``, ``heads``, ``key_value_heads``, ``head_size``, ``feed_forward`` (units of a layer's network;
+        0 where the config does not tell), ``gated`` (whether it is a gated one), ``head_norms`` (whether queries and
+        keys are normalised), ``bf16`` (whether weights are stored so), ``dimension`` (of its vectors), ``vocabulary``
+        (rows of the token table), ``max_positions`` (tokens of the longest text; None: the config sets no limit).
 
     Raises:
         InputError: no config, no safetensors, or a chain that is not supported.
     """
     folder = Path(folder)
     dense = read_chain(folder).dense
-    files = backbone_files(folder)
+    tensors = backbone_shapes(folder, by_config=by_config)
     config = _read_map(folder / "config.json")
-    tensors = {name: tensor for file in files for name, tensor in safetensors_shapes(file).items()}
     counts = {
         name: math.prod(shape)
         for name, (dtype, shape) in tensors.items()
@@ -282,15 +301,24 @@ def describe_folder(folder: str | Path) -> dict[str, Any]:
     positions = config.get("max_position_embeddings")
     if positions is not None and config.get("model_type") in _COUNT_FROM_PADDING:
         positions -= config.get("pad_token_id", 1) + 1
-    stored = [int(match[1]) for name in counts if (match := _LAYER.search(name))]
+    stored = {name: int(match[1]) for name in counts if (match := _LAYER.search(name))}
+    layers = max(stored.values(), default=-1) + 1
+    heads = _first_of(config, "num_attention_heads", "n_heads", "n_head") or 1
     return {
         "architecture": config.get("model_type", ""),
         "parameters": total,
         "parameters_without_embeddings": total - sum(tables.values()),
         "layers": _first_of(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
-        "stored_layers": max(stored, default=-1) + 1,
+        "stored_layers": layers,
+        "layer_parameters": sum(counts[name] for name in stored) // max(layers, 1),
         "hidden_size": hidden_size,
-        "heads": _first_of(config, "num_attention_heads", "n_heads", "n_head") or 1,
+        "heads": heads,
+        "key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_size": config.get("head_dim") or hidden_size // heads,
+        "feed_forward": _first_of(config, "intermediate_size", "hidden_dim"),
+        "head_norms": any(".q_norm." in name for name in counts),
+        "gated": any("gate_proj" in name or name.endswith("mlp.Wi.weight") for name in counts),
+        "bf16": {tensors[name][0] for name in counts} == {"BF16"},
         "dimension": dense[-1].out_features if dense else hidden_size,
         "vocabulary": next((tensors[name][1][0] for name in tables), config.get("vocab_size", 0)),
         "max_positions": positions,

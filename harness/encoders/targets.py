@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.encoders.chain import HEADS, backbone_files, describe_folder, safetensors_shapes
+from harness.encoders.chain import HEADS, backbone_files, backbone_shapes, describe_folder, safetensors_shapes
 from harness.recipe import LoraSettings
 from harness.runtime.errors import InputError, Problem
 
@@ -54,18 +54,17 @@ def adapted_layers(architecture: str, linear: Iterable[str], settings: LoraSetti
 
 
 def adapter_size(folder: Path, settings: LoraSettings) -> int:
-    """How many parameters the adapters of a model folder have, from the headers of its weights.
+    """How many parameters the adapters of a model folder have, from the headers of its weights (or its config).
 
     Raises:
         InputError: as ``adapted_layers``.
     """
     shapes: dict[str, list[int]] = {}
-    for file in backbone_files(folder):
-        for name, (kind, shape) in safetensors_shapes(file).items():
-            layer, matrix = name.removesuffix(".weight"), "F" in kind and len(shape) == 2
-            if layer != name and matrix and "embed" not in name and not HEADS & set(name.split(".")[:2]):
-                shapes[layer] = shape
-    layers = adapted_layers(describe_folder(folder)["architecture"], shapes, settings)
+    for name, (kind, shape) in backbone_shapes(folder, by_config=True).items():
+        layer, matrix = name.removesuffix(".weight"), "F" in kind and len(shape) == 2
+        if layer != name and matrix and "embed" not in name and not HEADS & set(name.split(".")[:2]):
+            shapes[layer] = shape
+    layers = adapted_layers(describe_folder(folder, by_config=True)["architecture"], shapes, settings)
     return sum(settings.rank * sum(shapes[layer]) for layer in layers)
 
 

@@ -1,8 +1,7 @@
 """What a recipe will do and cost, before it does anything. Imports no torch.
 
-Estimates are marked as such: memory after Korthikanti et al. 2022 (eq. 2, activations without recomputation),
-time from matrix products measured on this machine, six floating-point operations a parameter and token in training
-and two in encoding (Kaplan et al. 2020, table 1).
+Estimates are marked as such: memory from ``activations.py``, operations from ``compute.py``, time from matrix products
+measured on this machine, GPU hours from the GPU's data sheet and an assumed utilisation.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
 from harness.pipeline.checks import check_data, check_models, check_surroundings, trainings, unknown_shares
+from harness.pipeline.compute import UTILISATION, computes_in_bf16, gpu_of, has_bf16, operations
 from harness.pipeline.folder import RunFolder, refuse_foreign_folder, refuse_unwritable_folder
 from harness.pipeline.foresight import judge
 from harness.pipeline.launch import check_launch
@@ -50,7 +50,7 @@ def check_recipe(recipe: Recipe, *, full: bool = False, output: Path | None = No
     folder = RunFolder(output or Path("outputs") / recipe.name)
     gather_problems(
         lambda: check_launch(recipe),
-        lambda: sources_of(recipe),
+        lambda: sources_of(recipe, models=False),
         lambda: check_models(recipe),
         lambda: check_surroundings(recipe),
         lambda: refuse_foreign_folder(folder, input_paths(recipe)),
@@ -138,41 +138,30 @@ def _flops_per_second() -> float:
     return rounds * 2 * 1024**3 / (time.perf_counter() - started)
 
 
-def _has_bf16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
-
-
 def _cost_table(recipe: Recipe, wanted: Mapping[str, Need], counts: Counts, models: Mapping[str, Model]) -> Table:
-    tokens = counts.tokens
-    rate = _flops_per_second() * (_BF16_SPEED_UP if _has_bf16() else 1)
-    table = Table(title=f"estimates (this machine: {os.cpu_count()} cores, {rate / 1e9:,.0f} GFLOP/s; mean tokens: "
-                        f"query {tokens['query']:.1f}, document {tokens['document']:.1f})")  # fmt: skip
-    for column in ("", "memory", "disk", "time here"):
+    tokens, gpu = counts.tokens, gpu_of(recipe)
+    rate = _flops_per_second()
+    table = Table(title=f"estimates (this machine: {os.cpu_count()} cores, {rate / 1e9:,.0f} GFLOP/s in fp32; mean "
+                        f"tokens, prompts included: query {tokens['query']:.1f}, document {tokens['document']:.1f}; "
+                        f"GPU: {gpu.name}{'' if gpu.here else ', for lack of one here'}, at an assumed "
+                        f"{UTILISATION:.0%} of its {gpu.peak / 1e12:,.0f} TFLOP/s in bf16)")  # fmt: skip
+    for column in ("", "memory", "disk", "time here", "GPU hours"):
         table.add_column(column, justify="right" if column else "left")
-    seconds = _seconds(recipe, counts, models, rate)
+    work = operations(recipe, counts, models)
+    fast = {name: _BF16_SPEED_UP if computes_in_bf16(recipe, training) and has_bf16() else 1
+            for name, training in trainings(recipe).items()}  # fmt: skip
     for step, need in wanted.items():
-        if step in seconds or sum(need.disk.values()) > 0:
-            took = _time(seconds[step]) if step in seconds else ""
-            table.add_row(step, size_text(peak(need)), size_text(sum(need.disk.values())), took)
+        if step in work or sum(need.disk.values()) > 0:
+            times = ["", ""]
+            if step in work:
+                speed_up = fast.get(step.removesuffix(".more"), 1) if step.startswith("teacher") else fast.get(step, 1)
+                times = [_time(work[step] / rate / speed_up), f"{gpu.hours(work[step]):,.2g}"]
+            table.add_row(step, size_text(peak(need)), size_text(sum(need.disk.values())), *times)
     table.add_section()
     disk = sum(sum(need.disk.values()) for need in wanted.values())
-    table.add_row("all", size_text(max(map(peak, wanted.values()))), size_text(disk), "")
+    hours = gpu.hours(sum(work.values()))
+    table.add_row("all", size_text(max(map(peak, wanted.values()))), size_text(disk), "", f"{hours:,.2g}")
     return table
-
-
-def _seconds(recipe: Recipe, counts: Counts, models: Mapping[str, Model], rate: float) -> dict[str, float]:
-    """Step -> seconds here, of the steps whose time is known beforehand."""
-    tokens, found = counts.tokens, {}
-    for name, training in trainings(recipe).items():
-        used = training.batch_size * tokens["query"]
-        if name == "teacher":
-            used += training.batch_size * (1 + recipe.teacher.hard_negatives) * tokens["document"]
-        found[name] = 6 * models["teacher" if name == "teacher" else "student"].body * used * training.steps / rate
-    if "teacher" in models:
-        work = counts.documents * tokens["document"] + (counts.queries + counts.documents) * tokens["query"]
-        found["embed"] = 2 * models["teacher"].body * work / rate * (_BF16_SPEED_UP if _has_bf16() else 1)
-    return found
 
 
 def _time(seconds: float) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 from harness.data.prepare import check_data_files
 from harness.data.reading import PREVIEW_LINES
 from harness.data.records import Dataset, has_scores
-from harness.encoders.chain import WITHOUT_PADDING, backbone_files, describe_folder, read_chain, verify_sha256
+from harness.encoders.chain import WITHOUT_PADDING, backbone_files, read_chain, verify_sha256
 from harness.encoders.layers import select_layers
-from harness.encoders.sources import resolve_model
+from harness.encoders.sources import describe_model, resolve_model
 from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer, unknown_share
 from harness.pipeline.launch import usable_gpus
-from harness.recipe import EncoderSettings, Recipe, TeacherSettings, TrainingSettings, VectorFiles
+from harness.recipe import EncoderSettings, Recipe, StudentSettings, TeacherSettings, TrainingSettings, VectorFiles
 from harness.runtime.errors import InputError, Problem, gather_problems
 
 
@@ -40,22 +40,37 @@ def check_models(recipe: Recipe) -> None:
     teacher = recipe.teacher
     if not problems and teacher.lora and teacher.model:
         try:
-            adapter_size(resolve_model(teacher.model, teacher.revision), teacher.lora)
+            adapter_size(describe_model(teacher.model, teacher.revision)[0], teacher.lora)
         except InputError as error:
             problems += error.problems
     source = recipe.teacher if recipe.student.model == "teacher" else recipe.student
-    if not problems and source.model and recipe.student.layers is not None:
-        told = describe_folder(resolve_model(source.model, source.revision))
-        try:
-            select_layers(told["layers"], recipe.student.layers)
-        except InputError as error:
-            problems += error.problems
+    if not problems and source.model:
+        _, told = describe_model(source.model, source.revision)
+        problems += _cut_problems(recipe.student, told)
     if problems:
         raise InputError(problems)
 
 
+def _cut_problems(student: StudentSettings, told: Mapping[str, Any]) -> list[Problem]:
+    """Layers and feed-forward units that the model does not have."""
+    found: list[Problem] = []
+    if student.layers is not None:
+        try:
+            select_layers(told["layers"], student.layers)
+        except InputError as error:
+            found += error.problems
+    if student.feed_forward is not None and told["feed_forward"] < student.feed_forward.width:
+        found.append(
+            Problem("the model has fewer feed-forward units", where="student.feed_forward.width",
+                    got=str(student.feed_forward.width), allowed=f"1 to {told['feed_forward']}",
+                    next="choose a smaller width, or remove student.feed_forward")
+        )  # fmt: skip
+    return found
+
+
 def _model_problems(role: str, settings: EncoderSettings) -> list[Problem]:
-    folder = resolve_model(settings.model or "", settings.revision)
+    model, revision = settings.model or "", settings.revision
+    folder = resolve_model(model, revision, weights=settings.sha256 is not None)
     if not (folder / "config.json").is_file():
         return [Problem("no model here: config.json is missing", where=str(folder),
                         allowed="a folder with config.json, safetensors and tokenizer.json",
@@ -63,7 +78,7 @@ def _model_problems(role: str, settings: EncoderSettings) -> list[Problem]:
     found: list[Problem] = []
     told: dict[str, Any] = {}
     for look in (
-        lambda: told.update(chain=read_chain(folder), **describe_folder(folder)),
+        lambda: told.update(chain=read_chain(folder), **describe_model(model, revision)[1]),
         lambda: told.update(tokens=_highest_token(folder)),
         lambda: verify_sha256(settings.sha256, backbone_files(folder)) if settings.sha256 else None,
     ):
@@ -84,7 +99,7 @@ def _padding_problems(recipe: Recipe) -> list[Problem]:
         model: EncoderSettings = recipe.teacher if of_teacher else recipe.student
         if training.unpadded is not True or not model.model:
             continue
-        kind = describe_folder(resolve_model(model.model, model.revision))["architecture"]
+        kind = describe_model(model.model, model.revision)[1]["architecture"]
         if kind not in WITHOUT_PADDING:
             found.append(
                 Problem("batches without padding were not tried with this architecture", got=kind,
@@ -218,8 +233,8 @@ def _check_vectors(recipe: Recipe, dataset: Dataset | None) -> None:
     dimension, normalized = None, True
     if teacher.model and (documents or queries):
         try:
-            folder = resolve_model(teacher.model, teacher.revision)
-            dimension = teacher.dimension or describe_folder(folder)["dimension"]
+            folder, told = describe_model(teacher.model, teacher.revision)
+            dimension = teacher.dimension or told["dimension"]
             normalized = read_chain(folder).normalize
         except InputError:
             return  # told by check_models
@@ -336,7 +351,7 @@ def unknown_shares(recipe: Recipe, dataset: Dataset, limit: int = 5_000) -> dict
     revisions = {"teacher": recipe.teacher.revision, "student": recipe.student.revision}
     found = {}
     for role, model in tokenizers_of(recipe).items():
-        tokenizer = read_tokenizer(resolve_model(model, revisions[role]))
+        tokenizer = read_tokenizer(resolve_model(model, revisions[role], weights=False))
         found[role] = {language: unknown_share(tokenizer, words) for language, words in sorted(texts.items())}
     return found
 

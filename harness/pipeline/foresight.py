@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from harness.pipeline.folder import RunFolder
-from harness.pipeline.launch import usable_gpus
+from harness.pipeline.launch import processes_of, shares_out, usable_gpus
 from harness.pipeline.machine import free_disk, gpu_memory, total_memory
 from harness.pipeline.needs import Need, needs, peak, size_text
+from harness.pipeline.plan import plan
 from harness.pipeline.sizes import counts_of, models_of
 from harness.recipe import Recipe
 from harness.runtime.errors import InputError, Problem, gather_problems
@@ -86,9 +87,9 @@ def _judge_memory(recipe: Recipe, wanted: Mapping[str, Need]) -> None:
     on_gpu = {"weights", "gradients and moments", "activations"} if gpus else set()
     places = {"this machine": (total, {step: _part(need, on_gpu, False) for step, need in wanted.items()})}
     if gpus and (gpu := gpu_memory(recipe.launch)):
-        files = recipe.launch.accelerate  # a step with one may share its model out to all GPUs
-        shares = {step: gpus if {step, step.split(".")[0]} & set(files) else 1 for step in wanted}
-        places["a GPU"] = (gpu, {step: _part(need, on_gpu, True, shares[step]) for step, need in wanted.items()})
+        launch, steps = recipe.launch, [step for step in plan(recipe) if step.name in wanted]
+        shares = {step.name: processes_of(step, launch, gpus) for step in steps if shares_out(step, launch)}
+        places["a GPU"] = (gpu, {step: _part(need, on_gpu, True, shares.get(step, 1)) for step, need in wanted.items()})
     problems = []
     for place, (limit, by_step) in places.items():
         step = max(by_step, key=lambda name: sum(by_step[name].values()), default="")
@@ -109,8 +110,11 @@ def _judge_memory(recipe: Recipe, wanted: Mapping[str, Need]) -> None:
 
 
 def _part(need: Need, on_gpu: Collection[str], there: bool, share: int = 1) -> dict[str, float]:
-    """What of a step's memory lies on a GPU (``there``), or what does not."""
-    return {name: size / share for name, size in need.memory.items() if (name in on_gpu) == there}
+    """What of a step's memory lies on a GPU (``there``), or what does not; ``share``: processes that spread a model."""
+    return {
+        name: size if name == "activations" else size / share
+        for name, size in need.memory.items() if (name in on_gpu) == there
+    }  # fmt: skip
 
 
 def _listed(parts: Mapping[str, float]) -> str:

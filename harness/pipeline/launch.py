@@ -80,6 +80,12 @@ def processes_of(step: Step, launch: LaunchSettings, gpus: int) -> int:
     return gpus
 
 
+def shares_out(step: Step, launch: LaunchSettings) -> bool:
+    """Whether a step's model is spread over its processes (FSDP, DeepSpeed ZeRO), by its accelerate file."""
+    kind = str(_told(accelerate_file(step, launch)).get("distributed_type", "NO")).upper()
+    return kind in ("FSDP", "DEEPSPEED")
+
+
 def require_processes(step: Step, launch: LaunchSettings) -> None:
     """A step stops when it does not see the processes that it was asked for.
 

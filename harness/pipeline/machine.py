@@ -50,8 +50,21 @@ def gpu_memory(launch: LaunchSettings) -> int | None:
     if not usable_gpus(launch):
         return None
     try:
-        answer = subprocess.run(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-                                capture_output=True, text=True, timeout=20, check=True)  # fmt: skip
-        return max(int(line) for line in answer.stdout.split()) * 2**20
-    except (OSError, ValueError, subprocess.SubprocessError):
+        return max(int(line) for line in _asked("memory.total")) * 2**20
+    except ValueError:
         return None
+
+
+def gpu_name(launch: LaunchSettings) -> str | None:
+    """The name of the first GPU, if the run may use one and somebody says; None otherwise."""
+    return next(iter(_asked("name")), None) if usable_gpus(launch) else None
+
+
+def _asked(what: str) -> list[str]:
+    """A property of every GPU, as the driver tells it; empty where nobody answers."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]

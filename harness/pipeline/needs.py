@@ -1,7 +1,7 @@
 """What each step of a run needs of disk and memory. Imports no torch.
 
-What is surely needed and what is estimated are told apart; activations are estimated after Korthikanti et al. 2022
-(eq. 2, without recomputation).
+What is surely needed and what is estimated are told apart. Memory is that of one process; what several processes spread
+among them (FSDP, ZeRO) is counted in whole.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from harness.pipeline.activations import activation_bytes
 from harness.pipeline.checks import installed, trainings
-from harness.pipeline.plan import embedded_kinds, plan
+from harness.pipeline.compute import computes_in_bf16, runs_eager
+from harness.pipeline.launch import processes_of, usable_gpus
+from harness.pipeline.plan import STEPS, embedded_kinds, plan
 from harness.pipeline.sizes import Counts, Model
 from harness.recipe import MineSettings, Recipe, TrainingSettings
 from harness.vectors.codec import row_bytes
@@ -28,16 +31,6 @@ class Need:
     activations: float = 0.0
 
 
-def activation_bytes(model: Model, rows: float, tokens: float, *, again: bool = False) -> float:
-    """Bytes kept for the backward pass of ``rows`` texts of ``tokens`` tokens (Korthikanti et al. 2022, eq. 2).
-
-    ``again``: each block's input is kept, in 2 bytes a number as there, and one block is computed again at a time.
-    """
-    unit = tokens * rows * model.hidden
-    block = unit * (34 + 5 * model.heads * tokens / model.hidden)
-    return model.layers * 2 * unit + block if again else model.layers * block
-
-
 def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[str, Need]:
     """Step -> what it needs, for every step that the recipe wants."""
     teacher, student = models.get("teacher"), models.get("student")
@@ -49,12 +42,11 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
     searched = {"index in memory": matrix} if recipe.evaluate.searcher != "exact" and installed("faiss") else {}
     encoding = {"weights": 4 * teacher.parameters if teacher else 0}
     depth = len(recipe.evaluate.systems) * min(recipe.evaluate.depth, counts.documents)
-    training = trainings(recipe)
     found = {
         "data": Need({"texts": counts.text_bytes}),
         "embed.base": Need({"vectors": documents + (row * counts.queries if mine.base else 0)}, encoding),
         "mine.base": Need({"mined": _mined(mine.base, counts)}, {"vectors": matrix}),
-        "teacher": _stage(teacher, training.get("teacher"), counts, documents=1 + recipe.teacher.hard_negatives),
+        "teacher": _stage(teacher, "teacher", recipe, counts),
         "embed": Need(
             {"vectors": documents + row * sum(kinds[kind] for kind in embedded_kinds(recipe)), "index": matrix},
             {**encoding, "vectors": matrix},
@@ -66,7 +58,7 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
         "evaluate": Need({"hits": 4 * depth * counts.evaluated}, {**encoding, **searched}),
     }
     for name in ("align", "refine"):
-        stage = _stage(student, training.get(name), counts)
+        stage = _stage(student, name, recipe, counts)
         found[name] = Need(stage.disk, {**stage.memory, **searched}, stage.activations)
     found["teacher.more"] = found["teacher"]
     return {step.name: _with_texts(found.get(step.name, Need()), counts) for step in plan(recipe)}
@@ -80,24 +72,39 @@ def _mined(settings: MineSettings | None, counts: Counts) -> float:
     return 8 * settings.keep * counts.queries if settings else 0
 
 
-def _stage(model: Model | None, training: TrainingSettings | None, counts: Counts, documents: int = 0) -> Need:
+def _stage(model: Model | None, name: str, recipe: Recipe, counts: Counts) -> Need:
     """A model that is trained, or saved as it is: fp32 weights, gradients and two moments; the best weights besides."""
+    training = trainings(recipe).get(name)
     if model is None:
         return Need()
     if training is None:
         return Need({"model": 4 * model.parameters}, {"weights": 4 * model.parameters})
     trained = model.adapters or (model.body if training.token_table == "frozen" else model.parameters)
-    texts = {"query": training.batch_size, "document": training.batch_size * documents}
-    parts = [(rows / training.accumulate, counts.tokens.get(side, 0)) for side, rows in texts.items()]
-    together = _together(training, sum(rows * tokens for rows, tokens in parts))
-    parts = [(rows * together, tokens) for rows, tokens in parts]
+    bf16, eager = computes_in_bf16(recipe, training), runs_eager(recipe, training)
+    resting = 2 if model.adapters and model.bf16 and bf16 else 4
+    parts = _texts_in_memory(name, training, recipe, counts)
     block = SURE_INPUTS if training.gradient_checkpointing else SURE_ACTIVATIONS
     sure = sum(block * model.layers * model.hidden * rows * tokens for rows, tokens in parts)
+    again = training.gradient_checkpointing
     return Need(
         {"model": 4 * model.parameters, "checkpoints": (12 + 4 * (training.keep == "best")) * trained},
-        {"weights": 4 * model.parameters, "gradients and moments": 12 * trained, "activations": sure},
-        sum(activation_bytes(model, rows, tokens, again=training.gradient_checkpointing) for rows, tokens in parts),
-    )
+        {"weights": resting * model.parameters + 4 * model.adapters, "gradients and moments": 12 * trained,
+         "activations": sure},
+        activation_bytes(model, parts, bf16=bf16, eager=eager, again=again),
+    )  # fmt: skip
+
+
+def _texts_in_memory(
+    name: str, training: TrainingSettings, recipe: Recipe, counts: Counts
+) -> list[tuple[float, float]]:
+    """(texts, tokens of one) of each side whose activations a process holds together: with cached gradients, those of
+    one chunk; on GPUs each process has its share of the batch."""
+    gpus, step = usable_gpus(recipe.launch), next(step for step in STEPS if step.name == name)
+    rows = training.batch_size / training.accumulate / (processes_of(step, recipe.launch, gpus) if gpus else 1)
+    documents = 1 + recipe.teacher.hard_negatives if name == "teacher" else 0
+    parts = [(rows, counts.tokens.get("query", 0)), (rows * documents, counts.tokens.get("document", 0))]
+    together = _together(training, sum(rows * tokens for rows, tokens in parts))
+    return [(rows * together, tokens) for rows, tokens in parts if rows]
 
 
 def _together(training: TrainingSettings, tokens: float) -> float:

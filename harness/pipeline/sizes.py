@@ -13,12 +13,12 @@ from itertools import islice
 from pathlib import Path
 
 from harness.data.beir import find_beir
-from harness.encoders.chain import describe_folder, read_chain
+from harness.encoders.chain import read_chain
 from harness.encoders.layers import select_layers
-from harness.encoders.sources import resolve_model
+from harness.encoders.sources import describe_model, resolve_model
 from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer
-from harness.recipe import DataSettings, EncoderSettings, Recipe
+from harness.recipe import DataSettings, EncoderSettings, Recipe, StudentSettings
 from harness.runtime.errors import Problem, StaleArtefactError
 from harness.runtime.process import read_json
 
@@ -37,6 +37,29 @@ class Model:
     heads: int
     dimension: int
     adapters: int = 0  # parameters of the adapters that are trained in place of all others
+    rank: int = 0  # of these adapters
+    key_heads: int = 0  # 0: as many as heads
+    head_size: int = 0  # 0: what the hidden size leaves
+    feed_forward: int = 0  # hidden units of a layer's network; 0: four times the hidden size
+    gated: bool = False  # whether that network is gated, as in Qwen and Llama
+    head_norms: bool = False  # whether queries and keys are normalised, as in Qwen3
+    layer: int = 0  # parameters of one layer; 0: all but the token table is in layers
+    bf16: bool = False  # whether the weights are stored so
+
+    @property
+    def head(self) -> int:
+        """The width of one head."""
+        return self.head_size or self.hidden // self.heads
+
+    @property
+    def keys(self) -> int:
+        """The width of all key heads."""
+        return (self.key_heads or self.heads) * self.head
+
+    @property
+    def wide(self) -> int:
+        """Hidden units of a layer's feed-forward network."""
+        return self.feed_forward or 4 * self.hidden
 
 
 @dataclass(frozen=True)
@@ -63,29 +86,57 @@ def models_of(recipe: Recipe) -> dict[str, Model]:
     found: dict[str, Model] = {}
     teacher, student = recipe.teacher, recipe.student
     if teacher.model:
-        found["teacher"] = _describe(teacher)
+        found["teacher"] = describe(teacher)
         if teacher.lora:
-            size = adapter_size(resolve_model(teacher.model, teacher.revision), teacher.lora)
-            found["teacher"] = replace(found["teacher"], adapters=size)
+            size = adapter_size(resolve_model(teacher.model, teacher.revision, weights=False), teacher.lora)
+            found["teacher"] = replace(found["teacher"], adapters=size, rank=teacher.lora.rank)
     if student.model != "teacher":
-        found["student"] = _describe(student)
+        found["student"] = describe(student)
     elif "teacher" in found:
-        found["student"] = replace(found["teacher"], adapters=0)
-    if "student" in found and student.layers is not None:
-        found["student"] = _cut(found["student"], len(select_layers(found["student"].layers, student.layers)))
+        found["student"] = replace(found["teacher"], adapters=0, rank=0, bf16=False)
+    if "student" in found:
+        found["student"] = _cut(found["student"], student)
+        found["student"] = _bridged(found["student"], found.get("teacher"))
     return found
 
 
-def _describe(settings: EncoderSettings) -> Model:
-    told = describe_folder(resolve_model(settings.model or "", settings.revision))
-    return Model(told["parameters"], told["parameters_without_embeddings"], told["layers"], told["hidden_size"],
-                 told["heads"], settings.dimension or told["dimension"])  # fmt: skip
+def describe(settings: EncoderSettings) -> Model:
+    """A model of the recipe by its size, before it is cut and without adapters.
+
+    Raises:
+        InputError: it can't be found or read.
+    """
+    _, told = describe_model(settings.model or "", settings.revision)
+    dimension = settings.dimension or told["dimension"]
+    cut = dimension * told["dimension"] * (dimension < told["dimension"])  # a Dense that leaves the first dimensions
+    return Model(
+        told["parameters"] + cut, told["parameters_without_embeddings"] + cut, told["layers"], told["hidden_size"],
+        told["heads"], dimension, key_heads=told["key_value_heads"], head_size=told["head_size"],
+        feed_forward=told["feed_forward"], gated=told["gated"], head_norms=told["head_norms"],
+        layer=told["layer_parameters"], bf16=told["bf16"],
+    )  # fmt: skip
 
 
-def _cut(model: Model, layers: int) -> Model:
-    """The same model with fewer layers; what lies outside the layers is small and counted as one of them."""
-    gone = int(model.body * (1 - layers / model.layers))
-    return Model(model.parameters - gone, model.body - gone, layers, model.hidden, model.heads, model.dimension)
+def _cut(model: Model, student: StudentSettings) -> Model:
+    """The same model with fewer layers and narrower feed-forward networks."""
+    layers, layer = model.layers, model.layer or model.body // model.layers
+    if student.layers is not None:
+        layers = len(select_layers(model.layers, student.layers))
+    gone, width = (model.layers - layers) * layer, model.wide
+    if student.feed_forward is not None:
+        width = min(student.feed_forward.width, model.wide)
+        unit = 3 * model.hidden if model.gated else 2 * model.hidden + 1  # its weights, and its bias in a plain network
+        gone, layer = gone + layers * (model.wide - width) * unit, layer - (model.wide - width) * unit
+    return replace(model, parameters=model.parameters - gone, body=model.body - gone, layers=layers, layer=layer,
+                   feed_forward=width)  # fmt: skip
+
+
+def _bridged(model: Model, teacher: Model | None) -> Model:
+    """The same model with a projection to the teacher's dimension, where it gives another one."""
+    if teacher is None or teacher.dimension == model.dimension:
+        return model
+    more = model.dimension * teacher.dimension
+    return replace(model, parameters=model.parameters + more, body=model.body + more, dimension=teacher.dimension)
 
 
 # ---------------------------------------------------------------------------------------------------------- counts
@@ -138,11 +189,14 @@ def _head(path: Path) -> list[str]:
 
 
 def _mean_tokens(recipe: Recipe, texts: Mapping[str, list[str]]) -> dict[str, float]:
-    """Mean tokens of a text of each side under the teacher's tokenizer (or the student's)."""
+    """Mean tokens of a text of each side, its prompt included, under the teacher's tokenizer (or the student's)."""
     settings: EncoderSettings = recipe.teacher if recipe.teacher.model else recipe.student
-    folder = resolve_model(settings.model or "", settings.revision)
-    tokenizer, limit = read_tokenizer(folder), settings.max_length or read_chain(folder).max_length or 512
-    return {
-        side: sum(min(len(encoding.ids), limit) for encoding in tokenizer.encode_batch_fast(some)) / max(len(some), 1)
-        for side, some in texts.items()
-    }
+    folder = resolve_model(settings.model or "", settings.revision, weights=False)
+    chain = read_chain(folder)
+    tokenizer, limit = read_tokenizer(folder), settings.max_length or chain.max_length or 512
+    prompts = {**chain.prompts, **settings.prompts.model_dump(exclude_none=True)}
+    found = {}
+    for side, some in texts.items():
+        encodings = tokenizer.encode_batch_fast([prompts.get(side, "") + text for text in some])
+        found[side] = sum(min(len(encoding.ids), limit) for encoding in encodings) / max(len(some), 1)
+    return found

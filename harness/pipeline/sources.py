@@ -78,8 +78,8 @@ def _model_scores(settings: MineSettings | None, where: str) -> Any:
     return [_content(path) for path in _paths(settings.model_scores.path, f"{where}.model_scores.path")]
 
 
-def sources_of(recipe: Recipe) -> dict[str, Any]:
-    """Step name -> fingerprint of its outside inputs.
+def sources_of(recipe: Recipe, *, models: bool = True) -> dict[str, Any]:
+    """Step name -> fingerprint of its outside inputs; without ``models``, what else is missing is told all the same.
 
     Raises:
         InputError: what is missing, all of it.
@@ -89,7 +89,7 @@ def sources_of(recipe: Recipe) -> dict[str, Any]:
     wanted = {
         "data": lambda: data_sources(recipe),
         "teacher": lambda: (
-            _model(recipe.teacher.model, recipe.teacher.revision)
+            _model(recipe.teacher.model if models else None, recipe.teacher.revision)
             or _vectors(recipe.documents.vectors, "documents.vectors.path")  # they found the space
         ),
         "embed": lambda: [
@@ -99,7 +99,8 @@ def sources_of(recipe: Recipe) -> dict[str, Any]:
         "mine.base": lambda: _model_scores(recipe.mine.base, "mine.base"),
         "mine.refine": lambda: _model_scores(recipe.mine.refine, "mine.refine"),
         "student": lambda: (
-            None if recipe.student.model == "teacher" else _model(recipe.student.model, recipe.student.revision)
+            _model(recipe.student.model, recipe.student.revision)
+            if models and recipe.student.model != "teacher" else None
         ),
     }
     for step, look in wanted.items():

@@ -16,8 +16,6 @@ from harness.encoders.chain import describe_folder
 from harness.pipeline import checks
 from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import run_recipe
-from harness.pipeline.needs import activation_bytes
-from harness.pipeline.sizes import Model
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError
 
@@ -79,11 +77,6 @@ def test_all_missing_files_are_named_at_once(recipe: Path) -> None:
 def test_an_unreachable_hub_id_is_a_clear_error(recipe: Path) -> None:
     with pytest.raises(InputError, match="some-team/no-such-model"):
         check_recipe(load_recipe(recipe, ["teacher.model=some-team/no-such-model"]))
-
-
-def test_activation_memory_follows_the_published_formula() -> None:
-    """Korthikanti et al. 2022, eq. 2: s b h (34 + 5 a s / h) bytes a layer; here 10 * 2 * 8 * (34 + 5 * 2 * 10 / 8)."""
-    assert activation_bytes(Model(0, 0, layers=3, hidden=8, heads=2, dimension=8), rows=2, tokens=10) == 3 * 7440
 
 
 def test_what_a_later_step_would_refuse_is_refused_first(recipe: Path) -> None:

@@ -45,7 +45,8 @@ def test_needs_by_hand(tmp_path: Path, tree: dict[str, Any]) -> None:
     assert found["teacher"].memory["gradients and moments"] == 12_000
     assert found["evaluate"].disk == {"hits": 4 * 5 * 100 * 20}
     rows, tokens = 32, 4  # of the alignment's batch
-    assert found["align"].activations == 2 * rows * tokens * 10 * (34 + 5 * 2 * tokens / 10)
+    # A token of a layer in fp32: 8 tensors of 10 numbers, 2 of 40, and two heads' scores of 4 tokens.
+    assert found["align"].activations == 2 * rows * tokens * 4 * (8 * 10 + 2 * 40 + 2 * tokens)
     assert found["align"].memory["activations"] < found["align"].activations
 
 
@@ -58,10 +59,13 @@ def test_needs_of_adapters_by_hand(tmp_path: Path, tree: dict[str, Any]) -> None
     need = needs(recipe, models, counts)["teacher"]
     parameters = models["teacher"].parameters
     assert need.disk == {"model": 4 * parameters, "checkpoints": 16 * trained}
-    assert need.memory["weights"] == 4 * parameters and need.memory["gradients and moments"] == 12 * trained
-    units = {tokens: 32 * tokens * 32 for tokens in (4, 8)}  # rows, tokens, hidden
-    assert need.activations == sum(4 * 2 * unit + unit * (34 + 5 * 2 * tokens / 32) for tokens, unit in units.items())
-    assert need.memory["activations"] == sum(4 * 2 * unit for unit in units.values())
+    assert need.memory["weights"] == 4 * (parameters + trained)
+    assert need.memory["gradients and moments"] == 12 * trained
+    # Of every block its input; of one block 8 tensors of 32 numbers, 2 of 64, scores, and 2 of each of 6 adapters.
+    blocks = {tokens: 32 * tokens * 4 * (8 * 32 + 2 * 64 + 2 * tokens + 2 * 6) for tokens in (4, 8)}
+    inputs = {tokens: 32 * tokens * 4 * 32 for tokens in (4, 8)}
+    assert need.activations == sum(4 * inputs[tokens] + blocks[tokens] for tokens in (4, 8))
+    assert need.memory["activations"] == sum(4 * 2 * 32 * tokens * 32 for tokens in (4, 8)), "2 bytes a number at least"
 
 
 def test_the_estimate_is_less_than_a_run_writes_and_most_of_it(tmp_path: Path, tree: dict[str, Any]) -> None:
@@ -111,7 +115,7 @@ def test_a_tight_machine_is_warned_of(
     monkeypatch.setattr(foresight, "free_disk", lambda path: 110_000)
     monkeypatch.setattr(foresight.logger, "propagate", True)
     foresee(recipe, RunFolder(tmp_path / "out"), ["export"])
-    assert "disk is tight: the run writes about 98 KB, 110 KB are free" in caplog.text
+    assert "disk is tight: the run writes about 106 KB, 110 KB are free" in caplog.text
     monkeypatch.setattr(foresight, "total_memory", lambda: 240_000)
     monkeypatch.setattr(foresight, "free_disk", lambda path: 10**9)
     foresee(recipe, RunFolder(tmp_path / "out"), ["embed.base"])
