@@ -209,11 +209,12 @@ class _Cores:
             ready = Barrier(self._count)
 
             def take_one_core(_: int) -> None:
+                torch.get_num_threads()  # a thread's first question would set its number again
                 torch.set_num_threads(1)
                 ready.wait()
 
             list(self._pool.map(take_one_core, range(self._count)))
-            torch.set_num_threads(self._count)  # what they said holds for themselves and for threads to come: not these
+            torch.set_num_threads(self._count)  # what they said holds for threads to come, too
         return self._pool.map(work, items)
 
 
