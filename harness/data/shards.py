@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.data.reading import BadLine, _open_parquet, kind_problems
 from harness.runtime.errors import InputError, Problem
@@ -158,6 +161,15 @@ class Shard:
                                      got=f"{block.rows} rows in block {number}", allowed=f"{self.sizes[number]}",
                                      next="leave it unchanged while it is read, and start again"))  # fmt: skip
         return block
+
+    def chosen(self, row_N: NDArray[Any], columns: Sequence[str]) -> Iterator[tuple[Block, list[int]]]:
+        """The blocks that hold some of the rows (of the whole file, rising), and which rows of each these are."""
+        start = 0
+        for at, size in enumerate(self.sizes):
+            first, last = np.searchsorted(row_N, [start, start + size])
+            if last > first:
+                yield self.read(at, columns), (row_N[first:last].astype(np.int64) - start).tolist()
+            start += size
 
     def _read_group(self, number: int, columns: Sequence[str]) -> Block:
         import pyarrow

@@ -22,7 +22,7 @@ from harness.data.dedupe import Hashes
 from harness.data.reading import BadLine, Reading, check_language, require_text
 from harness.data.records import UNKNOWN_LANGUAGE
 from harness.data.shards import Block, Identity, Shard
-from harness.data.token_cache import CacheSettings, CacheShard, Layout, TokenCache, manifest_of
+from harness.data.token_cache import CacheSettings, CacheShard, Context, Layout, TokenCache, manifest_of
 from harness.runtime.distributed import on_main, rank, wait_for_all, world_size
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import (
@@ -41,12 +41,21 @@ MOST_ROWS, MOST_LANGUAGES = 2**32 - 1, 2**16 - 1  # of one file: what uint32 and
 _BYTES_PER_HASH = 40  # of memory, while hashes are compared
 
 
-def build_token_cache(folder: Path, paths: Sequence[Path], settings: CacheSettings) -> TokenCache:
+def build_token_cache(
+    folder: Path,
+    paths: Sequence[Path],
+    settings: CacheSettings,
+    *,
+    remedy: str = "correct the file, or leave unreadable rows out",
+) -> TokenCache:
     """Tokenise the files into ``folder``, as far as that is not done yet, and open the cache.
 
     Every process of the launch calls this with the same arguments. Finished files of an earlier, interrupted build are
     taken over, and so are those of an earlier cache whose content (and, without duplicates, that of all files before)
     is the same. ``manifest.json`` is written last.
+
+    Args:
+        remedy: what is to be done about rows that can't be used.
 
     Raises:
         InputError: files can't be read; rows can't be used (all are told, unless ``skip_bad``); nothing is left.
@@ -56,7 +65,7 @@ def build_token_cache(folder: Path, paths: Sequence[Path], settings: CacheSettin
     if on_main(lambda: _is_finished(folder, paths, settings)):
         return TokenCache.open(folder, settings, paths)
     builder = _Builder(folder, list(paths), settings)
-    scans = builder.look_through()
+    scans = builder.look_through(remedy)
     builder.leave_out_duplicates(scans)
     builder.tokenise(scans)
     wait_for_all()
@@ -106,7 +115,7 @@ class _Builder:
 
     # ------------------------------------------------------------------------------------------------- first pass
 
-    def look_through(self) -> list[_Scan]:
+    def look_through(self, remedy: str) -> list[_Scan]:
         """Scan this process's files; every file's scan, once all are done."""
         for number in progress(self.own, what="look through", total=len(self.own), unit="file"):
             if self._finished_scan(number) is None:
@@ -115,7 +124,7 @@ class _Builder:
         scans = [_Scan.from_json(read_json(self._file("scan", number, "json"))) for number in range(len(self.paths))]
         problems = [
             Problem(f"{kind} ({entry['count']} rows)", where=f"{path}:{entry['first'][0]}", got=entry["got"],
-                    next="correct the file, or leave unreadable rows out")
+                    next=remedy)
             for path, scan in zip(self.paths, scans, strict=True) for kind, entry in scan.bad.items()
         ]  # fmt: skip
         if problems and not self.settings.skip_bad:
@@ -345,26 +354,24 @@ class _Builder:
 
     def _token_lists(self, source: Shard, kept_N: NDArray[np.uint32]) -> Iterator[list[Sequence[int]]]:
         """Token ids of the kept rows' texts, some thousand rows at a time: row after row, field after field."""
-        start = 0
         texts = self.settings.texts
-        for at, size in enumerate(source.sizes):
-            first, last = np.searchsorted(kept_N, [start, start + size])
-            row_c = kept_N[first:last].astype(np.int64) - start
-            start += size
-            if not len(row_c):
-                continue
-            block = source.read(at, [*texts, *(text.context.column for text in texts.values() if text.context)])
-            for begin in range(0, len(row_c), SLICE):
-                rows = row_c[begin : begin + SLICE].tolist()
-                columns = []
-                for name, tokenise in texts.items():
-                    values = block.column(name)
-                    queries = [values[row].strip() for row in rows]
-                    if context := tokenise.context:
-                        told = block.column(context.column)
-                        queries = context.fill(queries, [told[row] for row in rows])
-                    columns.append(tokenise.call(queries))
-                yield [columns[field][row] for row in range(len(rows)) for field in range(len(columns))]
+        columns = [*texts, *(text.context.column for text in texts.values() if text.context)]
+        for block, chosen in source.chosen(kept_N, columns):
+            for begin in range(0, len(chosen), SLICE):
+                rows = chosen[begin : begin + SLICE]
+                found = [tokenise.call(read_texts(block, rows, name, tokenise.context))
+                         for name, tokenise in texts.items()]  # fmt: skip
+                yield [tokens[row] for row in range(len(rows)) for tokens in found]
+
+
+def read_texts(block: Block, rows: Sequence[int], column: str, context: Context | None) -> list[str]:
+    """A column's texts in these rows of a block, with their contexts where there are any."""
+    values = block.column(column)
+    texts = [values[row].strip() for row in rows]
+    if context is None:
+        return texts
+    told = block.column(context.column)
+    return context.fill(texts, [told[row] for row in rows])
 
 
 def _flat(lists: Sequence[Sequence[int]], count: int, settings: CacheSettings) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -81,6 +82,29 @@ def load_encoder(
     if settings.dimension is not None:
         truncate(encoder, settings.dimension)
     return encoder.eval()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How an encoder reads texts: all of it but the weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompts: dict[str, str]
+    max_length: int
+
+
+def load_reader(settings: EncoderSettings) -> Reader:
+    """What ``load_encoder`` would give an encoder to read with; no weights are loaded."""
+    from transformers import AutoConfig, AutoModel
+
+    folder = resolve_model(settings.model or "", settings.revision)
+    chain, trust = read_chain(folder), settings.trust_remote_code
+    tokenizer = _load_tokenizer(folder, chain, trust)
+    with _quiet(), torch.device("meta"):  # the kind of positions decides over the length
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        backbone = AutoModel.from_config(config, trust_remote_code=trust)
+    prompts = {"query": "", "document": "", **chain.prompts, **settings.prompts.model_dump(exclude_none=True)}
+    return Reader(tokenizer, prompts, _max_length(settings, chain, backbone, tokenizer))
 
 
 def open_encoder(folder: str | Path, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Encoder:

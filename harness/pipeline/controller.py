@@ -76,6 +76,7 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
 def _work() -> dict[str, Callable[[Any], list[Path]]]:
     """What each step does; imported late, for this is where torch comes in."""
     from harness.pipeline import work_evaluation as evaluation
+    from harness.pipeline import work_streams as streams
     from harness.pipeline import work_training as training
     from harness.pipeline import work_vectors as vectors
 
@@ -86,6 +87,7 @@ def _work() -> dict[str, Callable[[Any], list[Path]]]:
         "teacher": training.do_teacher,
         "embed": vectors.do_embed,
         "student": training.do_student,
+        "embed.streams": streams.do_embed_streams,
         "align": training.do_align,
         "mine.refine": vectors.do_mine_refine,
         "refine": training.do_refine,

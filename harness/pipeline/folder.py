@@ -54,6 +54,10 @@ class RunFolder:
         """``cut``, ``aligned`` or ``refined``."""
         return self.root / "student" / state
 
+    def stream_vectors(self, name: str) -> Path:
+        """The teacher's vectors of a stream's queries."""
+        return self.vectors / "streams" / name
+
     def checkpoints(self, stage: str) -> Path:
         """Resumable state of a stage."""
         return self.root / "checkpoints" / stage

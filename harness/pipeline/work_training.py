@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from harness.encoders.targets import stored_in_bf16
 from harness.encoders.width import cut_width
 from harness.evaluation.searching import quick_quality
 from harness.pipeline.context import Run
-from harness.pipeline.work_vectors import given_vectors_sha256, negatives_of, query_texts
+from harness.pipeline.plan import embedded_kinds
+from harness.pipeline.work_streams import alignment_mixture, online_teacher
+from harness.pipeline.work_vectors import KINDS, given_vectors_sha256, negatives_of, query_texts
 from harness.recipe import TrainingSettings
 from harness.runtime.process import logger, write_json
 from harness.training import stages
@@ -236,15 +238,26 @@ def _sampled_texts(run: Run, count: int) -> tuple[list[str], list[str]]:
 
 
 def _bridge(run: Run, student: Encoder, space: Space) -> None:
-    """A projection to the teacher's dimension, fitted in closed form on training queries' cached vectors."""
-    store = run.store("queries")
+    """A projection to the teacher's dimension, fitted in closed form on vectors of training queries."""
     ids, texts = _sampled_texts(run, 20_000)
     normalize, student.normalize = student.normalize, False
     source_NE = student.encode(texts, side="query", what="bridge")
     student.normalize = normalize
-    target_ND = store.vectors(np.array([store.row[name] for name in ids], dtype=np.int64))
-    weight_DE, _ = ridge(source_NE, target_ND, run.recipe.student.ridge)
+    weight_DE, _ = ridge(source_NE, _targets(run, ids), run.recipe.student.ridge)
     add_projection(student, torch.from_numpy(weight_DE))
+
+
+def _targets(run: Run, ids: Sequence[str]) -> np.ndarray:
+    """float32_ND: the teacher's vectors of texts, looked up where the embed step wrote them, otherwise encoded here."""
+    kinds = {name: kind for kind, name in KINDS.items()}
+    needed = {kinds[name.split(":", 1)[0] + ":"] for name in ids}
+    if run.recipe.teacher.query_vectors or needed <= set(embedded_kinds(run.recipe)):
+        store = run.store("queries")
+        return store.vectors(store.rows_of(ids))
+    names, texts, _ = query_texts(run.dataset, sorted(needed), context=run.recipe.teacher.context)
+    text_of = dict(zip(names, texts, strict=True))
+    teacher, tokens = run.open(run.folder.teacher), run.recipe.embed.batch_tokens
+    return teacher.encode([text_of[name] for name in ids], side="query", batch_tokens=tokens, what="bridge")
 
 
 # ------------------------------------------------------------------------------------------------ align and refine
@@ -252,11 +265,17 @@ def _bridge(run: Run, student: Encoder, space: Space) -> None:
 
 def do_align(run: Run) -> list[Path]:
     """Stage 2."""
-    settings, store = run.recipe.align, run.store("queries")
+    settings = run.recipe.align
     assert settings is not None, "planned only with the section"
     student = run.open(run.folder.student("cut"), attention=run.attention(settings.training))
     ground = _ground(run, "align", "align", judge_on_index(run, student, settings.training))
-    fitted = stages.align(student, query_texts(run.dataset, settings.texts), store, settings, ground)
+    online = online_teacher(run)
+    if settings.streams:
+        mixture = alignment_mixture(run, student, online)
+        fitted = stages.align_on_streams(student, mixture, settings, ground, online=online)
+    else:
+        texts = query_texts(run.dataset, settings.texts)
+        fitted = stages.align(student, texts, online or run.store("queries"), settings, ground)
     _finish(run, "align", fitted)
     _save(run, student, run.folder.student("aligned"), run.space(run.folder.student("cut")))
     return [run.folder.student("aligned")]

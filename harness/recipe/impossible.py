@@ -198,8 +198,6 @@ def _not_wired(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Settings that the schema has and no stage reads yet."""
     found = [(key, "no stage reads this setting yet", "remove it") for key, is_set in {
         "teacher.streams": recipe.teacher.streams,
-        "align.streams": recipe.align and recipe.align.streams,
-        "align.targets": recipe.align and recipe.align.targets == "online",
         "export.onnx": recipe.export and recipe.export.onnx, "export.pair": recipe.export and recipe.export.pair,
         "export.triton": recipe.export and recipe.export.triton, "export.index": recipe.export and recipe.export.index,
         "bench.engines": recipe.bench and recipe.bench.engines,

@@ -184,15 +184,27 @@ class TeacherBatches:
         return found
 
 
+@dataclass(frozen=True)
+class Online:
+    """What the teacher reads where it encodes each batch: ``texts`` as it sees them, its own tokens."""
+
+    texts: Sequence[str]
+    collator: Collator
+
+    def tokens(self, rows: np.ndarray) -> list[list[int]]:
+        """Of the texts of these rows."""
+        return self.collator.tokens([self.texts[row] for row in rows])
+
+
 class AlignmentBatches:
-    """Texts and the teacher's vectors of them, looked up in a store."""
+    """Texts and the teacher's vectors of them, looked up in a store; or what the teacher reads, to be encoded."""
 
     def __init__(
         self,
         texts: Sequence[str],
         languages: Sequence[str],
-        store_rows: np.ndarray,
-        store: VectorStore,
+        ids: Sequence[str],
+        targets: VectorStore | Online,
         collate: Collator,
         settings: TrainingSettings,
         *,
@@ -200,7 +212,8 @@ class AlignmentBatches:
         language_temperature: float,
     ) -> None:
         require_equal_parts(settings)
-        self.texts, self.store_rows, self.store, self.collate = texts, store_rows, store, collate
+        self.texts, self.ids, self.targets, self.collate = texts, ids, targets, collate
+        self.store_rows = np.arange(0) if isinstance(targets, Online) else targets.rows_of(ids)
         self.settings = settings
         self.sampler = EpochSampler(languages, temperature=language_temperature, seed=seed)
 
@@ -209,13 +222,14 @@ class AlignmentBatches:
         return [self._micro_batch(mine(rows)) for rows in np.split(rows_B, self.settings.accumulate)]
 
     def _micro_batch(self, rows: np.ndarray) -> Batch:
-        texts = [self.texts[row] for row in rows]
-        return {
-            **_token_part(self.collate(texts)),
-            "teacher_QD": torch.from_numpy(self.store.vectors(self.store_rows[rows])),
+        batch: dict[str, Any] = {
+            **_token_part(self.collate([self.texts[row] for row in rows])),
             "weight_Q": None,
-            "ids": [self.store.ids[row] for row in self.store_rows[rows]],
+            "ids": [self.ids[row] for row in rows],
         }
+        if isinstance(self.targets, Online):
+            return batch | {"teacher": _token_part(self.targets.collator.pad(self.targets.tokens(rows)))}
+        return batch | {"teacher_QD": torch.from_numpy(self.targets.vectors(self.store_rows[rows]))}
 
 
 class RefinementBatches:

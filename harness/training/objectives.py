@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from harness.recipe import LossSettings
@@ -106,17 +107,29 @@ class Contrastive:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Stage 2: the student's query vectors against cached ones of the teacher (``teacher_QD``)."""
+    """Stage 2: the student's query vectors against stored ones of the teacher (``teacher_QD``).
+
+    Args:
+        teacher: encodes each batch's ``teacher`` (``chunks, restore``) instead; it learns nothing.
+    """
 
     cached: bool = False
+    teacher: nn.Module | None = None
 
     def step(self, model: nn.Module, batch: Mapping[str, Any], backward: Backward) -> dict[str, float]:
         """One loss over the queries, one backward, or one for every chunk."""
+        teacher_QD = batch["teacher_QD"] if self.teacher is None else _encoded(self.teacher, batch["teacher"])
 
         def losses(student_QD: Tensor) -> dict[str, Tensor]:
-            return {"loss": l2_alignment(student_QD, batch["teacher_QD"], weight_Q=batch["weight_Q"])}
+            return {"loss": l2_alignment(student_QD, teacher_QD, weight_Q=batch["weight_Q"])}
 
         return learn(model, batch, losses, backward, cached=self.cached)
+
+
+@torch.no_grad()
+def _encoded(teacher: nn.Module, tokens: Mapping[str, Any]) -> Tensor:
+    """vector_QD, a chunk at a time; without a trace in the gradients, or in what autocast keeps of weights."""
+    return torch.cat([teacher(chunks=[chunk]) for chunk in tokens["chunks"]])[tokens["restore"]]
 
 
 @dataclass(frozen=True)

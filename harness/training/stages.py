@@ -22,11 +22,12 @@ from harness.encoders.lora import is_adapted, is_adapter
 from harness.recipe import AlignSettings, RefineSettings, TeacherSettings, TrainingSettings
 from harness.runtime.distributed import use_bf16
 from harness.runtime.errors import InputError, Problem
-from harness.training.batches import AlignmentBatches, RefinementBatches, TeacherBatches, TrainingQueries
+from harness.training.batches import AlignmentBatches, Online, RefinementBatches, TeacherBatches, TrainingQueries
 from harness.training.fit import Batches, Fitted, RunFolder, fit
 from harness.training.objectives import LOG_TIMES, Alignment, Contrastive, Objective, Refinement
 from harness.training.pair_streams import PairStreamBatches
 from harness.training.strategy import require_possible
+from harness.training.stream_batches import MixedAlignmentBatches
 from harness.vectors.store import VectorStore
 
 Evaluate = Callable[[], Mapping[str, float]]
@@ -40,6 +41,21 @@ class Ground:
     accelerator: Accelerator
     evaluate: Evaluate
     language_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """The teacher beside the student, encoding each batch; ``reading``: what it reads of texts in memory, and how."""
+
+    encoder: Encoder
+    reading: Online
+
+    @classmethod
+    def of(cls, encoder: Encoder, texts: Sequence[str], batch_tokens: int | None = None) -> OnlineTeacher:
+        """A teacher that learns nothing; ``batch_tokens``: of its batches, as in ``Encoder.encode``."""
+        encoder.eval().requires_grad_(False)
+        tokens = batch_tokens or (2_048 if encoder.device.type == "cpu" else 16_384)  # as it encodes in bulk
+        return cls(encoder, Online(texts, encoder.collator("query", chunk_tokens=tokens)))
 
 
 def prepare_parameters(encoder: Encoder, settings: TrainingSettings) -> None:
@@ -217,20 +233,34 @@ def _fit_teacher(encoder: Encoder, batches: Batches, settings: TeacherSettings, 
 def align(
     student: Encoder,
     texts: tuple[Sequence[str], Sequence[str], Sequence[str]],
-    teacher_vectors: VectorStore,
+    targets: VectorStore | OnlineTeacher,
     settings: AlignSettings,
     ground: Ground,
 ) -> Fitted:
     """Stage 2: L2 to the teacher's query vectors over ``texts`` (ids in the store, texts, languages)."""
-    prepare_parameters(student, settings.training)
+    training = settings.training
+    prepare_parameters(student, training)
     ids, words, languages = texts
-    store_rows = np.array([teacher_vectors.row[i] for i in ids], dtype=np.int64)
     batches = AlignmentBatches(
-        words, languages, store_rows, teacher_vectors,
-        student.collator("query", settings.training.chunks, settings.training.chunk_tokens),
-        settings.training, seed=ground.run.seed, language_temperature=ground.language_temperature,
+        words, languages, ids, targets.reading if isinstance(targets, OnlineTeacher) else targets,
+        student.collator("query", training.chunks, training.chunk_tokens),
+        training, seed=ground.run.seed, language_temperature=ground.language_temperature,
     )  # fmt: skip
-    return _fit(student, Alignment(settings.training.cached), batches, settings.training, ground)
+    teacher = targets.encoder if isinstance(targets, OnlineTeacher) else None
+    return _fit(student, Alignment(training.cached, teacher), batches, training, ground)
+
+
+def align_on_streams(
+    student: Encoder, mixture: Mixture, settings: AlignSettings, ground: Ground, *, online: OnlineTeacher | None = None
+) -> Fitted:
+    """Stage 2 over logs and texts in memory: ``mixture`` is of ``AlignmentRows``, made for this student and teacher."""
+    training = settings.training
+    prepare_parameters(student, training)
+    batches = MixedAlignmentBatches(
+        mixture, student.collator("query", training.chunks, training.chunk_tokens), training,
+        online=online.reading.collator if online else None,
+    )  # fmt: skip
+    return _fit(student, Alignment(training.cached, online.encoder if online else None), batches, training, ground)
 
 
 def refine(

@@ -193,9 +193,8 @@ def stage_parts(
         )  # fmt: skip
     if stage == "align":
         ids, words, languages = toy.texts
-        rows = np.array([toy.queries.row[name] for name in ids])
         return Alignment(training.cached), AlignmentBatches(
-            words, languages, rows, toy.queries, collate, training, **common
+            words, languages, ids, toy.queries, collate, training, **common
         )
     return Refinement(settings.temperature, settings.anchor, training.cached), RefinementBatches(
         queries, toy.documents, toy.queries, collate, settings, mined=toy_negatives(toy.dataset), **common
