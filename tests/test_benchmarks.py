@@ -1,0 +1,78 @@
+"""What a script of benchmarks/ computes itself; what it calls has tests of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.evaluation.per_query import PerQuery
+from harness.recipe import load_recipe
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def quality() -> Any:
+    spec = importlib.util.spec_from_file_location("teacher_quality", BENCHMARKS / "teacher_quality.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up
+    path, environment = list(sys.path), dict(os.environ)
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    os.environ.clear()
+    os.environ.update(environment)
+    return module
+
+
+def answers(quality: Any, hits: list[int]) -> PerQuery:
+    count = len(hits)
+    return PerQuery(
+        ids=[f"q{i}" for i in range(count)], languages=["de", "en"] * (count // 2),
+        groups=[f"g{i // 2}" for i in range(count)], weights=np.ones(count), hits=[[]] * count,
+        scores=np.zeros((count, 0), np.float32), metrics={name: np.array(hits, float) for name in quality.METRICS},
+    )  # fmt: skip
+
+
+def test_every_row_of_the_teachers_table_is_a_valid_recipe(quality: Any) -> None:
+    for task in quality.TASKS:
+        names = {quality.ZERO_SHOT}
+        for row in task.rows:
+            assert row.above in names, "compared with a row above it"
+            names.add(row.name)
+            recipe = load_recipe(BENCHMARKS / "recipes" / task.recipe, quality.overrides(row, 7, Path("DIR")))
+            assert recipe.seed == 7 and bool(recipe.mine.base) == ("mined" in row.name)
+            assert (recipe.teacher.hard_negatives > 0) == ("mined" in row.name or row.judged)
+
+
+def test_the_teachers_table_gives_values_and_paired_differences(quality: Any) -> None:
+    zero, trained = [0, 1] * 20, [1, 1, 0, 1] * 10
+    rows = [
+        {"name": quality.ZERO_SHOT, "above": None, "per_query": answers(quality, zero), "runs": []},
+        {"name": "trained", "above": quality.ZERO_SHOT, "per_query": answers(quality, trained), "runs": []},
+    ]
+    first, second = quality.numbers(rows, 200)
+    assert first["values"]["P@1"]["difference"] == 0.5 and first["over_above"] is None
+    assert second["values"]["P@1"]["difference"] == 0.75
+    gain = second["over_zero_shot"]["P@1"]
+    assert gain["difference"] == 0.25 and 0 < gain["low"] < 0.25 < gain["high"] < 0.5 and gain["verdict"] == "gain"
+    assert (first["queries"], first["groups"], first["languages"]) == (40, 20, ["de", "en"])
+    assert "| trained less zero-shot | +0.250 [" in quality.table(rows)
+
+
+def test_what_was_judged_irrelevant_is_taken_out_of_training_alone(quality: Any, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "qrels").mkdir(parents=True)
+    for name in ("train", "dev"):
+        (source / "qrels" / f"{name}.tsv").write_text("query-id\tcorpus-id\tscore\na\tx\t0\na\ty\t1\n")
+    kept = quality.data_folder(source, tmp_path / "copy", False)
+    assert (kept / "qrels" / "train.tsv").read_text() == "query-id\tcorpus-id\tscore\na\ty\t1\n"
+    assert (kept / "qrels" / "dev.tsv").read_text() == (source / "qrels" / "dev.tsv").read_text()
+    assert quality.data_folder(source, tmp_path / "other", True) == source
+    assert quality.data_folder(kept, tmp_path / "again", False) == kept, "nothing to take out"
