@@ -92,10 +92,11 @@ def overlap_warnings(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
     Args:
         sets: name -> {"queries": how many, "shared_with_train": {"texts", "groups"}: how many of them}, as in
-            ``data.json``; a set may lack the latter.
+            ``data.json``, and "streams" where the teacher trained on some; a set may lack the latter.
     """
     what = {"texts": "are asked, word for word, in training too",
-            "groups": "share a group or document with training queries"}  # fmt: skip
+            "groups": "share a group or document with training queries",
+            "streams": "are asked, word for word, in the teacher's streams too"}  # fmt: skip
     return [
         f"{count:,} of {told['queries']:,} queries of {name} ({count / told['queries']:.1%}) {what[kind]}"
         for name, told in sets.items()

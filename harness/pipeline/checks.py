@@ -317,6 +317,8 @@ def _training_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list
     sizes = {"queries": queries, "documents": len(dataset.documents), "unlabelled": len(dataset.unlabelled)}
     align = sum(sizes[kind] for kind in recipe.align.texts) if recipe.align else 0
     for stage, training in trainings(recipe).items():
+        if stage == "teacher" and recipe.teacher.streams:
+            continue  # their rows are counted when they become tokens
         texts = align if stage == "align" else queries
         if not texts and stage in remedy:
             found.append(Problem(f"{stage} needs training queries with positives, and the data has none", where="data",

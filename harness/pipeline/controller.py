@@ -76,6 +76,7 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
 def _work() -> dict[str, Callable[[Any], list[Path]]]:
     """What each step does; imported late, for this is where torch comes in."""
     from harness.pipeline import work_evaluation as evaluation
+    from harness.pipeline import work_pairs as pairs
     from harness.pipeline import work_streams as streams
     from harness.pipeline import work_training as training
     from harness.pipeline import work_vectors as vectors
@@ -84,6 +85,7 @@ def _work() -> dict[str, Callable[[Any], list[Path]]]:
         "data": vectors.do_data,
         "embed.base": vectors.do_embed_base,
         "mine.base": vectors.do_mine_base,
+        "teacher.streams": pairs.do_teacher_streams,
         "teacher": training.do_teacher,
         "embed": vectors.do_embed,
         "student": training.do_student,

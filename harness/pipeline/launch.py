@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from harness.pipeline.plan import STEPS, Step
+from harness.pipeline.plan import STEPS, Step, plan
 from harness.recipe import LaunchSettings, Recipe, impossible_with
 from harness.runtime.errors import InputError, Problem, StepFailedError, StoppedError
 from harness.runtime.process import LOCK, folder_lock, is_locked, launched_processes, logger
@@ -171,20 +171,22 @@ def check_launch(recipe: Recipe) -> None:
     if problems:
         raise InputError(problems)
     gpus = usable_gpus(launch)
-    stages = {"teacher": recipe.teacher.train and recipe.teacher, "align": recipe.align, "refine": recipe.refine}
-    for step in STEPS:
-        stage = stages.get(step.name)
+    stages = {"teacher": recipe.teacher if recipe.teacher.train else None, "align": recipe.align,
+              "refine": recipe.refine}  # fmt: skip
+    for step in (step for step in plan(recipe) if step.trains):
+        stage = stages[step.verb]
         training, processes = stage.training if stage else None, processes_of(step, launch, gpus)
         if training and training.batch_size % (training.accumulate * processes):
-            problems.append(
-                Problem("the batch can't be shared out equally", where=f"{step.name}.training.batch_size",
-                        got=f"{training.batch_size} for accumulate {training.accumulate} x {processes} processes",
-                        allowed=f"a multiple of {training.accumulate * processes}",
-                        next="change batch_size, accumulate, or launch.processes")
+            problem = Problem(
+                "the batch can't be shared out equally", where=f"{step.verb}.training.batch_size",
+                got=f"{training.batch_size} for accumulate {training.accumulate} x {processes} processes",
+                allowed=f"a multiple of {training.accumulate * processes}",
+                next="change batch_size, accumulate, or launch.processes",
             )  # fmt: skip
+            problems += [problem] if problem not in problems else []
         if training:
             kind = str(_told(accelerate_file(step, launch)).get("distributed_type", "NO")).upper()
-            teacher = recipe.teacher if step.name == "teacher" else None
+            teacher = recipe.teacher if step.verb == "teacher" else None
             told = impossible_with(
                 kind, cached=training.cached, adapters=bool(teacher and teacher.lora),
                 learned_temperature=bool(teacher and teacher.loss.learned_temperature),

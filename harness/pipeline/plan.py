@@ -6,7 +6,7 @@ tracking settings stay out. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,10 @@ STEPS = (
     Step("embed.base", 1, ("data",), ("teacher.model", "teacher.encoder", "embed"), _embeds_base, shared=True),
     Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None,
          shared=True),
-    Step("teacher", 1, ("data", "mine.base"), ("teacher", *SAMPLING), trains=True, shared=True),
+    Step("teacher.streams", 1, ("data",), ("paired streams", "teacher.encoder"), lambda r: bool(r.teacher.streams),
+         gpu=False, shared=True),
+    Step("teacher", 1, ("data", "mine.base", "teacher.streams"), ("teacher", "mixed pairs", *SAMPLING), trains=True,
+         shared=True),
     Step("embed", 1, ("data", "teacher"), ("documents", "embed", "embedded kinds"), shared=True),
     Step("student", 1, ("teacher", "embed"), ("student", "seed")),
     Step("embed.streams", 1, ("teacher", "student"), ("encoded streams",), _aligns_on_streams, shared=True),
@@ -71,7 +74,7 @@ STEPS = (
     Step("mine.refine", 1, ("embed",), ("mine.refine",), lambda r: r.mine.refine is not None, shared=True),
     Step("refine", 1, ("align", "embed", "mine.refine"),
          ("refine", *SAMPLING), lambda r: r.refine is not None, trains=True, shared=True),
-    Step("teacher.more", 1, ("teacher",), ("teacher", "refine.training.steps", *SAMPLING),
+    Step("teacher.more", 1, ("teacher",), ("teacher", "refine.training.steps", "mixed pairs", *SAMPLING),
          _wants("teacher-more"), trains=True, shared=True),
     Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more"), shared=True),
     Step("export", 1, ("align", "refine"), ("export",), lambda r: r.export is not None, gpu=False),
@@ -107,11 +110,17 @@ def encoded_streams(recipe: Recipe) -> Any:
             "context": recipe.teacher.context}  # fmt: skip
 
 
-def mixed_streams(recipe: Recipe) -> Any:
-    """How the alignment's batches are drawn from streams; None where it has none."""
-    if recipe.align is None or not recipe.align.streams:
+def paired_streams(recipe: Recipe) -> Any:
+    """What the tokens of the teacher's pairs depend on."""
+    streams = {name: recipe.data.streams[name].model_dump(mode="json") for name in recipe.teacher.streams}
+    return {name: {key: value for key, value in stream.items() if key != "weight"} for name, stream in streams.items()}
+
+
+def mixed_streams(recipe: Recipe, names: Sequence[str]) -> Any:
+    """How a training's batches are drawn from streams; None where it has none."""
+    if not names:
         return None
-    weights = {name: recipe.data.streams[name].weight for name in recipe.align.streams}
+    weights = {name: recipe.data.streams[name].weight for name in names}
     return {"weights": weights, "one_stream_per_batch": recipe.data.one_stream_per_batch}
 
 
@@ -125,7 +134,11 @@ def _setting(recipe: Recipe, path: str) -> Any:
     if path == "encoded streams":
         return encoded_streams(recipe)
     if path == "mixed streams":
-        return mixed_streams(recipe)
+        return mixed_streams(recipe, recipe.align.streams if recipe.align else [])
+    if path == "paired streams":
+        return paired_streams(recipe)
+    if path == "mixed pairs":
+        return mixed_streams(recipe, recipe.teacher.streams)
     tree = recipe.keyed()
     for section, name in (("data", "streams"), ("data", "one_stream_per_batch"), ("embed", "stream_dtype")):
         tree[section].pop(name, None)
@@ -141,7 +154,7 @@ def _setting(recipe: Recipe, path: str) -> Any:
     return node
 
 
-_ADDED = ("mixed streams",)  # left out where they are None, as the keys of earlier versions had none
+_ADDED = ("mixed streams", "mixed pairs")  # left out where they are None, as the keys of earlier versions had none
 
 
 def _settings(recipe: Recipe, step: Step) -> dict[str, Any]:
@@ -163,6 +176,7 @@ def keys(recipe: Recipe, sources: Mapping[str, Any]) -> dict[str, str]:
                 "inputs": {name: found[name] for name in step.inputs if name in found},
                 "settings": _settings(recipe, step),
                 "sources": sources.get(step.name),
+                **({"tokenizer": sources.get("teacher")} if step.name == "teacher.streams" else {}),
             }
         )
     return found

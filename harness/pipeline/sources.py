@@ -116,7 +116,7 @@ def sources_of(recipe: Recipe, *, models: bool = True) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------------- streams
 
-STREAM_STEPS = ("embed.streams",)  # the steps that read streams
+STREAM_STEPS = ("teacher.streams", "embed.streams")  # the steps that read streams
 
 
 def known_files(folder: RunFolder) -> dict[str, Identity]:
@@ -146,6 +146,8 @@ def stream_sources(recipe: Recipe, names: Sequence[str], known: dict[str, Identi
 def sources_of_streams(recipe: Recipe, known: dict[str, Identity]) -> dict[str, Any]:
     """Step -> fingerprint of the streams that it reads; ``known`` as in ``stream_sources``."""
     found = {}
+    if recipe.teacher.streams:
+        found["teacher.streams"] = stream_sources(recipe, recipe.teacher.streams, known)
     if recipe.align and recipe.align.streams:
         found["embed.streams"] = stream_sources(recipe, recipe.align.streams, known)
     return found
@@ -220,7 +222,7 @@ def refuse_changed_documents(
         )  # fmt: skip
 
 
-_FILES = {"data": "data", "embed": "given vectors", "embed.streams": "streams"}
+_FILES = {"data": "data", "embed": "given vectors", "teacher.streams": "streams", "embed.streams": "streams"}
 
 
 def input_paths(recipe: Recipe) -> list[Path]:

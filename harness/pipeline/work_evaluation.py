@@ -19,6 +19,7 @@ from harness.export.student import export_student
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
+from harness.pipeline.work_pairs import asked_in_streams
 from harness.runtime.distributed import on_main
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import fingerprint, folder_sha256, logger, read_json, write_json
@@ -268,6 +269,7 @@ def _losses(log: Path) -> list[dict[str, Any]]:
 
 def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
     dataset, splits = run.dataset, read_json(run.folder.data / "data.json")["splits"]
+    in_streams = asked_in_streams(run)
     return {
         name: {
             "split": "test" if name == "test" else "dev",
@@ -275,7 +277,8 @@ def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
             "documents": len(dataset.documents.ids),
             "languages": sorted({record.language for record in dataset.splits[name]}),
             "selected_on": name == "select",
-            "shared_with_train": splits[name].get("shared_with_train", {}),
+            "shared_with_train": splits[name].get("shared_with_train", {})
+            | ({"streams": in_streams[name]} if name in in_streams else {}),
             **({"contexts": splits[name].get("contexts", 0)} if run.recipe.teacher.context else {}),
         }
         for name in names

@@ -20,6 +20,7 @@ from harness.encoders.width import cut_width
 from harness.evaluation.searching import quick_quality
 from harness.pipeline.context import Run
 from harness.pipeline.plan import embedded_kinds
+from harness.pipeline.work_pairs import mixed_pairs
 from harness.pipeline.work_streams import alignment_mixture, online_teacher
 from harness.pipeline.work_vectors import KINDS, given_vectors_sha256, negatives_of, query_texts
 from harness.recipe import TrainingSettings
@@ -176,14 +177,17 @@ def _frozen_in_bf16(run: Run, training: TrainingSettings | None) -> bool:
 def _fit_teacher(run: Run, encoder: Encoder, step: str, stage: str) -> None:
     settings, recipe = run.recipe.teacher, run.recipe
     assert settings.training is not None, "validated by the recipe"
-    queries = stages.training_queries(run.dataset, "teacher", context=settings.context)
-    negatives = negatives_of(run, "base" if recipe.mine.base else None) if settings.hard_negatives else None
     ground = _ground(run, step, stage, judge_both_towers(run, encoder, settings.training))
     if settings.lora:
         add_adapter(encoder, settings.lora, seed=recipe.seed)
-    fitted = stages.train_teacher(encoder, queries, settings, ground, negatives=negatives)
+    if settings.streams:
+        fitted = stages.train_teacher_on_streams(encoder, mixed_pairs(run), settings, ground)
+    else:
+        queries = stages.training_queries(run.dataset, "teacher", context=settings.context)
+        negatives = negatives_of(run, "base" if recipe.mine.base else None) if settings.hard_negatives else None
+        fitted = stages.train_teacher(encoder, queries, settings, ground, negatives=negatives)
     if settings.lora and run.is_main:  # in other processes the parameters may have no values any more
-        merge_adapter(encoder, [record.text for record in queries.records[:16]])
+        merge_adapter(encoder, [record.text for split in run.dataset.splits.values() for record in split[:16]][:16])
     _finish(run, stage, fitted)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from harness.recipe.data_settings import DataSettings
-from harness.recipe.section import Prompts
 from harness.recipe.settings import LossSettings, MineSettings, Recipe
 
 
@@ -187,25 +186,28 @@ def _impossible_streams(recipe: Recipe) -> list[tuple[str, str, str]]:
             found.append((f"data.streams.{name}", "one column has two parts to play", "name each column once"))
         if isinstance(stream.path, list) and len(set(stream.path)) < len(stream.path):
             found.append((f"data.streams.{name}.path", "one of them stands twice", "name each once"))
+    found += [
+        (f"data.streams.{name}.prompts.document", "only the teacher's training reads a stream's documents",
+         "name the stream in teacher.streams, or remove it")
+        for name, stream in streams.items() if stream.prompts.document is not None and name not in teacher.streams
+    ]  # fmt: skip
     if recipe.data.one_stream_per_batch and not named:
         found.append(("data.one_stream_per_batch", "no stage reads streams", "remove it"))
     if teacher.streams and not teacher.train:
         found.append(("teacher.streams", "the teacher is not trained", "remove it, or set teacher.train: true"))
+    elif teacher.streams:
+        found += _impossible_pairs(recipe)
     return [*found, *_impossible_context(recipe)]
 
 
 def _not_wired(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Settings that the schema has and no stage reads yet."""
     found = [(key, "no stage reads this setting yet", "remove it") for key, is_set in {
-        "teacher.streams": recipe.teacher.streams,
         "export.onnx": recipe.export and recipe.export.onnx, "export.pair": recipe.export and recipe.export.pair,
         "export.triton": recipe.export and recipe.export.triton, "export.index": recipe.export and recipe.export.index,
         "bench.engines": recipe.bench and recipe.bench.engines,
     }.items() if is_set]  # fmt: skip
-    return found + [
-        (f"data.streams.{name}.prompts", "no stage reads this setting yet", "remove it")
-        for name, stream in recipe.data.streams.items() if stream.prompts != Prompts()
-    ]  # fmt: skip
+    return found
 
 
 def _impossible_export(recipe: Recipe) -> list[tuple[str, str, str]]:
@@ -229,6 +231,21 @@ def _impossible_export(recipe: Recipe) -> list[tuple[str, str, str]]:
         found.append(("bench.engines", f"{export.system} is deployed, and is not among bench.systems",
                       f"add {export.system} to bench.systems, or take the engines out"))  # fmt: skip
     return found
+
+
+def _impossible_pairs(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What the teacher's training on streams can't do."""
+    teacher, loss = recipe.teacher, recipe.teacher.loss
+    alone = "a stream has pairs alone"
+    wanted = [
+        ("teacher.hard_negatives", teacher.hard_negatives, f"{alone}: there are no hard negatives", "set it to 0"),
+        ("mine.base", recipe.mine.base, "its negatives are for the train split, and the teacher trains on streams",
+         "remove it"),
+        ("teacher.loss.kind", loss.to_scores, f"{loss.kind} learns given scores, and {alone}",
+         "choose info_nce or qwen3"),
+        ("teacher.loss.positives", loss.positives > 1, f"{alone}: one positive a query", "set it to 1"),
+    ]  # fmt: skip
+    return [(key, why, f"{remedy}, or take teacher.streams out") for key, is_set, why, remedy in wanted if is_set]
 
 
 def _impossible_context(recipe: Recipe) -> list[tuple[str, str, str]]:

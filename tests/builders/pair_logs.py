@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,3 +59,34 @@ def pair_mixture(folder: Path, encoder: Encoder, batch_size: int, **changes: Any
         cache = pair_cache(folder / name, pairs(60 + 40 * number, number), encoder, prompts)
         sources.append(MixtureSource(name, cache.streams(seed=[5, number], block=8, window=3)))
     return Mixture(sources, **{"batch_size": batch_size, "seed": 5} | changes)
+
+
+def write_run_logs(root: Path, *, leaked: int = 0) -> dict[str, Any]:
+    """The tiny data set's training pairs as two logs below ``root``; what ``data.streams`` says of them.
+
+    Every other query has a context, its document's text; ``leaked``: so many test queries are asked there, too.
+    """
+    data = root / "data"
+    texts = {line["_id"]: line for name in ("corpus", "queries") for line in _lines(data / f"{name}.jsonl")}
+    rows = []
+    for split, most in (("train", None), ("test", leaked)):
+        judged = [line.split("\t") for line in (data / f"qrels/{split}.tsv").read_text().splitlines()[1:]]
+        pairs_ = [(query, document) for query, document, score in judged if score != "0"]
+        rows += [
+            {"asked": texts[query]["text"], "found": texts[document]["text"], "lang": texts[query]["lang"],
+             "expansion": "oracle " + texts[document]["text"] if number % 2 else None}
+            for number, (query, document) in enumerate(pairs_[:most])
+        ]  # fmt: skip
+    (root / "logs").mkdir(exist_ok=True)
+    half = len(rows) // 2
+    write(root / "logs/clicks.parquet", [*rows[:half], rows[0]])  # one of them twice
+    write(root / "logs/orders.jsonl", rows[half:])
+    stream = {"query": "asked", "positive": "found", "context": "expansion"}
+    return {
+        "clicks": stream | {"path": str(root / "logs/clicks.parquet"), "prompts": {"query": "luki "}},
+        "orders": stream | {"path": str(root / "logs/orders.jsonl"), "weight": 500},
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.open(encoding="utf-8")]
