@@ -13,7 +13,9 @@ from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError
 from harness.runtime.process import fingerprint
 
-OTHERS = {"mine.base", "mine.refine", "teacher.more", "embed.more", "embed.streams"}  # not in the tiny recipe
+OTHERS = {  # not in the tiny recipe
+    "mine.base", "mine.refine", "teacher.streams", "teacher.more", "embed.more", "embed.streams"
+}  # fmt: skip
 AFTER_TEACHER = {"teacher", "embed", "student", "align", "refine", "export", "evaluate", "bench", "report"}
 
 
