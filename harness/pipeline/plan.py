@@ -107,7 +107,7 @@ def encoded_streams(recipe: Recipe) -> Any:
     for stream in streams.values():
         del stream["weight"], stream["positive"], stream["prompts"]["document"]
     return {"streams": streams, "targets": recipe.align.targets, "dtype": recipe.embed.stream_dtype,
-            "context": recipe.teacher.context}  # fmt: skip
+            "precision": recipe.embed.precision, "context": recipe.teacher.context}  # fmt: skip
 
 
 def paired_streams(recipe: Recipe) -> Any:

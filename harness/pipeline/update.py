@@ -255,10 +255,10 @@ def _stage_encoded(
     from harness.pipeline.work_vectors import encode_with, made_with
     from harness.vectors.writer import stage_update
 
+    encode = encode_with(encoder, side, run, f"embed {name}")
     staged = stage_update(
-        run.folder.vectors / name, *rows, encode_with(encoder, side, run, f"embed {name}"), space,
-        shard_rows=run.recipe.embed.shard_rows, key=made_with(encoder, side),
-    )  # fmt: skip
+        run.folder.vectors / name, *rows, encode, space, shard_rows=run.recipe.embed.shard_rows, key=made_with(encode)
+    )
     told = {"stay": staged.stay, "encoded": staged.encoded, "leave": staged.leave}
     return _Staged(name, staged.store(), staged.commit, told)
 

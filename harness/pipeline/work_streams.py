@@ -107,12 +107,13 @@ def _write_vectors(run: Run, name: str, cache: TokenCache, teacher: Encoder) -> 
     on_main(lambda: len(open_shards(paths, index)))  # looked through once, for all
     shards = open_shards(paths, index)
     prompt = _teacher_prompt(run, name, teacher)
-    key = fingerprint([made_with(teacher, "query"), prompt, column, context and [context.column, context.template]])
+    encode = encode_with(teacher, "query", run, f"embed {name}")
+    key = fingerprint([made_with(encode), prompt, column, context and [context.column, context.template]])
     recorded = Recorded(run.space(run.folder.teacher), run.recipe.embed.stream_dtype, key)
     with _prompted(teacher, prompt):
         return write_stream_vectors(
             run.folder.stream_vectors(name), recorded, [(shard.kept, shard.rows) for shard in cache.shards],
-            _texts(cache, shards, column, context), encode_with(teacher, "query", run, f"embed {name}"),
+            _texts(cache, shards, column, context), encode,
         )  # fmt: skip
 
 

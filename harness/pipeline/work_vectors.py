@@ -12,6 +12,7 @@ import numpy as np
 from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset, in_context
+from harness.encoders import unpadded
 from harness.encoders.bulk import BulkEncoder
 from harness.encoders.chain import weights_sha256
 from harness.encoders.encoder import Encoder, Side
@@ -64,7 +65,7 @@ def tell_data(summary: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EncodeSide:
-    """The encoder's one side as a function of texts, in fp32; before each window it may be asked to stop."""
+    """The encoder's one side as a function of texts; before each window it may be asked to stop."""
 
     encoder: Encoder
     side: Side
@@ -73,13 +74,20 @@ class EncodeSide:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         (window,) = self._until_stopped([texts])
-        embed = self.run.recipe.embed
-        return self.encoder.encode(window, side=self.side, batch_tokens=embed.batch_tokens, what=self.what)
+        tokens = self.run.recipe.embed.batch_tokens
+        return self.encoder.encode(window, side=self.side, batch_tokens=tokens, bf16=self.bf16, what=self.what)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the encoder computes in bfloat16."""
+        return self.run.recipe.embed.precision == "bf16"
 
     def windows(self, windows: Iterable[Sequence[str]]) -> Generator[np.ndarray]:
         """The vectors of each window, in order (``harness.vectors.windows.EncodesWindows``)."""
         embed = self.run.recipe.embed
-        bulk = BulkEncoder(self.encoder, self.side, batch_tokens=embed.batch_tokens, workers=embed.workers)
+        bulk = BulkEncoder(
+            self.encoder, self.side, batch_tokens=embed.batch_tokens, bf16=self.bf16, workers=embed.workers
+        )
         with progress(what=self.what, unit="text") as bar:
             yield from bulk.windows(self._until_stopped(windows), bar.update)
 
@@ -91,13 +99,15 @@ class EncodeSide:
 
 
 def encode_with(encoder: Encoder, side: Side, run: Run, what: str) -> EncodeSide:
-    """The encoder's one side as a function of texts."""
-    return EncodeSide(encoder, side, run, what)
+    """The encoder's one side as a function of texts; the encoder is set to pad or not, as the recipe has it."""
+    encode = EncodeSide(encoder, side, run, what)
+    unpadded.choose(encoder, run.recipe.embed.unpadded, bf16=encode.bf16, where="embed.unpadded")
+    return encode
 
 
-def made_with(encoder: Encoder, side: Side) -> str:
+def made_with(encode: EncodeSide) -> str:
     """What a store's vectors depend on besides texts and space."""
-    return f"{side}, {encoder.max_length} tokens"
+    return f"{encode.side}, {encode.encoder.max_length} tokens" + (", bf16" if encode.bf16 else "")
 
 
 def _write(
@@ -108,7 +118,7 @@ def _write(
     encode = encode_with(encoder, side, run, f"embed {name}")
     return write_store(
         run.folder.vectors / name, ids, texts, encode, space,
-        dtype=embed.dtype, shard_rows=embed.shard_rows, key=made_with(encoder, side),
+        dtype=embed.dtype, shard_rows=embed.shard_rows, key=made_with(encode),
     )  # fmt: skip
 
 
