@@ -93,17 +93,19 @@ def _model_problems(role: str, settings: EncoderSettings) -> list[Problem]:
 
 def _padding_problems(recipe: Recipe) -> list[Problem]:
     """Batches without padding, and a model with which they were not tried."""
+    student = recipe.teacher if recipe.student.model == "teacher" else recipe.student
+    models: dict[str, EncoderSettings] = {"embed": recipe.teacher}
+    models |= {f"{stage}.training": recipe.teacher if stage == "teacher" else student for stage in trainings(recipe)}
     found = []
-    for stage, training in trainings(recipe).items():
-        of_teacher = stage == "teacher" or recipe.student.model == "teacher"
-        model: EncoderSettings = recipe.teacher if of_teacher else recipe.student
-        if training.unpadded is not True or not model.model:
+    for where, model in models.items():
+        wanted = recipe.embed.unpadded if where == "embed" else trainings(recipe)[where.split(".")[0]].unpadded
+        if wanted is not True or not model.model:
             continue
         kind = describe_model(model.model, model.revision)[1]["architecture"]
         if kind not in WITHOUT_PADDING:
             found.append(
                 Problem("batches without padding were not tried with this architecture", got=kind,
-                        where=f"{stage}.training.unpadded", allowed=", ".join(sorted(WITHOUT_PADDING)),
+                        where=f"{where}.unpadded", allowed=", ".join(sorted(WITHOUT_PADDING)),
                         next="set it to auto, or to false")
             )  # fmt: skip
     return found
@@ -182,6 +184,7 @@ def _refuse(problems: list[Problem]) -> None:
 
 def _device_problems(recipe: Recipe) -> list[Problem]:
     gpus, found = usable_gpus(recipe.launch), []
+    on_gpu = bool(gpus) and recipe.launch.device != "cpu"
     if recipe.launch.device == "cuda" and not gpus:
         found.append(
             Problem("no GPU is visible", where="launch.device", got="cuda", allowed="auto, cpu",
@@ -195,11 +198,14 @@ def _device_problems(recipe: Recipe) -> list[Problem]:
         elif training.attention == "flash_attention_2" and not installed("flash_attn"):
             found.append(Problem("the package 'flash_attn' is not installed", where=where, got="flash_attention_2",
                                  next="pip install flash-attn, or set attention: sdpa"))
-        on_gpu, own = bool(gpus) and recipe.launch.device != "cpu", training.attention != "flash_attention_2"
+        own = training.attention != "flash_attention_2"
         if training.unpadded is True and on_gpu and own and (training.dropout or training.precision == "fp32"):
             got = f"dropout: {training.dropout}" if training.dropout else "precision: fp32"
             found.append(Problem("the kernel for batches without padding computes in 16 bits and without dropout",
                                  where=f"{stage}.training.unpadded", got=got, next="set unpadded: auto, or change it"))
+    if recipe.embed.unpadded is True and recipe.embed.precision == "fp32" and on_gpu:
+        found.append(Problem("the kernel for batches without padding computes in 16 bits", where="embed.unpadded",
+                             got="precision: fp32", next="set embed.precision: bf16, or unpadded: auto"))
     return found
 
 

@@ -121,7 +121,7 @@ def test_a_folder_of_any_name_is_welcome_and_not_made(
 def test_batches_without_padding_are_refused_where_they_can_t_be(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = ["align.training.unpadded=true", "teacher.training.unpadded=true"]
+    wanted = ["align.training.unpadded=true", "teacher.training.unpadded=true", "embed.unpadded=true"]
     check_recipe(load_recipe(recipe, wanted))
     model = Path(shutil.copytree(str(load_recipe(recipe).teacher.model), tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
@@ -129,12 +129,15 @@ def test_batches_without_padding_are_refused_where_they_can_t_be(
     with pytest.raises(InputError, match="not tried with this architecture") as caught:
         check_recipe(load_recipe(recipe, [*wanted, f"teacher.model={model}"]))
     found = {problem.where for problem in caught.value.problems}
-    assert found == {"teacher.training.unpadded", "align.training.unpadded"}
+    assert found == {"teacher.training.unpadded", "align.training.unpadded", "embed.unpadded"}
     monkeypatch.setattr(checks, "usable_gpus", lambda launch: 1)
     for dropout, got in (("0.1", "dropout: 0.1"), ("0", "precision: fp32")):
         with pytest.raises(InputError, match="16 bits and without dropout") as caught:
             check_recipe(load_recipe(recipe, [wanted[0], "launch.device=auto", f"align.training.dropout={dropout}"]))
         assert [problem.got for problem in caught.value.problems] == [got]
+    with pytest.raises(InputError, match="computes in 16 bits") as caught:
+        check_recipe(load_recipe(recipe, [wanted[2], "launch.device=auto"]))
+    assert [problem.where for problem in caught.value.problems] == ["embed.unpadded"]
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
