@@ -61,7 +61,8 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
     Raises:
         InputError: the recipe has no such step.
     """
-    found = [step for step in plan(recipe) if step.name == names] or [s for s in plan(recipe) if s.verb == names]
+    named = [step for step in plan(recipe) if step.name == names or (step.along and step.verb == names)]
+    found = named or [step for step in plan(recipe) if step.verb == names]
     if not found:
         raise InputError(
             Problem(
@@ -76,6 +77,7 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
 def _work() -> dict[str, Callable[[Any], list[Path]]]:
     """What each step does; imported late, for this is where torch comes in."""
     from harness.pipeline import work_evaluation as evaluation
+    from harness.pipeline import work_export as export
     from harness.pipeline import work_pairs as pairs
     from harness.pipeline import work_streams as streams
     from harness.pipeline import work_training as training
@@ -95,7 +97,10 @@ def _work() -> dict[str, Callable[[Any], list[Path]]]:
         "refine": training.do_refine,
         "teacher.more": training.do_teacher_more,
         "embed.more": vectors.do_embed_more,
-        "export": evaluation.do_export,
+        "export": export.do_export,
+        "export.pair": export.do_pair,
+        "export.index": export.do_index,
+        "export.onnx": export.do_onnx,
         "evaluate": evaluation.do_evaluate,
         "bench": evaluation.do_bench,
         "report": evaluation.do_report,
@@ -222,9 +227,11 @@ class Controller:
 
     def forget_dropped_steps(self) -> None:
         """Steps that the recipe no longer has are forgotten; an export that it no longer makes is removed."""
-        if "export" in self.manifest.steps and "export" not in self.keys:
-            logger.info("  export: no longer in the recipe; %s is removed", self.folder.export)
-            remove_folder(self.folder.export)
+        for name, paths in self.folder.exports.items():
+            if name in self.manifest.steps and name not in self.keys:
+                for path in filter(Path.exists, paths):
+                    logger.info("  %s: no longer in the recipe; %s is removed", name, path)
+                    remove_folder(path) if path.is_dir() else path.unlink()
         self.manifest.keep_only(self.keys)
 
     def begin(self, step: Step, afresh: bool) -> None:

@@ -50,6 +50,14 @@ class RunFolder:
     manifest = property(lambda self: self.root / "manifest.json")
     recipe = property(lambda self: self.root / "recipe.resolved.yaml")
 
+    @property
+    def exports(self) -> dict[str, list[Path]]:
+        """Step -> the folders and files that it exports."""
+        export = self.export
+        onnx = [export / "student" / "onnx", export / "triton", export / "parity.json"]
+        return {"export": [export], "export.pair": [export / "pair"], "export.index": [export / "index"],
+                "export.onnx": onnx}  # fmt: skip
+
     def student(self, state: str) -> Path:
         """``cut``, ``aligned`` or ``refined``."""
         return self.root / "student" / state

@@ -19,7 +19,7 @@ class Step:
     """One step of a run.
 
     ``settings`` names the recipe's keys that decide its result; ``trains`` marks the stages; ``gpu`` what a GPU speeds
-    up; ``shared`` what several processes divide among them.
+    up; ``shared`` what several processes divide among them; ``along`` what the plain verb runs, too.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Step:
     trains: bool = False
     gpu: bool = True
     shared: bool = False
+    along: bool = False
 
     @property
     def verb(self) -> str:
@@ -50,6 +51,13 @@ def _aligns_on_streams(recipe: Recipe) -> bool:
 
 def _embeds_base(recipe: Recipe) -> bool:
     return recipe.mine.base is not None or _wants("teacher-base")(recipe)
+
+
+def _exports(artefact: str) -> Callable[[Recipe], bool]:
+    def wanted(recipe: Recipe) -> bool:
+        return recipe.export is not None and bool(getattr(recipe.export, artefact))
+
+    return wanted
 
 
 SAMPLING = ("seed", "data.language_temperature", "evaluate.select_metric")  # what every training also depends on
@@ -78,9 +86,15 @@ STEPS = (
          _wants("teacher-more"), trains=True, shared=True),
     Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more"), shared=True),
     Step("export", 1, ("align", "refine"), ("export",), lambda r: r.export is not None, gpu=False),
+    Step("export.pair", 1, ("teacher", "align", "refine"), ("export.system",), _exports("pair"), gpu=False, along=True),
+    Step("export.index", 1, ("data", "embed", "align", "refine"), ("export.system", "export.index", "seed"),
+         _exports("index"), gpu=False, along=True),
+    Step("export.onnx", 1, ("data", "embed", "export"), ("export.onnx", "export.triton", "export.parity",
+         "evaluate.resamples", "evaluate.confidence", "seed"), _exports("onnx"), gpu=False, along=True),
     Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED, shared=True),
     Step("bench", 1, ("data", "student", "align", "refine", "teacher.more"), ("bench",), lambda r: r.bench is not None),
-    Step("report", 1, ("evaluate", "bench"), ("report", "evaluate", "name"), gpu=False),
+    Step("report", 1, ("evaluate", "bench", "export.pair", "export.index", "export.onnx"),
+         ("report", "evaluate", "name"), gpu=False),
 )  # fmt: skip
 VERBS = tuple(dict.fromkeys(step.verb for step in STEPS))
 
@@ -131,6 +145,8 @@ def _setting(recipe: Recipe, path: str) -> Any:
     """
     if path == "embedded kinds":
         return embedded_kinds(recipe)
+    if path == "export":  # the student's folder; what else is exported has steps of its own
+        return recipe.export and {"system": recipe.export.system}
     if path == "encoded streams":
         return encoded_streams(recipe)
     if path == "mixed streams":
@@ -150,7 +166,7 @@ def _setting(recipe: Recipe, path: str) -> Any:
     for key in path.split("."):
         if node is None:
             return None
-        node = node[key]
+        node = node.get(key)  # a setting that came later and is at its default has no key
     return node
 
 

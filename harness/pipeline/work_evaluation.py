@@ -1,4 +1,4 @@
-"""What the steps ``export``, ``evaluate``, ``bench`` and ``report`` do."""
+"""What the steps ``evaluate``, ``bench`` and ``report`` do."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from harness.evaluation.per_query import PerQuery, described, load_query_vectors
 from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
 from harness.evaluation.searching import agreement, judge
-from harness.export.student import export_student
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
+from harness.pipeline.work_export import do_card, with_exports
 from harness.pipeline.work_pairs import asked_in_streams
 from harness.runtime.distributed import on_main
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
@@ -28,15 +28,6 @@ from harness.vectors.space import require_same_space
 
 if TYPE_CHECKING:
     from harness.encoders.encoder import Encoder
-
-
-def do_export(run: Run) -> list[Path]:
-    """Copy the student to ``export/student``; it carries prompts, pooling, projection, normalisation and its space."""
-    settings = run.recipe.export
-    assert settings is not None, "planned only with the section"
-    source = run.folder.student(settings.system.removeprefix("student-"))
-    export_student(source, run.folder.export / "student")
-    return [run.folder.export]
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation
@@ -195,11 +186,11 @@ def sample_queries(run: Run, per_language: int) -> dict[str, list[str]]:
 
 
 def do_report(run: Run) -> list[Path]:
-    """Join evaluations and bench into results.json, report.md and report.html."""
+    """Join evaluations, bench and exports into results.json, report.md, report.html and the card of the deployed."""
     results = collect_results(run)
     write_json(run.folder.results, results)
     write_report(results, run.folder.root)
-    return [run.folder.results, run.folder.root / "report.md", run.folder.root / "report.html"]
+    return [run.folder.results, run.folder.root / "report.md", run.folder.root / "report.html", *do_card(run, results)]
 
 
 def _describe_systems(run: Run) -> dict[str, dict[str, Any]]:
@@ -303,7 +294,7 @@ def collect_results(run: Run) -> dict[str, Any]:
     if manifest.updates:  # documents came and went after the models were trained
         provenance["updates"] = manifest.updates
     told = read_json(run.folder.bench) if run.recipe.bench else None
-    return build_results(
+    results = build_results(
         name=run.recipe.name,
         evaluations=evaluations,
         reference=settings.reference,
@@ -319,3 +310,4 @@ def collect_results(run: Run) -> dict[str, Any]:
         seed=run.recipe.seed,
         warn_teacher_gain=run.recipe.report.warn_teacher_gain,
     )
+    return with_exports(run, results)

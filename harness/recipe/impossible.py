@@ -203,8 +203,7 @@ def _impossible_streams(recipe: Recipe) -> list[tuple[str, str, str]]:
 def _not_wired(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Settings that the schema has and no stage reads yet."""
     found = [(key, "no stage reads this setting yet", "remove it") for key, is_set in {
-        "export.onnx": recipe.export and recipe.export.onnx, "export.pair": recipe.export and recipe.export.pair,
-        "export.triton": recipe.export and recipe.export.triton, "export.index": recipe.export and recipe.export.index,
+        "export.triton": recipe.export and recipe.export.triton,
         "bench.engines": recipe.bench and recipe.bench.engines,
     }.items() if is_set]  # fmt: skip
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
+from harness.pipeline.controller import _find
 from harness.pipeline.launch import check_launch, command, printed, refuse_other_machines
 from harness.pipeline.plan import STEPS, VERBS, depends_on, keys, plan
 from harness.recipe import Recipe, load_recipe
@@ -14,7 +16,8 @@ from harness.runtime.errors import InputError
 from harness.runtime.process import fingerprint
 
 OTHERS = {  # not in the tiny recipe
-    "mine.base", "mine.refine", "teacher.streams", "teacher.more", "embed.more", "embed.streams"
+    "mine.base", "mine.refine", "teacher.streams", "teacher.more", "embed.more", "embed.streams",
+    "export.pair", "export.index", "export.onnx",
 }  # fmt: skip
 AFTER_TEACHER = {"teacher", "embed", "student", "align", "refine", "export", "evaluate", "bench", "report"}
 
@@ -35,6 +38,15 @@ def test_inputs_come_before_the_steps_that_take_them() -> None:
     assert len(names) == len(set(names))
     for step in STEPS:
         assert all(names.index(name) < names.index(step.name) for name in step.inputs), step.name
+
+
+def test_every_setting_that_a_step_names_exists(path: Path) -> None:
+    """A misspelt one would be read as one at its default, and never change a key."""
+    recipe = load_recipe(path, ["mine.base={}", "mine.refine={}", "teacher.hard_negatives=1"])
+    for name in {name for step in STEPS for name in step.settings if " " not in name and name != "teacher.encoder"}:
+        part: Any = recipe
+        for key in name.split("."):
+            part = getattr(part, key)
 
 
 def test_each_verb_of_a_step_is_a_command() -> None:
@@ -67,6 +79,45 @@ def test_each_verb_of_a_step_is_a_command() -> None:
 )
 def test_a_changed_setting_changes_what_depends_on_it(path: Path, override: str, expected: set[str]) -> None:
     assert _changed(path, override) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "made", "expected"),
+    [
+        ("export.pair=true", "export.pair", {"report"}),
+        ("export.index=[npy]", "export.index", {"report"}),
+        ("export.onnx=[fp32]", "export.onnx", {"report"}),
+        ("export.parity.overlap=0.8", None, set()),
+        ("export.system=student-aligned", None, {"export"}),
+    ],
+)
+def test_what_is_exported_beside_the_student_leaves_the_student_where_it_is(
+    path: Path, override: str, made: str | None, expected: set[str]
+) -> None:
+    assert _changed(path, override) == expected
+    more = {step.name for step in plan(load_recipe(path, [override]))} - {step.name for step in plan(load_recipe(path))}
+    assert more == ({made} if made else set())
+
+
+def test_every_artefact_is_made_anew_when_what_it_is_made_of_changes(path: Path) -> None:
+    everything = ("export={pair: true, index: [npy], onnx: [fp32]}",)
+    before = keys(load_recipe(path, everything), {})
+    for override, expected in {
+        "refine.anchor=2.0": {"export", "export.pair", "export.index", "export.onnx"},
+        "export.parity.overlap=0.8": {"export.onnx"},
+        "export.index=[npy, parquet]": {"export.index"},
+    }.items():
+        after = keys(load_recipe(path, [*everything, override]), {})
+        changed = {name for name in before if before[name] != after[name]}
+        assert {name for name in changed if name.startswith("export")} == expected
+        assert "report" in changed
+
+
+def test_the_verb_runs_all_that_is_exported(path: Path) -> None:
+    recipe = load_recipe(path, ["export={pair: true, index: [npy], onnx: [fp32]}"])
+    assert [step.name for step in _find(recipe, "export")] == ["export", "export.pair", "export.index", "export.onnx"]
+    assert [step.name for step in _find(recipe, "export.index")] == ["export.index"]
+    assert [step.name for step in _find(recipe, "embed")] == ["embed"]
 
 
 def test_settings_that_came_later_leave_the_keys_of_older_runs() -> None:

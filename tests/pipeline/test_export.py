@@ -1,0 +1,133 @@
+"""A whole run that exports everything, and what becomes of an artefact that is not the student."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from builders.tiny_run import tiniest_tree, write_recipe
+
+from harness.encoders.folder import open_encoder
+from harness.export.student import export_student
+from harness.pipeline.controller import Controller, run_recipe
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.plan import plan
+from harness.recipe import load_recipe
+from harness.runtime.process import read_json
+from harness.vectors.store import VectorStore
+
+pytest.importorskip("faiss")
+pytest.importorskip("onnxruntime")
+LOOSE = {"min_cosine": 0.9, "mean_cosine": 0.9, "overlap": 0.5, "recovery_loss": 0.3}
+EXPORT = {"pair": True, "index": ["npy", "faiss", "faiss-int8"], "onnx": ["fp32", "int8"], "parity": LOOSE}
+EXPORTED = ["export", "export.pair", "export.index", "export.onnx"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("export")
+    return write_recipe(root, {**tiniest_tree(root), "export": EXPORT})
+
+
+@pytest.fixture(scope="module")
+def done(recipe: Path) -> RunFolder:
+    """The finished run; not to be changed."""
+    folder, ran = run_recipe(load_recipe(recipe), recipe.parent / "out")
+    assert [step for step in ran if step.startswith("export")] == EXPORTED
+    return folder
+
+
+@pytest.fixture
+def run(done: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of it."""
+    return RunFolder(Path(shutil.copytree(done.root, tmp_path / "out")))
+
+
+def test_everything_asked_for_is_there(done: RunFolder) -> None:
+    names = {path.relative_to(done.export).as_posix() for path in done.export.rglob("*") if path.is_file()}
+    assert {"student/model.safetensors", "student/onnx/model.onnx", "student/onnx/model_int8.onnx", "parity.json",
+            "pair/router_config.json", "index/vectors.npy", "index/ids.txt", "index/index.faiss",
+            "index/index-int8.faiss", "index/manifest.json"} <= names  # fmt: skip
+    assert not list(done.root.glob(".*.tmp")), "no scratch folder is left"
+
+
+def test_the_artefacts_are_the_student_and_the_proof_is_kept(done: RunFolder) -> None:
+    told = read_json(done.export / "parity.json")
+    assert set(told) == {"fp32", "int8"} and all(parity["passed"] for parity in told.values())
+    assert set(told["fp32"]["languages"]) == {"aa", "bb", "cc", "all"}
+    assert told["fp32"]["languages"]["all"]["min_cosine"] > 0.99999 > told["int8"]["languages"]["all"]["min_cosine"]
+    assert told["fp32"]["recovery"]["P@1"]["macro"]["value"] == pytest.approx(1)
+    assert read_json(done.export / "student" / "onnx" / "parity.json") == told, "it travels with the folder"
+
+
+def test_the_index_holds_the_frozen_vectors(done: RunFolder) -> None:
+    store = VectorStore.open(done.vectors / "documents")
+    np.testing.assert_array_equal(np.load(done.export / "index" / "vectors.npy"), store.vectors())
+    told = read_json(done.export / "index" / "manifest.json")
+    assert told["space"] == store.space.to_json() and 0.9 < told["cost"]["faiss-int8"]["recall@10"] <= 1
+
+
+def test_the_pair_is_teacher_and_student(done: RunFolder) -> None:
+    library: Any = pytest.importorskip("sentence_transformers")
+    pair = library.SentenceTransformer(str(done.export / "pair"), device="cpu")
+    texts = ["bado kami", "kami"]
+    student = open_encoder(done.student("refined")).encode(texts, side="query")
+    np.testing.assert_allclose(pair.encode_query(texts), student, atol=1e-5)
+
+
+def test_the_same_again_does_nothing(recipe: Path, run: RunFolder) -> None:
+    assert run_recipe(load_recipe(recipe), run.root)[1] == []
+
+
+def test_what_fails_is_not_exported_and_the_report_says_why(recipe: Path, run: RunFolder) -> None:
+    strict = load_recipe(recipe, ["export.parity={min_cosine: 0.9999999, mean_cosine: 1.0, overlap: 0.5}",
+                                  "export.onnx=[int8]"])  # fmt: skip
+    assert run_recipe(strict, run.root)[1] == ["export.onnx", "report"]
+    assert not (run.export / "student" / "onnx").exists()
+    told = read_json(run.export / "parity.json")["int8"]
+    assert not told["passed"] and "the least cosine" in told["reasons"][0]
+    (warning,) = [text for text in read_json(run.results)["warnings"] if "int8" in text]
+    assert warning.startswith("onnx int8 is not exported: ") and told["reasons"][0] in warning
+    assert "onnx int8 is not exported" in (run.root / "report.md").read_text(encoding="utf-8")
+
+
+def test_an_artefact_taken_out_of_the_recipe_goes(recipe: Path, run: RunFolder) -> None:
+    less = load_recipe(recipe, ["export={index: [npy]}"])
+    assert run_recipe(less, run.root)[1] == ["export.index", "report"]
+    assert sorted(path.name for path in run.export.iterdir() if path.is_dir()) == ["index", "student"]
+    assert not (run.export / "student" / "onnx").exists()
+    assert [path.name for path in (run.export / "index").iterdir() if "faiss" in path.name] == []
+
+
+def test_a_student_made_anew_takes_what_lay_in_its_folder_along(recipe: Path, run: RunFolder) -> None:
+    """Its folder is replaced as a whole: ONNX files and the card are to be made again, and nothing else."""
+    loaded = load_recipe(recipe)
+    export_student(run.student("refined"), run.export / "student")
+    controller = Controller(loaded, run)
+    assert [step.name for step in controller.todo(plan(loaded))] == ["export.onnx", "report"]
+
+
+def test_the_card_is_true_and_its_code_runs(done: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sentence_transformers")
+    text = (done.export / "README.md").read_text(encoding="utf-8")
+    assert text == (done.export / "student" / "README.md").read_text(encoding="utf-8")
+    told = yaml.safe_load(text.split("---")[1])
+    assert told["language"] == ["aa", "bb", "cc"] and told["license"] == "unknown"
+    results = read_json(done.results)
+    value = results["quality"]["student-refined"]["report" if "test" not in results["sets"] else "test"]["macro"]["P@1"]
+    (entry,) = told["model-index"][0]["results"]
+    assert [metric["value"] for metric in entry["metrics"] if metric["name"] == "P@1"] == [value]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 4 and all(len(block.splitlines()) <= 6 for block in blocks)
+    monkeypatch.chdir(done.export)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+        if "vectors" in names:
+            assert names["vectors"].shape == (1, 32)
+    assert len(names["found"]) == 10 and set(names["found"]) <= set(VectorStore.open(done.vectors / "documents").ids)
