@@ -31,6 +31,7 @@ from harness.pipeline.needs import Need, needs, peak, size_text
 from harness.pipeline.plan import plan
 from harness.pipeline.sizes import Counts, Model, counts_of, models_of
 from harness.pipeline.sources import input_paths, sources_of
+from harness.pipeline.streams import preview_streams, stream_advice, stream_table
 from harness.recipe import Recipe
 from harness.runtime.errors import gather_problems
 
@@ -62,14 +63,18 @@ def check_recipe(recipe: Recipe, *, full: bool = False, output: Path | None = No
         told = prepare_data(recipe.data, Path(temporary) / "data", full=full)
         dataset = load_dataset(Path(temporary) / "data")
         counts = counts_of(recipe, Path(temporary) / "data")
-    complete = told.get("complete", True)
+    streams = preview_streams(recipe, full=full)
+    complete = told.get("complete", True) and all(found.complete for found in streams.values())
     check_data(recipe, dataset, complete=complete)
     wanted = needs(recipe, models, counts)
     judge(recipe, wanted, folder)
     parts: list[Any] = [_data_table(recipe, dataset, unknown_shares(recipe, dataset)), _model_table(models)]
+    parts += [stream_table(streams)] if streams else []
     parts += [_plan_table(recipe), _cost_table(recipe, wanted, counts, models)]
     if not complete:
         parts.append("Only the first million lines of a file were read: the figures are estimates (--full reads all).")
+    if "teacher" in models and (told_more := stream_advice(recipe, models["teacher"].dimension, folder.root)):
+        parts.append(Text(f"Advice: {told_more}."))
     parts += [Text(f"Warning: {warning}.") for warning in overlap_warnings(told["splits"])]
     for name, count in sorted(told.get("dropped", {}).items()):
         if count:
@@ -138,6 +143,11 @@ def _flops_per_second() -> float:
     return rounds * 2 * 1024**3 / (time.perf_counter() - started)
 
 
+def _disk(need: Need) -> float:
+    """The bytes that a step writes, duplicates included where they will be left out."""
+    return sum(need.disk.values()) + sum(need.likely.values())
+
+
 def _cost_table(recipe: Recipe, wanted: Mapping[str, Need], counts: Counts, models: Mapping[str, Model]) -> Table:
     tokens, gpu = counts.tokens, gpu_of(recipe)
     rate = _flops_per_second()
@@ -151,14 +161,14 @@ def _cost_table(recipe: Recipe, wanted: Mapping[str, Need], counts: Counts, mode
     fast = {name: _BF16_SPEED_UP if computes_in_bf16(recipe, training) and has_bf16() else 1
             for name, training in trainings(recipe).items()}  # fmt: skip
     for step, need in wanted.items():
-        if step in work or sum(need.disk.values()) > 0:
+        if step in work or _disk(need) > 0:
             times = ["", ""]
             if step in work:
                 speed_up = fast.get(step.removesuffix(".more"), 1) if step.startswith("teacher") else fast.get(step, 1)
                 times = [_time(work[step] / rate / speed_up), f"{gpu.hours(work[step]):,.2g}"]
-            table.add_row(step, size_text(peak(need)), size_text(sum(need.disk.values())), *times)
+            table.add_row(step, size_text(peak(need)), size_text(_disk(need)), *times)
     table.add_section()
-    disk = sum(sum(need.disk.values()) for need in wanted.values())
+    disk = sum(map(_disk, wanted.values()))
     hours = gpu.hours(sum(work.values()))
     table.add_row("all", size_text(max(map(peak, wanted.values()))), size_text(disk), "", f"{hours:,.2g}")
     return table

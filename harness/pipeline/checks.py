@@ -16,6 +16,7 @@ from harness.encoders.sources import describe_model, resolve_model
 from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer, unknown_share
 from harness.pipeline.launch import usable_gpus
+from harness.pipeline.streams import check_streams
 from harness.recipe import EncoderSettings, Recipe, StudentSettings, TeacherSettings, TrainingSettings, VectorFiles
 from harness.runtime.errors import InputError, Problem, gather_problems
 
@@ -172,6 +173,7 @@ def check_surroundings(recipe: Recipe) -> None:
     """
     gather_problems(
         lambda: check_data_files(recipe.data),
+        lambda: check_streams(recipe),
         lambda: _refuse([*_device_problems(recipe), *_package_problems(recipe)]),
         lambda: _check_vectors(recipe, None),
     )
@@ -323,7 +325,8 @@ def _training_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list
     sizes = {"queries": queries, "documents": len(dataset.documents), "unlabelled": len(dataset.unlabelled)}
     align = sum(sizes[kind] for kind in recipe.align.texts) if recipe.align else 0
     for stage, training in trainings(recipe).items():
-        if stage == "teacher" and recipe.teacher.streams:
+        section = {"teacher": recipe.teacher, "align": recipe.align}.get(stage)
+        if section is not None and section.streams:
             continue  # their rows are counted when they become tokens
         texts = align if stage == "align" else queries
         if not texts and stage in remedy:

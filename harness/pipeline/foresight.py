@@ -16,6 +16,7 @@ from harness.pipeline.machine import free_disk, gpu_memory, total_memory
 from harness.pipeline.needs import Need, needs, peak, size_text
 from harness.pipeline.plan import plan
 from harness.pipeline.sizes import counts_of, models_of
+from harness.pipeline.streams import stream_advice
 from harness.recipe import Recipe
 from harness.runtime.errors import InputError, Problem, gather_problems
 from harness.runtime.process import logger
@@ -33,14 +34,21 @@ def foresee(recipe: Recipe, folder: RunFolder, steps: Collection[str]) -> None:
     Raises:
         InputError: both numbers, what takes how much, and what to change.
     """
-    counts = counts_of(recipe, None if "data" in steps else folder.data)
-    wanted = needs(recipe, models_of(recipe), counts)
+    counts, models = counts_of(recipe, None if "data" in steps else folder.data), models_of(recipe)
+    wanted = needs(recipe, models, counts)
     judge(recipe, {name: need for name, need in wanted.items() if name in steps}, folder)
+    if "embed.streams" in steps and (told := stream_advice(recipe, models["teacher"].dimension, folder.root)):
+        logger.warning(told)
 
 
 def judge(recipe: Recipe, wanted: Mapping[str, Need], folder: RunFolder) -> None:
     """``foresee`` for needs that are known."""
     gather_problems(lambda: _judge_disk(wanted, folder), lambda: _judge_memory(recipe, wanted))
+    likely = sum(sum(need.likely.values()) for need in wanted.values())
+    likely -= _bytes_below(folder.streams) + _bytes_below(folder.vectors / "streams")
+    if likely > TIGHT * free_disk(folder.root):
+        logger.warning("streams may take about %s of disk, less what are duplicates; %s are free", size_text(likely),
+                       size_text(free_disk(folder.root)))  # fmt: skip
 
 
 def _judge_disk(wanted: Mapping[str, Need], folder: RunFolder) -> None:

@@ -7,7 +7,7 @@ among them (FSDP, ZeRO) is counted in whole.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.pipeline.activations import activation_bytes
 from harness.pipeline.checks import installed, trainings
@@ -15,6 +15,7 @@ from harness.pipeline.compute import computes_in_bf16, runs_eager
 from harness.pipeline.launch import processes_of, usable_gpus
 from harness.pipeline.plan import STEPS, embedded_kinds, plan
 from harness.pipeline.sizes import Counts, Model
+from harness.pipeline.streams import stream_disk
 from harness.recipe import MineSettings, Recipe, TrainingSettings
 from harness.vectors.codec import row_bytes
 
@@ -24,11 +25,15 @@ SURE_ACTIVATIONS = 16  # bytes a layer, token and hidden unit: less than any bac
 
 @dataclass(frozen=True)
 class Need:
-    """What one step needs, in bytes: ``disk`` stays, ``memory`` is surely held at once, activations are estimated."""
+    """What one step needs, in bytes: ``disk`` stays, ``memory`` is surely held at once, activations are estimated.
+
+    ``likely``: of the disk, what may turn out less, as duplicates are left out.
+    """
 
     disk: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)
     activations: float = 0.0
+    likely: Mapping[str, float] = field(default_factory=dict)
 
 
 def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[str, Need]:
@@ -60,12 +65,17 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
     for name in ("align", "refine"):
         stage = _stage(student, name, recipe, counts)
         found[name] = Need(stage.disk, {**stage.memory, **searched}, stage.activations)
+    for name, memory in (("teacher.streams", {}), ("embed.streams", encoding)):
+        found[name] = Need(memory=memory, likely=stream_disk(recipe, name, dimension, counts.tokens))
+    if recipe.align and recipe.align.targets == "online":
+        online = {f"teacher's {what}": size for what, size in encoding.items()}
+        found["align"] = replace(found["align"], memory={**found["align"].memory, **online})
     found["teacher.more"] = found["teacher"]
     return {step.name: _with_texts(found.get(step.name, Need()), counts) for step in plan(recipe)}
 
 
 def _with_texts(need: Need, counts: Counts) -> Need:
-    return Need(need.disk, {**need.memory, "texts": counts.text_bytes}, need.activations)
+    return replace(need, memory={**need.memory, "texts": counts.text_bytes})
 
 
 def _mined(settings: MineSettings | None, counts: Counts) -> float:

@@ -133,14 +133,17 @@ def _read_manifest(folder: Path) -> tuple[Recorded, list[StreamShard]]:
     Raises:
         InputError: there is none. StaleArtefactError: it is none, or was edited.
     """
-    told = read_json(folder / "manifest.json", next=AGAIN)
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise InputError(Problem("no vectors of a stream", where=str(folder), got="no manifest.json", next=AGAIN))
+    told = read_json(path, next=AGAIN)
     with contextlib.suppress(KeyError, TypeError):
         recorded = Recorded(Space.from_json(told["space"], str(folder)), told["dtype"], told["key"])
         shards = [StreamShard(**entry) for entry in told["shards"]]
         if told == recorded.to_json(shards) and all(shard.made == recorded.made for shard in shards):
             return recorded, shards
     raise StaleArtefactError(Problem("not the manifest of a stream's vectors, or it was edited",
-                                     where=str(folder / "manifest.json"), next=AGAIN))
+                                     where=str(path), next=AGAIN))
 
 
 def write_stream_vectors(
