@@ -14,6 +14,7 @@ from harness.data.shards import Shard, open_shards
 from harness.data.streams import stream_files
 from harness.data.token_cache import CacheSettings, Context, TokenCache, Tokenise, tokenizer_fingerprint
 from harness.data.token_writer import SLICE, build_token_cache, read_texts
+from harness.encoders import unpadded
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import Reader, load_reader
 from harness.pipeline.context import Run
@@ -151,6 +152,10 @@ def online_teacher(run: Run) -> OnlineTeacher | None:
         return None
     training = align.training
     teacher = run.open(run.folder.teacher, attention=run.attention(training), bf16=run.precision(training))
+    unpadded.choose(
+        teacher, "auto" if training.unpadded else False, bf16=run.precision(training), where="align.targets: online",
+        attention=training.attention,
+    )  # fmt: skip
     texts = query_texts(run.dataset, align.texts, context=recipe.teacher.context)[1]
     return OnlineTeacher.of(teacher, texts, recipe.embed.batch_tokens)
 
