@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from harness.encoders.folder import open_encoder
 from harness.engines.torch_eager import TorchEngine
 from harness.pipeline.controller import run_recipe
 from harness.pipeline.plan import keys
+from harness.pipeline.work_vectors import EncodeSide
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.process import file_sha256, read_json
 from harness.vectors.store import VectorStore
@@ -52,6 +53,7 @@ class Reader:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.read: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         encode, tokens, pairs, timed = Encoder.encode, Collator.tokens, PairCollator.__call__, TorchEngine.encode
+        stored = EncodeSide.windows
 
         def spy_encode(encoder: Encoder, texts: Sequence[str], **given: Any) -> np.ndarray:
             self.read[encoder.layer_count, given["side"], given.get("what") or "alone"] += texts
@@ -69,11 +71,16 @@ class Reader:
             del self.read["collator"][before:]  # the pairs' own; what is left are students' batches
             return made
 
+        def spy_windows(side: EncodeSide, windows: Iterable[Sequence[str]]) -> Iterator[np.ndarray]:
+            noted = self.read[side.encoder.layer_count, side.side, side.what]
+            return stored(side, (noted.extend(window) or window for window in windows))  # type: ignore[func-returns-value]
+
         def spy_engine(engine: TorchEngine, texts: Sequence[str]) -> np.ndarray:
             self.read["bench"] += texts
             return timed(engine, texts)
 
         patch.setattr(Encoder, "encode", spy_encode)
+        patch.setattr(EncodeSide, "windows", spy_windows)
         patch.setattr(TorchEngine, "encode", spy_engine)
         patch.setattr(Collator, "tokens", spy_tokens)
         patch.setattr(PairCollator, "__call__", spy_pairs)
