@@ -31,7 +31,7 @@ SIZES = (
     *(f"*.training.{key}" for key in ("steps", "batch_size", "chunk_tokens", "evaluate_every", "checkpoint_every")),
 )  # fmt: skip
 PATHS = (
-    "data.path", "data.unlabelled", "teacher.model", "student.model", "launch.accelerate*", "launch.device",
+    "data.path", "data.streams.*.path", "teacher.model", "student.model", "launch.accelerate*", "launch.device",
     "launch.processes",
 )  # fmt: skip
 
@@ -89,8 +89,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("twins")
     data = write_tiny_beir(root / "data" / "labelled", documents=40)
     lines = [json.loads(line) for name in ("queries", "corpus") for line in (data / f"{name}.jsonl").open()]
-    spoken = [{"text": line["text"], "lang": line["lang"]} for line in lines]
-    write_jsonl(root / "data" / "log.jsonl", spoken)
+    spoken = [{"query": line["text"], "lang": line["lang"]} for line in lines]
+    write_jsonl(root / "data" / "log" / "part-0.jsonl", spoken[::2])
+    write_jsonl(root / "data" / "log" / "part-1.jsonl", spoken[1::4])
+    write_jsonl(root / "data" / "public-queries" / "part-0.jsonl", spoken[3::4])
     for name, hidden, layers, seed in (("teacher", 48, 3, 0), ("student", 32, 4, 1)):
         texts = [line["text"] for line in lines]
         folder = write_tiny_qwen3(root / "fp32" / name, texts=texts, hidden=hidden, layers=layers, seed=seed, vocab=400)

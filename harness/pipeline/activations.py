@@ -16,25 +16,27 @@ from harness.pipeline.sizes import Model
 
 
 def activation_bytes(
-    model: Model, texts: Iterable[tuple[float, float]], *, bf16: bool = False, eager: bool = False, again: bool = False
+    model: Model, texts: Iterable[tuple[float, float]], *, bf16: bool = False, eager: bool = False, again: int = 0
 ) -> float:
-    """Bytes kept of texts that pass through the model together, without what is computed outside of its layers.
+    """Bytes kept of texts whose vectors are wanted together.
 
     Args:
         model: with adapters, only these are trained.
         texts: how many, and the tokens of one, for each kind of text.
         bf16: under autocast, whose casts of the weights are kept, too.
         eager: attention that keeps its scores; else a fused one.
-        again: gradient checkpointing: each layer's input is kept, and one layer at a time is computed again.
+        again: with gradient checkpointing, in how many chunks the texts pass through the model: each layer's input is
+            kept, and one layer is computed again for one chunk at a time. 0: without.
     """
     texts = list(texts)
     one = sum(rows * tokens * _of_layer(model, tokens, bf16, eager) for rows, tokens in texts)
-    casts = _casts(model) if bf16 else 0.0
+    number, count = 2 if _rests_in_bf16(model, bf16) else 4, sum(rows * tokens for rows, tokens in texts)
+    outside = 2 * number * model.hidden * count  # what comes out of the token table, and the last norm or the first
+    outside += _casts(model) if bf16 else 0.0
     if not again:
-        return model.layers * one + casts
-    number = 2 if _rests_in_bf16(model, bf16) else 4
-    inputs = model.layers * number * model.hidden * sum(rows * tokens for rows, tokens in texts)
-    return inputs + one + casts
+        return model.layers * one + outside
+    passing = 4 * model.wide * count if bf16 and model.adapters else 0  # an adapter's input in fp32, for a moment
+    return model.layers * number * model.hidden * count + (one + passing) / again + outside
 
 
 def _rests_in_bf16(model: Model, bf16: bool) -> bool:

@@ -95,7 +95,7 @@ def _stage(model: Model | None, name: str, recipe: Recipe, counts: Counts) -> Ne
     parts = _texts_in_memory(name, training, recipe, counts)
     block = SURE_INPUTS if training.gradient_checkpointing else SURE_ACTIVATIONS
     sure = sum(block * model.layers * model.hidden * rows * tokens for rows, tokens in parts)
-    again = training.gradient_checkpointing
+    again = training.gradient_checkpointing * (1 if training.cached else training.chunks)
     return Need(
         {"model": 4 * model.parameters, "checkpoints": (12 + 4 * (training.keep == "best")) * trained},
         {"weights": resting * model.parameters + 4 * model.adapters, "gradients and moments": 12 * trained,
