@@ -63,6 +63,15 @@ def _layers(encoder: Encoder) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in encoder.backbone.named_modules() if isinstance(module, LoraLayer))
 
 
+def leave_casting(encoder: Encoder, to_autocast: bool) -> None:
+    """Whether what adapters read is left as it is, for autocast to cast.
+
+    Otherwise peft lifts it to their fp32, and autocast lowers it again: the same numbers, and two more copies.
+    """
+    for _, layer in _layers(encoder):
+        layer.cast_input_dtype_enabled = not to_autocast
+
+
 @torch.no_grad()
 def merge_adapter(encoder: Encoder, texts: Sequence[str]) -> None:
     """Add the adapters to the weights, in place: afterwards the encoder is a plain one in fp32, with equal vectors.
@@ -76,6 +85,7 @@ def merge_adapter(encoder: Encoder, texts: Sequence[str]) -> None:
         RunError: no weight changed, or vectors are not those that the adapters gave. The encoder is of no use then.
     """
     encoder.float()
+    leave_casting(encoder, to_autocast=False)
     given_ND = encoder.encode(texts, side="query")
     changed = 0
     for name, layer in list(_layers(encoder)):

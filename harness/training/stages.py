@@ -18,7 +18,7 @@ from harness.data.records import Dataset, has_scores, in_context
 from harness.data.relevance import Relevance
 from harness.encoders import unpadded
 from harness.encoders.encoder import Encoder
-from harness.encoders.lora import is_adapted, is_adapter
+from harness.encoders.lora import is_adapted, is_adapter, leave_casting
 from harness.recipe import AlignSettings, RefineSettings, TeacherSettings, TrainingSettings
 from harness.runtime.distributed import use_bf16
 from harness.runtime.errors import InputError, Problem
@@ -76,9 +76,12 @@ def prepare_parameters(encoder: Encoder, settings: TrainingSettings) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     _set_checkpointing(encoder, settings.gradient_checkpointing)
+    bf16 = use_bf16(settings.precision, encoder.device)
+    if adapted:
+        leave_casting(encoder, to_autocast=bf16)
     unpadded.choose(
-        encoder, settings.unpadded, bf16=use_bf16(settings.precision, encoder.device), where="training.unpadded",
-        dropout=settings.dropout, attention=settings.attention,
+        encoder, settings.unpadded, bf16=bf16, where="training.unpadded", dropout=settings.dropout,
+        attention=settings.attention,
     )  # fmt: skip
     for name, module in encoder.named_modules():
         if isinstance(module, nn.Dropout) and not is_adapter(name):

@@ -115,6 +115,28 @@ def test_adapters_under_zero_are_refused(toy: Toy, tmp_path: Path, monkeypatch: 
 # -------------------------------------------------------------------------------------------------- padding, resuming
 
 
+@pytest.mark.parametrize("kind", ["bert-bf16-lora", "qwen3-bf16-lora", "qwen3-lora"])
+def test_adapters_read_what_autocast_gives_them_with_equal_bits(
+    toy: Toy, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft would lift it to fp32 first; without that, the same losses and gradients, and no layer lifts anything."""
+
+    def step(left: bool) -> Any:
+        encoder = toy.encoder(kind)
+        objective, batches = stage_parts("teacher", toy, encoder, toy_training(precision="bf16"))
+        layers = [m for m in encoder.modules() if hasattr(m, "cast_input_dtype_enabled")]
+        assert layers and not any(layer.cast_input_dtype_enabled for layer in layers)
+        for layer in layers:
+            layer.cast_input_dtype_enabled = not left
+        with torch.autocast("cpu", torch.bfloat16):
+            return one_step(objective, encoder.train(), batches(0)[0])
+
+    left, lifted = step(True), step(False)
+    assert left[0] == lifted[0]
+    for name, gradient in lifted[1].items():
+        assert torch.equal(left[1][name], gradient), name
+
+
 def test_last_tokens_are_the_same_under_padding_on_either_side(toy: Toy) -> None:
     """Qwen3's rows of a batch, of several lengths: vectors when encoding, vectors and gradients in training."""
     texts, vectors, found, widths = toy.texts[1], [], [], []
