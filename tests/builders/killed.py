@@ -217,6 +217,7 @@ def _serve() -> None:
 
     import harness.cli
     import harness.pipeline.work_evaluation
+    import harness.pipeline.work_streams
     import harness.pipeline.work_training
     import harness.pipeline.work_vectors  # noqa: F401
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.folder import load_dataset
+from harness.data.token_cache import TokenCache
 from harness.encoders.chain import safetensors_shapes, weights_sha256
 from harness.evaluation.per_query import PerQuery, load_query_vectors
 from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
@@ -17,6 +18,7 @@ from harness.vectors.index import VectorIndex
 from harness.vectors.mining import read_tables
 from harness.vectors.space import Space
 from harness.vectors.store import VectorStore
+from harness.vectors.stream_store import StreamVectors
 
 TIMES = {"started", "finished", "seconds", "wall_seconds", "commit", "throughput", "latency"}
 
@@ -34,6 +36,10 @@ def _check_model(folder: Path) -> None:
 
 def _check_index(folder: Path) -> None:
     VectorIndex.load(folder, Space.from_json(read_json(folder / "manifest.json")["space"]), verify=True)
+
+
+def _check_tokens(manifest: Path) -> None:
+    TokenCache(manifest.parent, read_json(manifest)).verify()
 
 
 def _check_mined(folder: Path) -> None:
@@ -71,7 +77,9 @@ def _artefacts(out: Path) -> Iterator[tuple[Path, Callable[[Path], Any]]]:
     folder = RunFolder(out)
     patterns: list[tuple[str, Callable[[Path], Any]]] = [
         ("data", load_dataset), ("teacher", _check_model), ("teacher-more", _check_model), ("student/*", _check_model),
-        ("export/*", _check_model), ("vectors/*", lambda path: VectorStore.open(path, verify=True)),
+        ("export/*", _check_model), ("vectors/[!s]*", lambda path: VectorStore.open(path, verify=True)),
+        ("vectors/streams/*/manifest.json", lambda path: StreamVectors.open(path.parent, verify=True)),
+        ("streams/*/*/manifest.json", _check_tokens), ("streams/*.json", read_json),
         ("index", _check_index), ("mined/*", _check_mined), ("checkpoints/*/*", _check_checkpoint),
         ("evaluations/*/*", _check_evaluation), ("logs/*.jsonl", _check_log), ("logs/*.json", read_json),
         ("manifest.json", lambda path: Manifest(folder)), ("bench.json", read_json), ("results.json", read_json),
