@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from builders.pair_logs import write_run_logs
 from builders.tiny_models import write_tiny_bert
 from builders.tiny_run import tiny_tree
 
@@ -83,6 +84,17 @@ class Row:
 
 
 # ------------------------------------------------------------------------------------------------ ways to spoil a run
+
+
+def pair_streams(**changes: Any) -> Spoil:
+    """A teacher on a stream of pairs, changed."""
+
+    def spoil(place: Place) -> None:
+        clicks = write_run_logs(place.root)["clicks"]
+        place.set("data.streams", {"clicks": {"path": clicks["path"], "query": "asked", "positive": "found"} | changes})
+        place.set("teacher.streams", ["clicks"])
+
+    return spoil
 
 
 def key(path: str, value: Any) -> Spoil:
@@ -259,7 +271,22 @@ RECIPES = (
         key("tracking.trackers", ["wandbb"]), ["tracking.trackers.0", "'wandbb'", "did you mean 'wandb'?"]),
     Row("name-is-a-path", key("name", "../up"), ["recipe.yaml: name", "'../up'"]),
     Row("context-without-a-place", key("teacher.context", "{query} |"), ["teacher.context", "a place for the query"]),
-    Row("context-other-braces", key("teacher.context", "{query} {context} {x}"), ["teacher.context", "neither {query}"]),
+    Row("context-other-braces", key("teacher.context", "{query} {context} {x}"),
+        ["teacher.context", "braces that are neither {query}"]),
+    Row("pairs-and-negatives", all_of(pair_streams(), keys(teacher__hard_negatives=1, mine__base={})),
+        ["teacher.hard_negatives", "a stream has pairs alone", "mine.base", "take teacher.streams out"], problems=2),
+    Row("pairs-to-scores", all_of(pair_streams(), key("teacher.loss", {"kind": "kl", "positives": 2})),
+        ["teacher.loss.kind", "kl learns given scores", "teacher.loss.positives"], problems=2),
+    Row("pairs-without-positives", pair_streams(positive=None),
+        ["data.streams.clicks.positive", "the teacher trains on pairs"]),
+    Row("pairs-of-a-missing-column", pair_streams(positive="title"), ["clicks.parquet", "no column 'title'", "found"]),
+    Row("pairs-that-are-not-there", pair_streams(path="no/such/log"), ["data.streams.clicks.path", "no/such/log"]),
+    Row("pairs-unknown-stream", all_of(pair_streams(), key("teacher.streams", ["clicks", "klicks"])),
+        ["teacher.streams", "'klicks'", "clicks"]),
+    Row("pairs-context-unread", all_of(pair_streams(), key("data.streams.clicks.context", "expansion")),
+        ["data.streams.clicks.context", "teacher.context does not say"]),
+    Row("prompt-of-documents-unread", all_of(pair_streams(), keys(teacher__streams=[], align__streams=["clicks"],
+        data__streams__clicks__prompts={"document": "d: "})), ["clicks.prompts.document", "only the teacher's"]),
     Row("accumulate-uneven",
         key("align.training.accumulate", 3), ["align.training.accumulate", "choose accumulate to divide batch_size"]),
     Row("hold-out-zero", key("data", {"source": "pairs", "path": "x.jsonl", "hold_out": 0}),

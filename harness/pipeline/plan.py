@@ -71,7 +71,7 @@ STEPS = (
     Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None,
          shared=True),
     Step("teacher.streams", 1, ("data",), ("paired streams", "teacher.encoder"), lambda r: bool(r.teacher.streams),
-         gpu=False, shared=True),
+         gpu=False, shared=True, along=True),
     Step("teacher", 1, ("data", "mine.base", "teacher.streams"), ("teacher", "mixed pairs", *SAMPLING), trains=True,
          shared=True),
     Step("embed", 1, ("data", "teacher"), ("documents", "embed", "embedded kinds"), shared=True),

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from builders.pair_logs import write_run_logs
-from builders.tiny_run import tiny_tree, write_recipe
+from builders.tiny_run import tiniest_tree, tiny_tree, write_recipe
 
 from harness.data.records import in_context
 from harness.data.token_cache import TokenCache
 from harness.encoders.folder import load_encoder, load_reader
-from harness.pipeline.controller import run_recipe
+from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.launch import check_launch
 from harness.pipeline.plan import keys
+from harness.pipeline.update import update_documents
 from harness.recipe import EncoderSettings, Recipe, load_recipe
-from harness.runtime.errors import InputError
+from harness.runtime.errors import InputError, StaleArtefactError
 from harness.runtime.process import read_json
 
 TEMPLATE = "{query} | {context}"
@@ -151,8 +153,30 @@ def test_data_without_a_train_split_will_do(tmp_path: Path) -> None:
     tree["evaluate"]["systems"] = ["teacher"]
     tree["teacher"]["training"] |= {"steps": 2, "evaluate_every": 0}
     tree["teacher"]["lora"] = {"rank": 2}
-    _, ran = run_recipe(recipe_of(tmp_path, tree), tmp_path / "out", last="teacher")
-    assert ran[-1] == "teacher"
+    recipe, out = recipe_of(tmp_path, tree), tmp_path / "out"
+    run_recipe(recipe, out, last="data")
+    run_verb(recipe, out, "teacher")  # the tokens, too
+    assert (out / "teacher/modules.json").exists() and len(open_cache(out, "clicks")) > 100
+
+
+def test_documents_are_updated_and_changed_logs_are_refused(tmp_path: Path) -> None:
+    tree = tiniest_tree(tmp_path)
+    tree["data"]["streams"] = write_run_logs(tmp_path)
+    tree["teacher"] |= {"streams": ["clicks"], "context": TEMPLATE}
+    del tree["data"]["streams"]["orders"]
+    recipe, out = recipe_of(tmp_path, tree), tmp_path / "out"
+    run_recipe(recipe, out)
+    corpus = tmp_path / "data/corpus.jsonl"
+    corpus.write_text(corpus.read_text() + json.dumps({"_id": "new", "text": "luki dabo", "lang": "aa"}) + "\n")
+    told = update_documents(recipe, out)
+    assert told is not None and told["documents"]["encoded"] == 1
+    assert run_recipe(recipe, out)[1] == ["evaluate", "report"], "teacher and tokens stay"
+    log = Path(tree["data"]["streams"]["clicks"]["path"])
+    parquet.write_table(parquet.read_table(log).slice(0, 100), log)
+    with pytest.raises(StaleArtefactError, match="--from teacher.streams"):
+        run_recipe(recipe, out)
+    assert run_recipe(recipe, out, first="teacher.streams", last="teacher")[1][:2] == ["teacher.streams", "teacher"]
+    assert len(open_cache(out, "clicks")) == 100
 
 
 def test_teacher_more_is_launched_as_strictly_as_the_teacher(tmp_path: Path, tree: dict[str, Any]) -> None:
