@@ -106,7 +106,7 @@ class CudaGraphsEngine:
         expected_1D = self._plainly(Tokens(token_1L, np.ones_like(token_1L)))
         cosine = float((found_1D * expected_1D).sum() / np.linalg.norm(found_1D) / np.linalg.norm(expected_1D))
         if not cosine > 0.999:
-            raise RunError(f"the CUDA graph of {bucket} tokens gives wrong vectors: cosine {cosine:.4f} to the encoder's")
+            raise RunError(f"the CUDA graph of {bucket} tokens gives wrong vectors: cosine {cosine:.4f} to the right")
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Token ids and mask on the host; the query prompt is added here."""

@@ -37,7 +37,8 @@ _SAMPLE = (
     "meilleur restaurant italien près de la gare centrale", "hdmi cable", "how do I reset the password of my router",
     "مقهى",
 )  # fmt: skip
-_CALLS, _WARM_UP = 24, 4
+_TURNS, _CALLS, _WARM_UP = 3, 8, 2  # calls of a turn, after so many that are not timed
+_ENOUGH = 500_000_000  # nanoseconds
 _BATCH = 32  # texts of like length together
 _FIRST_THREADS = 4  # what engines are compared at; the winner alone is then tried with others
 # What int8 may cost is decided where it is exported; here a file that this machine's kernels get wrong is found.
@@ -118,7 +119,7 @@ def load(
     key = fingerprint([_machine(), _files(folder, names), names, threads, given])
     kept = _read_choice(key, names)
     if kept is None:
-        kept = _measure(folder, names, threads, [*(queries or _SAMPLE)][:_CALLS])
+        kept = _measure(folder, names, threads, [*(queries or _SAMPLE)][: _TURNS * _CALLS])
         _keep_choice(key, kept)
     return _open(folder, kept)
 
@@ -213,17 +214,22 @@ def _drop_wrong(engines: dict[str, Engine], texts: Sequence[str]) -> None:
             del engines[name]
 
 
-def time_engines(engines: Mapping[str, Engine], texts: Sequence[str], calls: int = _CALLS) -> dict[str, float]:
-    """Median milliseconds of one text, tokenised too, the engines in turn so that a busy moment strikes all."""
-    for engine in engines.values():
-        for call in range(_WARM_UP):
-            engine.encode([texts[call % len(texts)]])
+def time_engines(engines: Mapping[str, Engine], texts: Sequence[str]) -> dict[str, float]:
+    """Median milliseconds of one text, tokenised too.
+
+    In turns, so that a busy moment strikes all, but in blocks: threads of the one before go on spinning for a while.
+    An engine that is hopelessly slow gets no second block.
+    """
     taken: dict[str, list[int]] = {name: [] for name in engines}
-    for call in range(calls):
+    for turn in range(_TURNS):
         for name, engine in engines.items():
-            started = perf_counter_ns()
-            engine.encode([texts[call % len(texts)]])
-            taken[name].append(perf_counter_ns() - started)
+            if sum(taken[name]) > _ENOUGH:
+                continue
+            for call in range(-_WARM_UP, _CALLS):
+                started = perf_counter_ns()
+                engine.encode([texts[(turn * _CALLS + call) % len(texts)]])
+                if call >= 0:
+                    taken[name].append(perf_counter_ns() - started)
     return {name: float(np.median(several)) / 1e6 for name, several in taken.items()}
 
 

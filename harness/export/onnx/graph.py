@@ -159,14 +159,21 @@ def _fused(graph: Model) -> Model:
 
 
 def _save(graph: Model, path: Path) -> None:
-    """Write the graph without the exporter's notes, which hold the names of this machine's files."""
+    """Write the graph without the exporter's notes, which hold the names of this machine's files, and without weights'
+    shapes told twice: the quantiser transposes a weight and corrects one of them."""
+    import onnx
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     ClearMetadataAndDocStringPass()(graph)
-    path.unlink(missing_ok=True)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     onnx_ir.save(graph, path, external_data=data_file(path, size))
+    written = onnx.load(path, load_external_data=False)
+    weights = {weight.name for weight in written.graph.initializer}
+    told = [value for value in written.graph.value_info if value.name not in weights]
+    del written.graph.value_info[:]
+    written.graph.value_info.extend(told)
+    onnx.save(written, path)
 
 
 @contextlib.contextmanager
