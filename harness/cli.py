@@ -132,6 +132,39 @@ def search(
     _console().print(table)
 
 
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A deployed folder, e.g. export/student.")],
+    index: Annotated[
+        Path, typer.Option("--index", metavar="DIR", help="A run, a store of vectors, or export/index.")
+    ],
+    queries: Annotated[
+        Path | None, typer.Option("--queries", metavar="FILE", help="Query texts (default: those of the run).")
+    ] = None,
+) -> None:
+    """Hold every artefact of a deployed folder against its own weights, on this machine and this index."""
+    from rich.table import Table
+
+    from harness.pipeline.verify import verify as verify_folder
+
+    found = verify_folder(folder, index, queries)
+    table = Table(title=str(folder), title_style="", show_lines=False)
+    for column in ("artefact", "queries", "least cosine", "mean cosine", "overlap@10", "of P@1 kept", ""):
+        table.add_column(column, justify="left" if column in ("artefact", "") else "right")
+    for verified in found:
+        row = verified.parity["languages"].get("all", {})
+        kept = verified.parity["recovery"].get("P@1", {}).get("macro", {}).get("value")
+        numbers = [row.get(key) for key in ("min_cosine", "mean_cosine", "overlap@10")]
+        table.add_row(verified.artefact, f"{verified.parity['queries']:,}",
+                      *("-" if number is None else f"{number:.6f}" for number in [*numbers, kept]),
+                      "passed" if verified.passed else "FAILED")  # fmt: skip
+    _console().print(table)
+    failed = [verified for verified in found if not verified.passed]
+    if failed:
+        reasons = [f"    {verified.artefact}: {reason}" for verified in failed for reason in verified.parity["reasons"]]
+        raise RunError("\n".join(["not the student on this machine:", *reasons]))
+
+
 @app.command("make-emoji")
 def make_emoji(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the BEIR folder.")],

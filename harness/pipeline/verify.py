@@ -1,0 +1,183 @@
+"""``harness verify FOLDER --index ...``: is a deployed folder still the student, on this machine and on that index?
+
+The folder's own weights, in torch, answer real queries over the frozen index, and so does every ONNX file beside them;
+where sentence-transformers is installed, it does, too. What differs by more than the bounds fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data.pairs import read_unlabelled
+from harness.data.reading import PREVIEW_LINES, Reading
+from harness.data.records import Documents, Record
+from harness.pipeline.checks import installed
+from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
+from harness.recipe import DataSettings, ParitySettings, Texts, load_recipe
+from harness.runtime.errors import InputError, Problem, gather_problems
+from harness.runtime.process import read_json
+
+if TYPE_CHECKING:
+    from harness.export.parity import Encode, Questions
+    from harness.vectors.space import Space
+
+PER_LANGUAGE = 1_000  # queries of each language, of a file at most
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One artefact and what was found; ``parity`` as ``export.parity.measure_parity`` tells it."""
+
+    artefact: str
+    parity: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be deployed here."""
+        return bool(self.parity["passed"])
+
+
+def verify(folder: Path, index: Path, queries: Path | None = None) -> list[Verified]:
+    """Hold every artefact of a deployed folder against its weights.
+
+    Args:
+        folder: what ``harness export`` wrote (``export/student``), wherever it is now.
+        index: the folder of a run, a store of vectors, or an index that was handed over (``export/index``).
+        queries: a file of query texts (``.txt``, JSONL or Parquet with ``text`` and ``lang``); None: those of the run.
+
+    Raises:
+        InputError: an adapter that is not merged, no tokenizer, no queries, an index that can't be read; all at once.
+        StaleArtefactError: a file of the folder or of the index was edited or swapped, or their spaces differ.
+    """
+    from harness.encoders.folder import open_encoder
+    from harness.engines.deployed import ONNX, check_onnx, onnx_precisions
+    from harness.export.parity import bounds_of, measure_parity
+    from harness.export.student import check_student
+    from harness.vectors.space import Space, require_same_space
+
+    told: dict[str, Any] = {}
+    gather_problems(
+        lambda: told.update(folder=check_student(folder)),
+        lambda: check_onnx(folder, onnx_precisions(folder)) if (folder / ONNX).is_dir() else None,
+        lambda: told.update(asked=_questions(index, queries)),
+    )
+    space: Space = Space.from_json(told["folder"].get("space"), where=str(folder / "harness.json"))
+    questions, of_index, settings = told["asked"]
+    require_same_space(space, of_index, str(folder), str(index))
+    student_QD = open_encoder(folder).encode(questions.texts, side="query")
+    found = []
+    for name, (precision, open_artefact) in _artefacts(folder).items():
+        bounds = bounds_of(precision, _bounds(folder, precision) or settings)
+        found.append(Verified(name, measure_parity(open_artefact(), student_QD, questions, bounds)))
+    return found
+
+
+def _artefacts(folder: Path) -> dict[str, tuple[str, Callable[[], Encode]]]:
+    """Name -> (precision, how to open it): one at a time is in memory."""
+    from harness.engines.deployed import onnx_precisions
+    from harness.engines.torch_eager import TorchEngine
+
+    def onnx(precision: str) -> Callable[[], Encode]:
+        def open_it() -> Encode:
+            from harness.engines.onnx_runtime import OnnxEngine
+
+            return OnnxEngine(folder, precision=precision, verify=False).encode
+
+        return open_it
+
+    def torch() -> Encode:
+        from harness.encoders.folder import open_encoder
+
+        return TorchEngine(open_encoder(folder)).encode
+
+    def sentence_transformers() -> Encode:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
+        return lambda texts: model.encode_query(list(texts), show_progress_bar=False)
+
+    found: dict[str, tuple[str, Callable[[], Encode]]] = {"torch": ("fp32", torch)}
+    if installed("sentence_transformers"):
+        found["sentence-transformers"] = ("fp32", sentence_transformers)
+    return found | {f"onnx {precision}": (precision, onnx(precision)) for precision in onnx_precisions(folder)}
+
+
+def _bounds(folder: Path, precision: str) -> ParitySettings | None:
+    """The bounds that an ONNX file was exported under, which travel with it."""
+    path = folder / "onnx" / "parity.json"
+    told = read_json(path) if path.is_file() else {}
+    try:
+        return ParitySettings.model_validate(told[precision]["bounds"]) if precision in told else None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(Problem("damaged", where=str(path), next="export the folder again")) from None
+
+
+# ------------------------------------------------------------------------------------------ what is asked, and where
+
+
+def _questions(index: Path, queries: Path | None) -> tuple[Questions, Space, ParitySettings]:
+    """The questions, the index's space, and bounds for what brings none."""
+    if (index / "recipe.resolved.yaml").is_file():
+        return _of_run(RunFolder(index), queries)
+    if not (index / "manifest.json").is_file():
+        raise InputError(
+            Problem("no index here", where=f"--index {index}", allowed="the folder of a run, a store of vectors "
+                    "(vectors/documents), or an index that was handed over (export/index)")
+        )  # fmt: skip
+    if queries is None:
+        raise InputError(Problem("these vectors come without queries", where=f"--index {index}",
+                                 next="name a file of query texts: --queries FILE"))  # fmt: skip
+    records = read_queries(queries)
+    from harness.export.index import is_handed_over, open_handed_over
+    from harness.export.parity import Questions
+    from harness.vectors.index import VectorIndex
+    from harness.vectors.store import VectorStore
+
+    if is_handed_over(index):
+        handed = open_handed_over(index)
+        ids, space, built = handed.ids, handed.space, VectorIndex.build(handed.vector_ND, handed.ids, kind="exact")
+    else:
+        store = VectorStore.open(index, verify=True)
+        ids, space, built = store.ids, store.space, VectorIndex.build(store.vectors(), store.ids)
+    blank = [""] * len(ids)
+    return Questions(records, Documents(ids, blank, blank, blank), built), space, ParitySettings()
+
+
+def _of_run(folder: RunFolder, queries: Path | None) -> tuple[Questions, Space, ParitySettings]:
+    from harness.export.parity import Questions
+    from harness.pipeline.context import Run
+    from harness.pipeline.work_export import asked
+
+    manifest = Manifest(folder)
+    manifest.refuse_unfinished_update()
+    refuse_edited_recipe(folder)
+    manifest.require_untouched([folder.data, folder.index])
+    run = Run(load_recipe(folder.recipe), folder, {})
+    dataset = run.dataset
+    within = dataset.search_within and queries is None  # a file need not know the data's languages
+    records = asked(run) if queries is None else read_queries(queries)
+    settings = run.recipe.export.parity if run.recipe.export else ParitySettings()
+    questions = Questions(records, dataset.documents, run.frozen_index(), within)
+    return questions, run.store("documents").space, settings
+
+
+def read_queries(path: Path) -> list[Record]:
+    """Query texts of a file, some of each language; nothing is known to answer them.
+
+    Raises:
+        InputError: the file can't be found or read, or lines of it can't be used.
+    """
+    from harness.export.parity import some_of_each
+
+    reading = Reading(PREVIEW_LINES)
+    pairs = read_unlabelled(DataSettings(source="emoji", unlabelled=[Texts(path=str(path))]), reading)
+    problems = [replace(problem, next="correct the file") for problem in reading.problems()]
+    if not pairs and not problems:
+        problems = [Problem("no queries", where=str(path), next="give one query a line")]
+    if problems:
+        raise InputError(problems)
+    records = [Record(f"q{number}", text, language, f"q{number}", {}) for number, (text, language) in enumerate(pairs)]
+    return some_of_each(records, PER_LANGUAGE, seed=0)

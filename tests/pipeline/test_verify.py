@@ -1,0 +1,206 @@
+"""A deployed folder is verified by the command itself, as on another machine; each bad input is named and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders.tiny_run import tiniest_tree, write_recipe
+from builders.vectors import unit_vectors
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.encoders.folder import open_encoder
+from harness.engines.deployed import seal
+from harness.export.index import export_index
+from harness.export.student import export_student
+from harness.pipeline import verify as module
+from harness.pipeline.controller import run_recipe
+from harness.pipeline.verify import read_queries, verify
+from harness.recipe import load_recipe
+from harness.runtime.errors import InputError, RunError, StaleArtefactError
+from harness.runtime.process import file_sha256, read_json
+from harness.vectors.space import Space
+from harness.vectors.store import VectorStore
+from harness.vectors.writer import write_store
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that exported its student and an index; not to be changed."""
+    root = tmp_path_factory.mktemp("verify")
+    tree = tiniest_tree(root) | {"export": {"index": ["npy"]}}
+    run_recipe(load_recipe(write_recipe(root, tree)), root / "out")
+    return root / "out"
+
+
+@pytest.fixture
+def folder(done: Path, tmp_path: Path) -> Path:
+    """The deployed folder, copied elsewhere."""
+    return Path(shutil.copytree(done / "export" / "student", tmp_path / "student"))
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> Path:
+    path = tmp_path / "queries.txt"
+    path.write_text("bado kami\nkamiock\nsomething else\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def without_sentence_transformers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing it costs seconds; one test does."""
+    if "sentence_transformers" not in request.node.name:
+        monkeypatch.setattr(module, "installed", lambda name: False)
+
+
+def test_against_the_run_with_its_own_queries(folder: Path, done: Path) -> None:
+    (found,) = verify(folder, done)
+    assert found.artefact == "torch" and found.passed
+    assert set(found.parity["languages"]) == {"aa", "bb", "cc", "all"}
+    assert found.parity["recovery"]["P@1"]["macro"]["value"] == 1
+
+
+@pytest.mark.parametrize("name", ["vectors/documents", "export/index", "."])
+def test_against_vectors_with_queries_of_a_file(name: str, folder: Path, done: Path, queries: Path) -> None:
+    (found,) = verify(folder, done / name, queries)
+    assert found.passed and found.parity["queries"] == 3 and found.parity["recovery"] == {}
+
+
+def test_sentence_transformers_is_verified_where_it_is_installed(folder: Path, done: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    found = {one.artefact: one for one in verify(folder, done)}
+    assert set(found) == {"torch", "sentence-transformers"} and found["sentence-transformers"].passed
+
+
+def with_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
+    """An ``onnx/`` as the export leaves it, and an engine that answers as the student does, but for some noise."""
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model_int8.onnx").write_bytes(b"a graph")
+    told = {
+        "files": {"int8": {"model_int8.onnx": file_sha256(folder / "onnx" / "model_int8.onnx")}}, "beside": {},
+        "weights_sha256": read_json(folder / "harness.json")["weights_sha256"],
+    }  # fmt: skip
+    (folder / "onnx" / "harness.json").write_text(json.dumps(seal(told)))
+    encoder = open_encoder(folder)
+
+    class Noisy:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def encode(self, texts: list[str]) -> np.ndarray:
+            return encoder.encode(texts, side="query") + noise * unit_vectors(len(texts), encoder.dimension)
+
+    monkeypatch.setattr("harness.engines.onnx_runtime.OnnxEngine", Noisy)
+
+
+def test_onnx_files_are_verified_and_one_that_differs_fails_the_command(
+    folder: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_onnx(folder, monkeypatch, noise=1.0)
+    answer = CliRunner().invoke(app, ["verify", str(folder), "--index", str(done)])
+    assert isinstance(answer.exception, RunError) and answer.exception.exit_code == 1
+    assert "onnx int8" in str(answer.exception) and "the least cosine" in str(answer.exception)
+    assert "FAILED" in answer.stdout and "passed" in answer.stdout
+
+
+def test_the_bounds_of_the_export_travel_with_the_files(
+    folder: Path, done: Path, queries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_onnx(folder, monkeypatch, noise=0.5)
+    assert not verify(folder, done / "vectors" / "documents", queries)[1].passed
+    bounds = {"min_cosine": 0.1, "mean_cosine": 0.1, "overlap": 0.0, "recovery_loss": 1.0}
+    (folder / "onnx" / "parity.json").write_text(json.dumps({"int8": {"bounds": bounds}}))
+    assert verify(folder, done / "vectors" / "documents", queries)[1].passed
+    (folder / "onnx" / "parity.json").write_text(json.dumps({"int8": {"bounds": {"min_cosine": "high"}}}))
+    with pytest.raises(InputError, match="damaged"):
+        verify(folder, done / "vectors" / "documents", queries)
+
+
+def test_the_command_shows_a_table(folder: Path, done: Path) -> None:
+    answer = CliRunner().invoke(app, ["verify", str(folder), "--index", str(done)])
+    assert answer.exit_code == 0 and "1.000000" in answer.stdout and "passed" in answer.stdout
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+def unmerged_adapter(folder: Path) -> str:
+    (folder / "adapter_config.json").write_text("{}")
+    return "an adapter that is not merged"
+
+
+def edited_by_hand(folder: Path) -> str:
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "other: "}}')
+    return "config_sentence_transformers.json: not the file that was exported"
+
+
+def no_tokenizer(folder: Path) -> str:
+    (folder / "tokenizer.json").unlink()
+    return "no tokenizer"
+
+
+def swapped_onnx(folder: Path) -> str:
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"another graph")
+    told = {"files": {"fp32": {"model.onnx": "0" * 64}}, "beside": {},
+            "weights_sha256": read_json(folder / "harness.json")["weights_sha256"]}  # fmt: skip
+    (folder / "onnx" / "harness.json").write_text(json.dumps(seal(told)))
+    return "model.onnx: not the file that was exported"
+
+
+@pytest.mark.parametrize("change", [unmerged_adapter, edited_by_hand, no_tokenizer, swapped_onnx])
+def test_a_folder_that_is_not_what_was_exported_is_refused(folder: Path, done: Path, change: Any) -> None:
+    message = change(folder)
+    with pytest.raises(InputError, match=message):
+        verify(folder, done)
+
+
+def test_an_index_of_another_space_is_refused(folder: Path, done: Path, queries: Path, tmp_path: Path) -> None:
+    store = VectorStore.open(done / "vectors" / "documents")
+    other = Space(**{**store.space.to_json(), "teacher": "another teacher"})
+    made = write_store(tmp_path / "store", store.ids, store.ids, lambda texts: store.vectors()[: len(texts)], other)
+    export_index(made, tmp_path / "index", ["npy"], store.vectors()[:2])
+    for index in (tmp_path / "store", tmp_path / "index"):
+        with pytest.raises(StaleArtefactError, match="two different spaces.*\n.*another teacher"):
+            verify(folder, index, queries)
+
+
+def test_all_that_is_wrong_is_told_at_once(folder: Path, done: Path) -> None:
+    edited_by_hand(folder)
+    swapped_onnx(folder)
+    with pytest.raises(InputError) as caught:
+        verify(folder, done / "vectors" / "documents")
+    text = str(caught.value)
+    assert "config_sentence_transformers.json" in text and "model.onnx" in text and "without queries" in text
+
+
+def test_no_index_and_no_exported_folder(folder: Path, done: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no index here"):
+        verify(folder, tmp_path)
+    with pytest.raises(InputError, match="not an exported folder"):
+        verify(done / "student" / "refined", done)
+    export_student(done / "student" / "refined", tmp_path / "again")
+    assert verify(tmp_path / "again", done)[0].passed
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("q.txt", "", "no queries"), ("q.txt", "\n\n", "no queries"), ("q.jsonl", '{"text": 3}\n', "text"),
+     ("q.jsonl", "{broken\n", "JSON"), ("q.txt", None, "no such")],
+)  # fmt: skip
+def test_queries_that_can_not_be_used_are_named(name: str, content: str | None, said: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=said) as caught:
+        read_queries(tmp_path / name)
+    assert "data.on_error" not in str(caught.value)
+
+
+def test_queries_with_languages(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"query {number}", "lang": "de" if number % 2 else "fr"}) for number in range(6)]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    assert [record.language for record in read_queries(tmp_path / "q.jsonl")] == ["fr", "de"] * 3
