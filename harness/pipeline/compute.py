@@ -16,6 +16,7 @@ from harness.pipeline.launch import usable_gpus
 from harness.pipeline.machine import gpu_name
 from harness.pipeline.plan import embedded_kinds, plan
 from harness.pipeline.sizes import Counts, Model
+from harness.pipeline.streams import estimated_rows
 from harness.recipe import Recipe, TrainingSettings
 
 # Dense bf16 operations a second, from the makers' data sheets, by what a GPU's name contains; fp16 for the T4.
@@ -92,6 +93,10 @@ def operations(recipe: Recipe, counts: Counts, models: Mapping[str, Model]) -> d
             found[name] = settings[name].steps * _step(name, model, settings[name], recipe, counts)
     if teacher is not None:
         found |= _encoding(recipe, counts, teacher)
+        if recipe.align and recipe.align.targets == "online":
+            training, query = recipe.align.training, counts.tokens.get("query", 0)
+            merged = replace(teacher, adapters=0)
+            found["align"] += training.steps * forward_operations(merged, training.batch_size, query)
         if "teacher" in settings and recipe.refine:
             found["teacher.more"] = found["teacher"] / settings["teacher"].steps * recipe.refine.training.steps
     wanted = {step.name for step in plan(recipe)}
@@ -108,7 +113,7 @@ def _step(name: str, model: Model, training: TrainingSettings, recipe: Recipe, c
 
 
 def _encoding(recipe: Recipe, counts: Counts, teacher: Model) -> dict[str, float]:
-    """What the teacher encodes, adapters merged; unlabelled texts are taken to be as long as queries."""
+    """What the teacher encodes, adapters merged; other texts than documents are taken to be as long as queries."""
     teacher, tokens = replace(teacher, adapters=0), counts.tokens
     query, document = tokens.get("query", 0), tokens.get("document", 0)
     documents = forward_operations(teacher, counts.documents, document)
@@ -118,4 +123,7 @@ def _encoding(recipe: Recipe, counts: Counts, teacher: Model) -> dict[str, float
     }  # fmt: skip
     as_queries = sum(forward_operations(teacher, *kinds[kind]) for kind in embedded_kinds(recipe))
     base = forward_operations(teacher, counts.queries, query) if recipe.mine.base else 0
-    return {"embed.base": documents + base, "embed": documents + as_queries, "embed.more": documents}
+    rows = sum(estimated_rows(recipe, recipe.align.streams).values()) if recipe.align else 0
+    stored = 0 if recipe.align and recipe.align.targets == "online" else forward_operations(teacher, rows, query)
+    return {"embed.base": documents + base, "embed": documents + as_queries, "embed.more": documents,
+            "embed.streams": stored}  # fmt: skip

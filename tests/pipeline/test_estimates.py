@@ -6,24 +6,40 @@ that a run writes. Axes: B texts, L tokens.
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from builders.measured import LiveBytes
 from builders.tiny_models import write_tiny_bert, write_tiny_qwen3
+from builders.tiny_run import tiny_tree, write_recipe, write_tiny_inputs
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel
 
+from harness.encoders.chain import describe_folder
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import open_encoder, save_encoder
 from harness.encoders.lora import add_adapter
+from harness.encoders.shapes import shapes_of_config
+from harness.encoders.sources import describe_model, resolve_model
 from harness.encoders.targets import adapter_size
+from harness.pipeline import compute
 from harness.pipeline.activations import activation_bytes
-from harness.pipeline.sizes import Model
-from harness.recipe import LoraSettings
-from harness.training import stages
+from harness.pipeline.check import check_recipe
+from harness.pipeline.compute import forward_operations, training_operations
+from harness.pipeline.needs import needs
+from harness.pipeline.sizes import Counts, Model, describe, models_of
+from harness.recipe import EncoderSettings, LoraSettings, TrainingSettings, load_recipe
+from harness.runtime.errors import InputError
+from harness.training import fit, stages
 from harness.training.objectives import Alignment
 
 TEXTS = ["a cat and a dog in the house by the sea", "the sun and the moon over a green hill"]
@@ -46,9 +62,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], 
 
 
 def _described(folder: Path, lora: bool) -> Model:
-    from harness.pipeline.sizes import describe
-    from harness.recipe import EncoderSettings
-
     model = describe(EncoderSettings(model=str(folder)))
     return replace(model, adapters=adapter_size(folder, LORA), rank=LORA.rank) if lora else model
 
@@ -104,7 +117,7 @@ def _kept(encoder: Encoder, lengths: dict[int, int], *, bf16: bool) -> int:
 def test_activations_are_those_that_autograd_keeps(
     name: str, bf16: bool, stored: bool, eager: bool, lora: bool, folders: dict[tuple[str, bool], Path]
 ) -> None:
-    folder, lengths = folders[name, stored], {48: 16, 24: 32}
+    folder, lengths = folders[name, stored], {48: 8, 24: 16}
     measured = _kept(_open(folder, eager=eager, lora=lora, bf16=bf16), lengths, bf16=bf16)
     model, parts = _described(folder, lora), [(texts, tokens) for tokens, texts in lengths.items()]
     estimated = activation_bytes(model, parts, bf16=bf16, eager=eager)
@@ -128,7 +141,7 @@ def _step(encoder: Encoder, chunks: list[dict[str, Tensor]], *, bf16: bool, cach
 def test_a_steps_peak_is_activations_and_gradients(
     name: str, way: str, bf16: bool, lora: bool, folders: dict[tuple[str, bool], Path]
 ) -> None:
-    folder, lengths = folders[name, True], {48: 16, 47: 16, 46: 16, 45: 16}
+    folder, lengths = folders[name, True], {48: 8, 47: 8, 46: 8, 45: 8}
     encoder = _open(folder, eager=False, lora=lora, bf16=bf16)
     cached, again = way.startswith("cached"), way.endswith("again")
     stages._set_checkpointing(encoder, again)
@@ -138,3 +151,207 @@ def test_a_steps_peak_is_activations_and_gradients(
     trained = model.adapters or model.parameters
     estimated = activation_bytes(model, parts, bf16=bf16, again=again * len(parts)) + 4 * trained
     assert estimated == pytest.approx(measured, rel=0.25), estimated / measured
+
+
+# ------------------------------------------------------------------------------------------------- weights, moments
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", WRITE)
+def test_weights_gradients_and_moments_are_as_many_bytes(
+    name: str, lora: bool, folders: dict[tuple[str, bool], Path], tmp_path: Path
+) -> None:
+    """Of an encoder and an optimiser as the trainer makes them, after one step in bf16."""
+    folder = folders[name, True]
+    adapters = ["teacher.lora.rank=8"] if lora else []
+    recipe = load_recipe(
+        write_recipe(tmp_path, tiny_tree(tmp_path)),
+        [f"teacher.model={folder}", "teacher.training.precision=bf16", "teacher.training.keep=last", *adapters],
+    )
+    need = needs(recipe, models_of(recipe), Counts(queries=8, tokens={"query": 8, "document": 8}))["teacher"]
+    encoder = _open(folder, eager=True, lora=lora, bf16=True)
+    optimizer = fit._optimizer(encoder, recipe.teacher.training)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(chunks=_chunks({8: 4})).sum().backward()
+    optimizer.step()
+    weights, gradients, moments = (
+        sum(tensor.nbytes for tensor in tensors if tensor is not None and tensor.numel() > 1)
+        for tensors in (
+            encoder.parameters(), (parameter.grad for parameter in encoder.parameters()),
+            (value for state in optimizer.state.values() for value in state.values()),
+        )
+    )  # fmt: skip
+    assert need.memory["weights"] == pytest.approx(weights, rel=0.01)
+    assert need.memory["gradients and moments"] == pytest.approx(gradients + moments, rel=0.01)
+    assert need.disk["checkpoints"] == pytest.approx(gradients + moments, rel=0.01), "trained weights, two moments"
+
+
+# ------------------------------------------------------------------------------------------------------- parameters
+
+QWEN3 = {  # config.json of Qwen/Qwen3-Embedding-*: what decides on the size
+    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+             "vocab_size": 151_669},
+    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+           "vocab_size": 151_665},
+    "8b": {"hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36, "num_attention_heads": 32,
+           "vocab_size": 151_665},
+}  # fmt: skip
+COMMON = {"model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128, "dtype": "bfloat16",
+          "max_position_embeddings": 32_768}  # fmt: skip
+PARAMETERS = {"0.6b": 595_776_512, "4b": 4_021_774_336, "8b": 7_567_295_488}
+
+
+@pytest.mark.parametrize("size", QWEN3)
+def test_parameters_of_full_size_models_are_told_by_their_configs(size: str) -> None:
+    config = QWEN3[size] | COMMON
+    shapes = shapes_of_config(config, size)
+    with torch.device("meta"):
+        stock = AutoModel.from_config(AutoConfig.for_model(**config)).state_dict()
+    assert shapes == {name: list(tensor.shape) for name, tensor in stock.items()}
+    assert sum(map(math.prod, shapes.values())) == PARAMETERS[size]
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "llama", "mistral", "qwen2"])
+def test_shapes_of_other_architectures(kind: str) -> None:
+    config = {"model_type": kind, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+              "num_attention_heads": 4, "vocab_size": 50, "max_position_embeddings": 30,
+              "type_vocab_size": 3}  # fmt: skip
+    if kind not in ("bert", "xlm-roberta"):
+        config |= {"num_key_value_heads": 2}
+    with torch.device("meta"):
+        stock = AutoModel.from_config(AutoConfig.for_model(**config)).state_dict()
+    expected = {name: list(tensor.shape) for name, tensor in stock.items() if not name.startswith("pooler")}
+    assert shapes_of_config(config, kind) == expected
+
+
+def test_an_unknown_architecture_and_a_lacking_size_are_named() -> None:
+    with pytest.raises(InputError, match=r"not told by its config[\s\S]*modernbert"):
+        shapes_of_config({"model_type": "modernbert"}, "m")
+    with pytest.raises(InputError, match="no intermediate_size"):
+        shapes_of_config({"model_type": "qwen3", "hidden_size": 8}, "m")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[list[str]]]:
+    """Serve folders as if they were on the hub; returns the patterns of every download."""
+    asked: list[list[str]] = []
+    served: dict[str, Path] = {}
+
+    def download(model: str, *, revision: Any = None, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        here = tmp_path / "cache" / model
+        if local_files_only and not here.is_dir():
+            raise FileNotFoundError(model)
+        if not local_files_only:
+            asked.append(allow_patterns)
+            for path in (path for path in served[model].rglob("*") if path.is_file()):
+                if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                    target = here / path.relative_to(served[model])
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, target)
+        return str(here)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+    def serve(**folders: Path) -> list[list[str]]:
+        served.update({f"team/{name}": folder for name, folder in folders.items()})
+        return asked
+
+    return serve
+
+
+@pytest.mark.parametrize("name", WRITE)
+def test_a_model_that_is_not_here_is_told_by_its_config(
+    name: str, hub: Callable[..., list[list[str]]], folders: dict[tuple[str, bool], Path]
+) -> None:
+    asked = hub(model=folders[name, True])
+    folder, told = describe_model("team/model")
+    assert told == describe_folder(folders[name, True]) and told["bf16"]
+    assert adapter_size(folder, LORA) == adapter_size(folders[name, True], LORA)
+    assert asked and not any("safetensors" in pattern for patterns in asked for pattern in patterns)
+    resolve_model("team/model")
+    assert (folder / "model.safetensors").is_file(), "the run gets the rest"
+    asked.clear()
+    assert describe_model("team/model") == (folder, told) and not asked, "all is here now"
+
+
+def test_a_model_whose_config_does_not_tell_is_got_in_whole(
+    hub: Callable[..., list[list[str]]], folders: dict[tuple[str, bool], Path], tmp_path: Path
+) -> None:
+    strange = shutil.copytree(folders["bert", False], tmp_path / "strange")
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of"}))
+    asked = hub(model=strange)
+    assert describe_model("team/model")[1]["parameters"] == describe_folder(strange)["parameters"]
+    assert any("safetensors" in pattern for pattern in asked[-1])
+
+
+def test_check_says_what_a_hub_model_takes_before_it_is_here(
+    hub: Callable[..., list[list[str]]], tmp_path: Path
+) -> None:
+    asked = hub(model=Path(write_tiny_inputs(tmp_path)["model"]))
+    recipe = load_recipe(write_recipe(tmp_path, tiny_tree(tmp_path)), ["teacher.model=team/model"])
+    models = models_of(recipe)
+    assert models["teacher"].parameters == describe_folder(tmp_path / "model")["parameters"]
+    check_recipe(recipe, output=tmp_path / "out")
+    assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)
+
+
+# ------------------------------------------------------------------------------------------------------- operations
+
+BIG = Model(parameters=10_000, body=8_000, layers=2, hidden=10, heads=2, dimension=10)
+
+
+def test_operations_of_a_training_step_by_hand() -> None:
+    """Of 3 texts of 5 tokens: 15 tokens, each with 8,000 weights and attention of 4 x 2 layers x 5 tokens x 10."""
+    settings = TrainingSettings(steps=1, batch_size=2, learning_rate=1.0)
+    attention = 4 * 2 * 5 * 10
+    forward = 2 * 8_000 + attention
+    assert forward_operations(BIG, 3, 5) == 15 * forward
+
+    def found(model: Model = BIG, **changes: Any) -> float:
+        return training_operations(model, settings.model_copy(update=changes), 3, 5) / 15
+
+    assert found() == 6 * 8_000 + 3 * attention
+    assert found(cached=True) == found(gradient_checkpointing=True) == found() + forward
+    assert found(cached=True, gradient_checkpointing=True) == found() + 2 * forward
+    adapted = replace(BIG, adapters=100)
+    assert found(adapted) == 4 * 8_000 + 6 * 100 + 3 * attention, "the base has no gradient"
+
+
+def test_measured_operations_are_those_counted(folders: dict[tuple[str, bool], Path]) -> None:
+    """torch counts matrix products and attention as they run."""
+    for name in WRITE:
+        for lora in (False, True):
+            for again in (False, True):
+                encoder = _open(folders[name, False], eager=True, lora=lora, bf16=False)
+                stages._set_checkpointing(encoder, again)
+                with FlopCounterMode(display=False) as counter:
+                    encoder(chunks=_chunks({24: 16})).sum().backward()
+                settings = TrainingSettings(
+                    steps=1, batch_size=2, learning_rate=1.0, gradient_checkpointing=again
+                )  # fmt: skip
+                estimated = training_operations(_described(folders[name, False], lora), settings, 16, 24)
+                assert estimated == pytest.approx(counter.get_total_flops(), rel=0.1), (name, lora, again)
+
+
+def test_gpu_hours_name_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, tiny_tree(tmp_path)))
+    assert compute.gpu_of(recipe) == compute.Gpu("H100", 989e12, here=False)
+    monkeypatch.setattr(compute, "gpu_name", lambda launch: "NVIDIA A100-SXM4-80GB")
+    assert compute.gpu_of(recipe) == compute.Gpu("NVIDIA A100-SXM4-80GB", 312e12, here=True)
+    assert compute.gpu_of(recipe).hours(3600 * 312e12 * compute.UTILISATION) == pytest.approx(1)
+    monkeypatch.setattr(compute, "gpu_name", lambda launch: "NVIDIA Unheard 9000")
+    assert not compute.gpu_of(recipe).here
+
+
+def test_every_training_and_encoding_has_its_operations(tmp_path: Path) -> None:
+    systems = "evaluate.systems=[teacher, teacher-base, teacher-more, student-aligned, student-refined]"
+    recipe = load_recipe(write_recipe(tmp_path, tiny_tree(tmp_path)), [systems])
+    counts = Counts(documents=100, queries=50, tokens={"query": 4, "document": 8})
+    found = compute.operations(recipe, counts, {"teacher": BIG, "student": BIG})
+    assert set(found) == {"embed.base", "teacher", "embed", "align", "refine", "teacher.more", "embed.more"}
+    assert found["teacher.more"] / 20 == pytest.approx(found["teacher"] / 40), "as many steps as the refinement"
+    assert found["embed.more"] == found["embed.base"] == forward_operations(BIG, 100, 8)
+    online = load_recipe(write_recipe(tmp_path, tiny_tree(tmp_path)), ["align.targets=online"])
+    more = compute.operations(online, counts, {"teacher": BIG, "student": BIG})["align"] - found["align"]
+    assert more == pytest.approx(60 * forward_operations(BIG, 32, 4))
