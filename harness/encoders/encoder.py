@@ -159,7 +159,8 @@ class Encoder(nn.Module):
 
     def set_unpadded(self, wanted: bool) -> None:
         """Whether batches have no padding, from now on; collators made later make them so (``encoders.unpadded``)."""
-        unpadded.switch(self.backbone, wanted)
+        switched = unpadded.switch(self.backbone, wanted)
+        assert switched, "see encoders.unpadded.choose"
         self.unpadded = wanted
 
     def _readable(self, chunk: Mapping[str, Any]) -> Mapping[str, Any]:

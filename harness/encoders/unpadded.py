@@ -105,10 +105,11 @@ def _one_by_one(
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def switch(backbone: PreTrainedModel, wanted: bool) -> None:
-    """Let a backbone compute batches without padding, in place, or with padding again.
+def switch(backbone: PreTrainedModel, wanted: bool) -> bool:
+    """Let a backbone compute batches without padding, in place, or with padding again; returns whether it does.
 
-    A backbone that has flash attention keeps it: it does both.
+    A backbone that has flash attention keeps it: it does both. Early versions of transformers 5 compute some
+    architectures by an attention of their own, which can't be replaced.
     """
     from transformers import AttentionInterface
 
@@ -116,8 +117,10 @@ def switch(backbone: PreTrainedModel, wanted: bool) -> None:
     if wanted and "flash" not in str(now):
         AttentionInterface.register(NAME, attend)  # no mask is registered: none is made
         backbone.set_attn_implementation(NAME)
-    elif not wanted and now == NAME:
+        return backbone.config._attn_implementation == NAME
+    if not wanted and now == NAME:
         backbone.set_attn_implementation("sdpa")
+    return True
 
 
 def why_padded(
@@ -165,6 +168,8 @@ def choose(
     if wanted:
         own, architecture = "flash" not in attention, encoder.backbone.config.model_type
         reason = why_padded(architecture, encoder.device, bf16=bf16, dropout=dropout, own_attention=own)
+        if not reason and not switch(encoder.backbone, True):
+            reason = f"this version of transformers has an attention of its own for {architecture!r}"
     if reason and wanted is True:
         raise InputError(Problem(f"batches need padding: {reason}", where=where, got="true", allowed="auto, false",
                                  next="set it to auto"))  # fmt: skip
