@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from harness.evaluation.report.markdown import escaped
-from harness.evaluation.report.view import Interval, branch, count, decimals, dig, number
+from harness.evaluation.report.view import Interval, branch, clean, count, decimals, dig, number
 
 UNKNOWN = "unknown: ask whoever made it"
 _LANGUAGE = re.compile(r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
@@ -98,7 +98,8 @@ def _front_matter(results: Mapping[str, Any], deployed: Deployed) -> dict[str, A
     set_name, languages = _shown(results, deployed.system)
     codes = [language for language in languages if _LANGUAGE.match(language)]
     hub = list(dict.fromkeys(base.name for base in deployed.bases if _HUB_ID.match(base.name)))
-    licences = {base.license for base in deployed.bases}
+    licences = {clean(base.license) if base.license else None for base in deployed.bases}  # one line each, as all here
+    run = clean(results.get("name", "run"))
     told: dict[str, Any] = {
         **({"language": codes} if codes else {}),
         "license": "unknown" if None in licences or not licences else licences.pop() if len(licences) == 1 else "other",
@@ -114,9 +115,9 @@ def _front_matter(results: Mapping[str, Any], deployed: Deployed) -> dict[str, A
     ]
     if metrics:
         task = {"type": "information-retrieval", "name": "Information Retrieval"}
-        data = {"type": "private", "name": f"{results.get('name', 'run')}, set {set_name}, macro over languages"}
+        data = {"type": "private", "name": f"{run}, set {set_name}, macro over languages"}
         found = [{"task": task, "dataset": data, "metrics": metrics}]
-        told["model-index"] = [{"name": str(results.get("name", "run")), "results": found}]
+        told["model-index"] = [{"name": run, "results": found}]
     return told
 
 
