@@ -157,12 +157,21 @@ class Controller:
 
         What was mined among documents of before an update counts, unless something is still to be trained on it.
         """
-        if not self.manifest.done(name, self.keys[name]):
+        if not self.manifest.done(name, self.keys[name]) or self._lacks_queries(name):
             return False
         if not self.manifest.steps[name].get("earlier_documents"):
             return True
         return all(self.manifest.done(step.name, self.keys[step.name]) for step in plan(self.recipe)
                    if name in step.inputs)
+
+    def _lacks_queries(self, name: str) -> bool:
+        """Whether ``embed.base`` was done without the queries that mining searches with, which its key does not tell.
+
+        Doing it again finds the documents' vectors there, and encodes the queries alone.
+        """
+        if name != "embed.base" or self.recipe.mine.base is None:
+            return False
+        return not any(path.startswith("vectors/base-queries/") for path in self.manifest.steps[name]["outputs"])
 
     def todo(self, steps: Sequence[Step]) -> list[Step]:
         """The steps that are not done under their key with whole outputs."""

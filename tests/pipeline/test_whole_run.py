@@ -273,6 +273,19 @@ def _tree_with(root: Path, **changes: Any) -> Recipe:
     return load_recipe(write_recipe(root, tree))
 
 
+def test_mining_may_be_added_to_a_run_that_embedded_the_untrained_teacher(tmp_path: Path) -> None:
+    tree = tiny_tree(tmp_path, align=None, refine=None, bench=None, evaluate={"systems": ["teacher", "teacher-base"]})
+    del tree["export"]
+    path, out = write_recipe(tmp_path, tree), tmp_path / "out"
+    assert run_recipe(load_recipe(path), out, last="embed.base")[1] == ["data", "embed.base"]
+    before = (out / "vectors/base-documents/manifest.json").stat().st_mtime_ns
+    mining = load_recipe(path, ["mine.base={top_k: 5, keep: 2}"])
+    assert run_recipe(mining, out, last="mine.base")[1] == ["embed.base", "mine.base"]
+    assert (out / "vectors/base-documents/manifest.json").stat().st_mtime_ns == before, "found again"
+    assert run_recipe(mining, out, last="mine.base")[1] == []
+    assert run_recipe(load_recipe(path), out, last="embed.base")[1] == []
+
+
 def test_mined_negatives_reach_both_trainings(tmp_path: Path) -> None:
     recipe = _tree_with(
         tmp_path,
