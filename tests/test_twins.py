@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.encoders.chain import describe_folder, read_chain
 from harness.encoders.folder import open_encoder, save_encoder
+from harness.pipeline.needs import needs
+from harness.pipeline.sizes import counts_of, models_of
 from harness.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +123,7 @@ def test_a_twin_runs_to_its_report(
     assert done.exit_code == 0, done.output
     out, recipe = tmp_path / "outputs" / name, load_recipe(path)
     _assert_cut(out, recipe, *SHAPES[name])
+    _assert_foreseen(out, recipe)
     results = json.loads((out / "results.json").read_text())
     assert set(results["systems"]) == set(recipe.evaluate.systems)
     for system in ("teacher-base", "student-untrained", "student-aligned", "student-refined"):
@@ -143,3 +146,18 @@ def _assert_cut(out: Path, recipe: Recipe, layers: int, width: int, dimension: i
         assert encoder.encode(["a text"], side="query").shape == (1, dimension)
         assert encoder.max_length == recipe.student.max_length and read_chain(folder).pooling == "lasttoken"
         assert encoder.prompts["query"].startswith("Instruct"), "the hub model's own"
+
+
+def _assert_foreseen(out: Path, recipe: Recipe) -> None:
+    """Parameters to the last one; model folders, checkpoints and vectors on the disk within a tenth."""
+    models = models_of(recipe)
+    foreseen = needs(recipe, models, counts_of(recipe, out / "data"))
+    for role, folder in (("teacher", out / "teacher"), ("student", out / "student" / "refined")):
+        assert models[role].parameters == open_encoder(folder).parameter_count, role
+        stage = "teacher" if role == "teacher" else "refine"
+        weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        assert foreseen[stage].disk["model"] == pytest.approx(weights, rel=0.1), role
+    stores = [sorted((out / "vectors").glob(pattern)) for pattern in ("*/shard-*.npy", "streams/*/shard-*.npy")]
+    vectors, of_streams = (sum(path.stat().st_size - 128 for path in paths) for paths in stores)  # numpy's header
+    assert sum(foreseen[step].disk["vectors"] for step in ("embed.base", "embed")) == vectors
+    assert 0 < of_streams <= foreseen["embed.streams"].likely["vectors"] < 1.5 * of_streams, "less what is double"

@@ -355,3 +355,40 @@ def test_every_training_and_encoding_has_its_operations(tmp_path: Path) -> None:
     online = load_recipe(write_recipe(tmp_path, tiny_tree(tmp_path)), ["align.targets=online"])
     more = compute.operations(online, counts, {"teacher": BIG, "student": BIG})["align"] - found["align"]
     assert more == pytest.approx(60 * forward_operations(BIG, 32, 4))
+
+
+# ------------------------------------------------------------------------------------------------ full-size recipes
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+STUDENTS = {  # parameters of the cut student, by hand: 155,309,056 of the token table, 1,024 of the last norm, layers
+    "qwen3-8b-to-190m": 155_309_056 + 1_024 + 4 * (1024 * (2 * 2048 + 2 * 1024 + 3 * 768) + 2 * 1024 + 2 * 128),
+    "qwen3-4b-to-0.6b": PARAMETERS["0.6b"],
+    "qwen3-0.6b-to-14-layers": PARAMETERS["0.6b"] - 14 * 15_730_944,
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_what_full_size_recipes_take_is_told_without_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of configs alone: students to the last parameter, memory of the order that the sizes ask for."""
+    for size, config in QWEN3.items():
+        folder = tmp_path / f"Qwen3-Embedding-{size.upper()}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config | COMMON))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda model, **_: str(tmp_path / Path(model).name))
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    models = models_of(recipe)
+    assert models["student"].parameters == STUDENTS[name]
+    counts = Counts(documents=1e6, queries=1e5, tokens={"query": 30, "document": 100})
+    memory, teacher = needs(recipe, models, counts)["teacher"].memory, models["teacher"]
+    if recipe.teacher.lora:
+        assert teacher.adapters == 36 * 256 * (4 * 8192 - 2 * (4096 - 1024) + 3 * (4096 + 12_288))
+        assert memory["weights"] == 2 * teacher.parameters + 4 * teacher.adapters, "they rest in bf16"
+    else:
+        assert memory["weights"] == 4 * teacher.parameters
+        assert memory["gradients and moments"] == 12 * teacher.parameters
+    hours = {step: compute.gpu_of(recipe).hours(count)
+             for step, count in compute.operations(recipe, counts, models).items()}  # fmt: skip
+    tokens = 6 * recipe.teacher.training.batch_size * 2_000 * 88  # 30 of one query and 100 of five documents, mean 88
+    assert hours["teacher"] > 4 * teacher.body * tokens / (0.4 * 989e12) / 3600
