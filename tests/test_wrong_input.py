@@ -34,7 +34,7 @@ from harness.pipeline.plan import VERBS
 from harness.recipe import DataSettings
 
 LETTERS = [chr(number) for number in range(0x4E00, 0x4F00)]  # more than the tiny model has rows for
-LEFT_BEHIND = {".lock", ".step.lock", "recipe.resolved.yaml"}  # what a refused run may leave
+LEFT_BEHIND = {".lock", ".step.lock", "recipe.resolved.yaml", "streams"}  # what a refused run may leave
 
 
 class Place:
@@ -228,6 +228,19 @@ def vectors(role: str = "document", **changed: Any) -> Spoil:
     return spoil
 
 
+def aligned_log(content: str | bytes | None = None, *, name: str = "log.jsonl", **changed: Any) -> Spoil:
+    """The alignment reads a log, spoilt: its file's ``content`` (None: a sound one), settings of the stream."""
+    sound = "".join(json.dumps({"query": f"ba{number} bo"}) + "\n" for number in range(30))
+
+    def spoil(place: Place) -> None:
+        given = sound if content is None else content
+        (place.root / name).write_bytes(given.encode() if isinstance(given, str) else given)
+        place.set("data.streams", {"clicks": {"path": str(place.root / name), **changed}})
+        place.set("align.streams", ["clicks"])
+
+    return spoil
+
+
 def not_finite(vector_ND: np.ndarray) -> np.ndarray:
     vector_ND[3, 1] = np.nan
     return vector_ND
@@ -255,7 +268,7 @@ RECIPES = (
         ["recipe.yaml: teacher.training.learning_rat", "did you mean 'learning_rate'?"]),
     Row("section-misspelt", key("studnt", {}), ["unknown key 'studnt'", "did you mean 'student'?"]),
     Row("section-missing", lambda p: p.tree.pop("data"), ["the key 'data' is missing", "add data"]),
-    Row("section-is-a-number", key("align", 3), ["recipe.yaml: align", "3", "a section with texts, training"]),
+    Row("section-is-a-number", key("align", 3), ["recipe.yaml: align", "3", "streams, targets, texts, training"]),
     Row("number-in-quotes", key("teacher.training.learning_rate", "0.001"),
         ["teacher.training.learning_rate", "'0.001'", "without quotes"]),
     Row("text-unquoted", key("name", 7), ["recipe.yaml: name", "7", "put it in quotes"]),
@@ -287,6 +300,20 @@ RECIPES = (
         ["data.streams.clicks.context", "teacher.context does not say"]),
     Row("prompt-of-documents-unread", all_of(pair_streams(), keys(teacher__streams=[], align__streams=["clicks"],
         data__streams__clicks__prompts={"document": "d: "})), ["clicks.prompts.document", "only the teacher's"]),
+    Row("log-unknown", key("align.streams", ["clicks"]), ["align.streams", "there is no stream 'clicks'"]),
+    Row("log-unread", all_of(aligned_log(), key("align.streams", [])), ["data.streams.clicks", "nothing reads"]),
+    Row("log-name-with-a-capital", key("data.streams", {"Clicks": {"path": "x"}}), ["data.streams.Clicks", "a-z0-9-"]),
+    Row("nothing-to-align-on", key("align.texts", []), ["align.texts", "nothing to align on"]),
+    Row("logs-turn-by-turn-without-logs", key("data.one_stream_per_batch", True), ["one_stream_per_batch", "no stage"]),
+    Row("online-and-given-vectors", all_of(vectors("query"), vectors(), key("align.targets", "online")),
+        ["align.targets", "are given"]),
+    Row("log-missing", aligned_log(path=["no/such/log", "nor/*.parquet"]),
+        ["data.streams.clicks.path", "no/such/log", "nor/*.parquet"], problems=2),
+    Row("log-gzipped", aligned_log(gzip.compress(b"{}"), name="log.jsonl.gz"), ["log.jsonl.gz", "from its middle"]),
+    Row("log-empty", aligned_log(""), ["data.streams.clicks.path", "the stream has no row"]),
+    Row("log-no-parquet", aligned_log("text", name="log.parquet"), ["log.parquet", "not readable as Parquet"]),
+    Row("log-without-its-columns", aligned_log(query="asked", language="market"),
+        ["log.jsonl", "no column 'asked'", "no column 'market'", "set data.streams.clicks.query"], problems=2),
     Row("accumulate-uneven",
         key("align.training.accumulate", 3), ["align.training.accumulate", "choose accumulate to divide batch_size"]),
     Row("hold-out-zero", key("data", {"source": "pairs", "path": "x.jsonl", "hold_out": 0}),
@@ -463,6 +490,11 @@ DATA = (
     Row("weight-negative", field("queries", 3, "weight", -1), ["queries.jsonl:3", "below 0", "-1"]),
     Row("context-is-a-number", field("queries", 3, "context", 5), ["queries.jsonl:3", "the context is not a string"]),
     Row("context-nowhere", key("teacher.context", "{query} | {context}"), ["teacher.context", "no query has a"]),
+    Row("log-rows-unusable", aligned_log('{"query": "ba1"}\nno json\n{"query": 7}\n{"query": " "}\n'),
+        ["log.jsonl:2", "not JSON", "log.jsonl:3", "not a string", "log.jsonl:4", "no query", "clicks.skip_bad: true"],
+        problems=3),
+    Row("log-language-on-some-lines", aligned_log('{"query": "ba1", "lang": "aa"}\n{"query": "ba2"}\n'),
+        ["log.jsonl", "without lang"]),
     Row("group-field-absent", key("data.group", "product"), ["data.group", "product"]),
     Row("equivalent-field-absent", key("data.equivalent", "product"), ["data.equivalent", "product"]),
     Row("positives-in-another-language", keys(data__search_within="lang", data__languages=["bb"]),
