@@ -171,17 +171,19 @@ def _measure(folder: Path, names: Sequence[str], threads: int | None, texts: Seq
     """The fastest engine, then its best number of threads.
 
     Raises:
-        RunError: no engine gives the vectors that torch gives.
+        InputError: none can be opened; it says why of each.
     """
     first = threads or min(_FIRST_THREADS, available_cores())
     engines: dict[str, Engine] = {}
+    problems = []
     for name in names:
         try:
             engines[name] = _make(folder, name, first)
         except (InputError, RunError) as error:
-            if len(names) == 1:
-                raise
             logger.info("%s is left out: %s", name, error)
+            problems += error.problems if isinstance(error, InputError) else [Problem(str(error), where=name)]
+    if not engines:
+        raise InputError(problems)
     _drop_wrong(engines, texts)
     found = {f"{name} {first}": taken for name, taken in time_engines(engines, texts).items()}
     best = min(engines, key=lambda name: found[f"{name} {first}"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from builders.tiny_models import QWEN_PROMPT, byte_level_tokenizer, word_piece_tokenizer
 from transformers import AutoModel, BertConfig, ModernBertConfig, PreTrainedConfig, Qwen3Config, XLMRobertaConfig
@@ -12,6 +16,8 @@ from transformers import AutoModel, BertConfig, ModernBertConfig, PreTrainedConf
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import save_encoder
 from harness.encoders.surgery import add_projection
+from harness.engines.torch_eager import TorchEngine
+from harness.export.onnx import export_onnx
 
 LEARNT = ["one red hat and two blue coats for a long cold winter", "ein Hut", "قبعة حمراء", "😀 hat", "שתי מעילים"]
 # What queries are like, and unlike: a batch of mixed lengths, and the odd ones alone.
@@ -62,3 +68,30 @@ def write_deployable(kind: str, folder: Path) -> Encoder:
     encoder = deployable(kind)
     save_encoder(encoder, folder)
     return encoder
+
+
+# ------------------------------------------------------------------------------------------------- exported once each
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An encoder, and its folder with ONNX files, which no test may change."""
+
+    encoder: Encoder
+    folder: Path
+
+    def expected(self, texts: list[str]) -> np.ndarray:
+        return TorchEngine(self.encoder).encode(texts)
+
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="harness-deployable-")  # removed when Python ends
+_PRECISIONS = {"bert": ["fp32", "fp16", "int8", "int8-static"], "qwen3": ["fp32", "fp16", "int8"]}
+
+
+@functools.cache
+def exported(kind: str) -> Exported:
+    """Exported at its first use, for all tests: it takes seconds."""
+    folder = Path(_FOLDER.name) / kind
+    encoder = write_deployable(kind, folder)
+    export_onnx(encoder, folder, _PRECISIONS.get(kind, ["fp32"]), calibration=TEXTS[3:9])
+    return Exported(encoder, folder)

@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from builders.deployable import KINDS, TEXTS, write_deployable
+from builders.deployable import KINDS, TEXTS, Exported, exported, write_deployable
 
-from harness.encoders.encoder import Encoder
 from harness.engines.deployed import MODEL_FILES, onnx_precisions, read_onnx_manifest
-from harness.engines.onnx_runtime import OnnxEngine
+from harness.engines.onnx_runtime import OnnxEngine, open_session
 from harness.engines.protocol import Engine
 from harness.engines.torch_eager import TorchEngine
 from harness.export.onnx import export_onnx, files, graph, remove_onnx
+from harness.export.triton import write_triton
 from harness.runtime.errors import InputError, RunError, StaleArtefactError
-
-PRECISIONS = tuple(MODEL_FILES)
-
-
-@dataclass(frozen=True)
-class Exported:
-    encoder: Encoder
-    folder: Path
-
-    def expected(self, texts: list[str]) -> np.ndarray:
-        return TorchEngine(self.encoder).encode(texts)
-
-
-@pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """Exported once each: it takes seconds."""
-
-    @functools.cache
-    def export(kind: str) -> Exported:
-        folder = tmp_path_factory.mktemp("onnx") / kind
-        encoder = write_deployable(kind, folder)
-        wanted = {"bert": PRECISIONS, "qwen3": ["fp32", "fp16", "int8"]}.get(kind, ["fp32"])
-        export_onnx(encoder, folder, wanted, calibration=TEXTS[3:9])
-        return Exported(encoder, folder)
-
-    return export
 
 
 @pytest.fixture(params=KINDS)
-def exported(request: pytest.FixtureRequest, exports: Callable[[str], Exported]) -> Exported:
-    return exports(request.param)
+def model(request: pytest.FixtureRequest) -> Exported:
+    return exported(request.param)
 
 
 @pytest.fixture
-def bert(exports: Callable[[str], Exported]) -> Exported:
-    return exports("bert")
+def bert() -> Exported:
+    return exported("bert")
 
 
 def cosines(one_ND: np.ndarray, other_ND: np.ndarray) -> np.ndarray:
@@ -68,9 +39,9 @@ def cosines(one_ND: np.ndarray, other_ND: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------- vectors
 
 
-def test_fp32_gives_the_encoders_vectors(exported: Exported) -> None:
-    engine: Engine = OnnxEngine(exported.folder, threads=1)
-    expected_ND = exported.expected(TEXTS)
+def test_fp32_gives_the_encoders_vectors(model: Exported) -> None:
+    engine: Engine = OnnxEngine(model.folder, threads=1)
+    expected_ND = model.expected(TEXTS)
     assert np.abs(cosines(expected_ND[:1], expected_ND[3:])).max() < 0.9999, "equal texts would tell nothing"
     scale = np.abs(expected_ND).max()
     one_by_one_ND = np.concatenate([engine.encode([text]) for text in TEXTS])
@@ -80,12 +51,12 @@ def test_fp32_gives_the_encoders_vectors(exported: Exported) -> None:
     np.testing.assert_allclose(engine.encode(TEXTS[:9]) / scale, expected_ND[:9] / scale, atol=1e-5)
 
 
-def test_every_length_is_free(exported: Exported) -> None:
-    engine = OnnxEngine(exported.folder, threads=1)
+def test_every_length_is_free(model: Exported) -> None:
+    engine = OnnxEngine(model.folder, threads=1)
     texts = ["hat " * count for count in range(1, 24)]
     lengths = {engine.tokenise([text]).input_ids.shape[1] for text in texts}
     assert len(lengths) > 20
-    expected_ND = exported.expected(texts)
+    expected_ND = model.expected(texts)
     found_ND = np.concatenate([engine.encode([text]) for text in texts])
     np.testing.assert_allclose(found_ND, expected_ND, atol=1e-5 * np.abs(expected_ND).max())
 
@@ -95,13 +66,11 @@ def test_every_length_is_free(exported: Exported) -> None:
     [("bert", "fp16", 0.9999), ("bert", "int8", 0.98), ("bert", "int8-static", 0.9),
      ("qwen3", "fp16", 0.9999), ("qwen3", "int8", 0.98)],
 )  # fmt: skip
-def test_smaller_ones_stay_close(
-    exports: Callable[[str], Exported], kind: str, precision: str, least: float
-) -> None:
-    exported = exports(kind)
-    engine = OnnxEngine(exported.folder, precision=precision, threads=1)
+def test_smaller_ones_stay_close(kind: str, precision: str, least: float) -> None:
+    model = exported(kind)
+    engine = OnnxEngine(model.folder, precision=precision, threads=1)
     found_ND = np.concatenate([engine.encode([text]) for text in TEXTS])
-    expected_ND = exported.expected(TEXTS)
+    expected_ND = model.expected(TEXTS)
     assert found_ND.dtype == np.float32
     assert cosines(found_ND, expected_ND).min() > least
     assert np.abs(found_ND - expected_ND).max() > 1e-5, "this is fp32"
@@ -119,14 +88,14 @@ def test_smaller_ones_are_smaller(bert: Exported) -> None:
     assert set(large["int8"]) <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}, "the token table is not left out"
 
 
-def test_names_and_free_axes(exported: Exported) -> None:
-    model = onnx.load(exported.folder / "onnx" / "model.onnx")
+def test_names_and_free_axes(model: Exported) -> None:
+    graph = onnx.load(model.folder / "onnx" / "model.onnx").graph
     shapes = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in [*model.graph.input, *model.graph.output]
+        for value in [*graph.input, *graph.output]
     }
     assert shapes == {"input_ids": ["batch", "length"], "attention_mask": ["batch", "length"],
-                      "sentence_embedding": ["batch", exported.encoder.dimension]}  # fmt: skip
+                      "sentence_embedding": ["batch", model.encoder.dimension]}  # fmt: skip
 
 
 def test_no_names_of_this_machine_inside(bert: Exported) -> None:
@@ -157,10 +126,16 @@ def test_a_faster_form_that_is_wrong_is_left_out(tmp_path: Path, monkeypatch: py
 
 
 def test_a_model_that_no_form_is_right_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "_difference", lambda *_: 0.5)
+    def refuses(_: object) -> None:
+        raise ValueError("no translation for this operator\nand a page of advice")
+
+    monkeypatch.setattr(graph, "_trace", refuses)
     encoder = write_deployable("xlm-roberta", tmp_path / "model")
-    with pytest.raises(RunError, match="can't be exported(.|\n)*as exported: its vectors differ by 5.0e-01"):
+    with pytest.raises(RunError) as failure:
         export_onnx(encoder, tmp_path / "model", ["fp32"])
+    told = str(failure.value).splitlines()
+    assert told[0] == "the model can't be exported to ONNX" and len(told) == 5
+    assert told[4].strip() == "as exported: ValueError: no translation for this operator"
     assert not (tmp_path / "model" / "onnx").exists()
 
 
@@ -174,6 +149,9 @@ def test_weights_beyond_one_file_lie_beside(tmp_path: Path, monkeypatch: pytest.
     for precision in ("fp32", "fp16", "int8"):
         found_ND = OnnxEngine(tmp_path / "model", precision=precision, threads=1).encode(TEXTS[:4])
         assert cosines(found_ND, expected_ND).min() > 0.98
+    write_triton(tmp_path / "model", tmp_path / "triton")  # there it must keep its name, by which it is found
+    for name in ("student", "student-fp16"):
+        open_session(tmp_path / "triton" / name / "1" / "model.onnx", threads=1)
     data = tmp_path / "model" / "onnx" / "model.onnx_data"
     data.write_bytes(data.read_bytes()[:-1] + b"?")
     with pytest.raises(StaleArtefactError, match="model.onnx_data: not the file that was exported"):
@@ -226,7 +204,6 @@ def test_another_file_or_model_is_refused(copied: Path, tmp_path: Path) -> None:
 
 def test_weights_may_be_left_out_where_onnx_is_deployed(copied: Path, bert: Exported) -> None:
     (copied / "model.safetensors").unlink()
-    (copied / "2_Dense" / "model.safetensors").unlink()
     with_ND, without_ND = (OnnxEngine(folder, threads=1).encode(TEXTS) for folder in (bert.folder, copied))
     np.testing.assert_array_equal(without_ND, with_ND)
 

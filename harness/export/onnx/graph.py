@@ -79,7 +79,7 @@ def write_graph(encoder: Encoder, path: Path) -> str:
     batches = [_probe(encoder, lengths) for lengths in ((1,), (5, 11, 2), (min(encoder.max_length, 64),))]
     expected = [_encode(encoder, batch) for batch in batches]
     masks: list[tuple[str, ...]] = [("plain mask",), ()] if encoder.backbone.config.model_type in _SEE_ALL else [()]
-    forms = [(*mask, *fused) for mask in masks for fused in (("fused",), ())]
+    forms = [(*mask, *fused) for fused in (("fused",), ()) for mask in masks]
     failed = []
     for form in forms:
         name = ", ".join(form) or "as exported"

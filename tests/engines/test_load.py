@@ -1,0 +1,226 @@
+"""``harness.load``: the fastest engine of a folder on this machine, remembered; damaged folders are refused by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders.deployable import TEXTS, exported, write_deployable
+
+import harness
+from harness.encoders.folder import open_encoder
+from harness.engines import load as load_module
+from harness.engines.load import Choice, QueryEncoder, thread_counts, time_engines
+from harness.engines.onnx_runtime import OnnxEngine
+from harness.engines.torch_eager import TorchEngine
+from harness.export.onnx import remove_onnx
+from harness.export.student import export_student
+from harness.runtime.errors import InputError, StaleArtefactError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """As a run exports it: sealed, with ONNX files in fp32 and int8."""
+    shutil.copytree(exported("bert").folder, tmp_path / "student", ignore=shutil.ignore_patterns("onnx"))
+    export_student(tmp_path / "student", tmp_path / "deployed")
+    shutil.copytree(exported("bert").folder / "onnx", tmp_path / "deployed" / "onnx")
+    remove_onnx(tmp_path / "deployed", ["fp16", "int8-static"])
+    return tmp_path / "deployed"
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    import torch
+
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+    torch.set_num_threads(threads)
+
+
+def kept(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("*.json"))
+
+
+def test_two_lines_give_the_students_vectors(folder: Path, cache: Path) -> None:
+    encoder = harness.load(folder, exact=True)
+    vector_ND = encoder.encode(TEXTS)
+    assert vector_ND.dtype == np.float32 and vector_ND.shape == (len(TEXTS), encoder.dimension)
+    np.testing.assert_allclose(vector_ND, TorchEngine(open_encoder(folder)).encode(TEXTS), atol=1e-5)
+    assert encoder.choice.engine in ("torch", "onnx")
+    assert {name.split()[0] for name in encoder.choice.milliseconds} == {"torch", "onnx"}
+    np.testing.assert_array_equal(encoder.encode("hat"), encoder.encode(["hat"]))
+    assert encoder.encode([]).shape == (0, encoder.dimension)
+    assert len(kept(cache)) == 1
+
+
+def test_the_fastest_is_taken_and_remembered(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"torch": 3.0, "onnx": 2.0, "onnx-int8": 1.0}
+    threads = {1: 1.0, 2: 0.5, 3: 0.7, 4: 0.9}
+    asked = []
+
+    def measured(engines: dict[str, OnnxEngine], texts: list[str]) -> dict[str, float]:
+        asked.append(sorted(engines))
+        return {name: times[name] * threads[engine.describe()["threads"]] for name, engine in engines.items()}
+
+    monkeypatch.setattr(load_module, "available_cores", lambda: 3)
+    monkeypatch.setattr(load_module, "time_engines", measured)
+    first = harness.load(folder)
+    assert (first.choice.engine, first.choice.threads) == ("onnx-int8", 2)
+    assert first.engine.name == "onnx-int8" and first.engine.describe()["threads"] == 2
+    assert asked == [["onnx", "onnx-int8", "torch"], ["onnx-int8"], ["onnx-int8"]]
+    assert harness.load(folder).choice == first.choice and len(asked) == 3, "it was not measured again"
+    assert harness.load(folder, exact=True).choice.engine == "onnx"  # another question
+    kept(cache)[0].write_text("{broken")
+    kept(cache)[1].write_text('{"engine": "abacus", "threads": 1, "milliseconds": {}}')
+    assert harness.load(folder).choice == first.choice
+
+
+def test_another_folder_is_measured_anew(folder: Path, cache: Path, tmp_path: Path) -> None:
+    harness.load(folder)
+    shutil.copytree(folder, tmp_path / "same")
+    harness.load(tmp_path / "same")
+    assert len(kept(cache)) == 1, "it is the files that count"
+    shutil.rmtree(tmp_path / "same" / "onnx")
+    harness.load(tmp_path / "same")
+    assert len(kept(cache)) == 2
+
+
+def test_folder_and_cache_may_be_read_only(folder: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache.write_text("a file where the cache would be")  # root writes into read-only folders, too
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    with caplog.at_level(logging.INFO, logger="harness"):
+        assert harness.load(folder).encode(["hat"]).shape[0] == 1
+    assert "can't be kept" in caplog.text
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+
+
+def test_named_engine_and_threads_measure_nothing(folder: Path, cache: Path) -> None:
+    for name in ("torch", "onnx", "onnx-int8"):
+        encoder = harness.load(folder, engine=name, threads=1)
+        assert encoder.engine.name == name and encoder.engine.describe()["threads"] == 1
+    assert not kept(cache)
+    with pytest.raises(InputError, match="no such engine for this folder(.|\n)*got: onnx-fp16(.|\n)*onnx-int8"):
+        harness.load(folder, engine="onnx-fp16")
+    with pytest.raises(InputError, match="no such engine"):
+        harness.load(folder, engine="abacus")
+
+
+def test_an_engine_with_wrong_vectors_is_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode = OnnxEngine.encode
+
+    def wrong(self: OnnxEngine, texts: list[str]) -> np.ndarray:
+        vector_ND = encode(self, texts)
+        return vector_ND[:, ::-1] if self.name == "onnx" else vector_ND
+
+    monkeypatch.setattr(OnnxEngine, "encode", wrong)
+    with caplog.at_level(logging.WARNING, logger="harness"):
+        chosen = harness.load(folder, exact=True)
+    assert chosen.choice.engine == "torch" and "onnx is left out: its vectors differ" in caplog.text
+
+
+def test_what_was_chosen_opens_without_torch(folder: Path) -> None:
+    """Serving starts in the time that ONNX Runtime takes; and importing the package imports nothing at all."""
+    code = (
+        "import sys, harness\n"
+        "assert not {'numpy', 'torch', 'pydantic'} & set(sys.modules)\n"
+        f"harness.load({str(folder)!r}, engine='onnx', threads=1).encode(['hat'])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_onnx_alone_is_enough(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert harness.load(folder).choice.engine.startswith("onnx")
+    shutil.rmtree(folder / "onnx")
+    with pytest.raises(InputError, match="no safetensors weights"):
+        harness.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("config_sentence_transformers.json", "config_sentence_transformers.json: not the file that was exported"),
+        ("1_Pooling/config.json", "1_Pooling/config.json: not the file that was exported"),
+        ("onnx/model_int8.onnx", "model_int8.onnx: not the file that was exported"),
+        ("model.safetensors", "not the weights that"),
+    ],
+)
+@pytest.mark.parametrize("onnx", [True, False])
+def test_a_folder_edited_by_hand_is_refused(folder: Path, name: str, told: str, onnx: bool) -> None:
+    if not onnx:
+        shutil.rmtree(folder / "onnx")
+        if name.startswith("onnx"):
+            pytest.skip("nothing to edit")
+        told = f"{name}: not the file that was exported"
+    path = folder / name
+    if path.suffix == ".json":
+        path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": {"query": "edited: "}}))
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(bytes(content))
+    with pytest.raises(StaleArtefactError, match=told):
+        harness.load(folder)
+
+
+def test_folders_that_cannot_be_deployed_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such model folder"):
+        harness.load(tmp_path / "nothing")
+    (folder / "tokenizer.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="adapter that is not merged(.|\n)*has no tokenizer"):
+        harness.load(folder)
+
+
+def test_a_run_saved_folder_with_swapped_weights_is_refused(tmp_path: Path) -> None:
+    """It was never exported: only the weights' hash is known."""
+    write_deployable("bert", tmp_path / "one")
+    assert harness.load(tmp_path / "one", engine="torch", threads=1).encode(["hat"]).shape == (1, 24)
+    content = bytearray((tmp_path / "one" / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "one" / "model.safetensors").write_bytes(bytes(content))
+    with pytest.raises(StaleArtefactError, match="not the weights that were saved here"):
+        harness.load(tmp_path / "one")
+    (tmp_path / "one" / "harness.json").unlink()  # somebody else's folder: nothing to compare with
+    assert harness.load(tmp_path / "one", engine="torch", threads=1).encode(["hat"]).shape == (1, 24)
+
+
+def test_thread_counts() -> None:
+    assert thread_counts(1) == [1] and thread_counts(2) == [1, 2] and thread_counts(6) == [1, 2, 4, 6]
+    assert thread_counts(8, 3) == [1, 2, 3, 4, 8]
+
+
+class Slow:
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        self.texts += texts
+        return np.array([[float(len(text))] for text in texts], dtype=np.float32)
+
+
+def test_order_is_kept_and_batches_are_bounded() -> None:
+    engine = Slow()
+    encoder = QueryEncoder(engine, Choice("slow", 1, {}))  # type: ignore[arg-type]
+    texts = ["x" * (number * 7 % 50) for number in range(100)]
+    assert encoder.encode(texts)[:, 0].tolist() == [len(text) for text in texts]
+    assert engine.texts[1:] == sorted(texts, key=len)
+
+
+def test_all_engines_are_timed_on_the_same_texts() -> None:
+    first, second = Slow(), Slow()
+    found = time_engines({"a": first, "b": second}, ["x", "yy", "zzz"])  # type: ignore[dict-item]
+    assert set(found) == {"a", "b"} and min(found.values()) >= 0 and first.texts == second.texts
