@@ -92,7 +92,8 @@ STEPS = (
     Step("export.onnx", 1, ("data", "embed", "export"), ("export.onnx", "export.triton", "export.parity",
          "evaluate.resamples", "evaluate.confidence", "seed"), _exports("onnx"), gpu=False, along=True),
     Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED, shared=True),
-    Step("bench", 1, ("data", "student", "align", "refine", "teacher.more"), ("bench",), lambda r: r.bench is not None),
+    Step("bench", 1, ("data", "student", "align", "refine", "teacher.more", "export.onnx"), ("bench",),
+         lambda r: r.bench is not None),
     Step("report", 1, ("evaluate", "bench", "export.pair", "export.index", "export.onnx"),
          ("report", "evaluate", "name"), gpu=False),
 )  # fmt: skip

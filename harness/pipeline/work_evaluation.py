@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.records import in_context
+from harness.engines.deployed import onnx_precisions
 from harness.evaluation.bench import bench
 from harness.evaluation.per_query import PerQuery, described, load_query_vectors
 from harness.evaluation.report import write_report
@@ -28,6 +29,8 @@ from harness.vectors.space import require_same_space
 
 if TYPE_CHECKING:
     from harness.encoders.encoder import Encoder
+    from harness.engines.protocol import Engine
+    from harness.recipe import BenchSettings
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation
@@ -149,23 +152,63 @@ def do_bench(run: Run) -> list[Path]:
     """Latency and throughput of the systems' query encoders, interleaved, in this process."""
     import torch
 
-    from harness.engines.protocol import Engine
-    from harness.engines.torch_eager import TorchEngine
-
     settings = run.recipe.bench
     assert settings is not None, "planned only with the section"
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
-        engines: dict[str, Engine] = {system: TorchEngine(open_system(run, system)) for system in settings.systems}
+        engines = _timed(run, settings)
         queries = sample_queries(run, settings.queries_per_language)
-        answer = bench(
-            engines, queries, warmup=settings.warmup, repeats=settings.repeats, batch_sizes=settings.batch_sizes
-        )
+        answer = bench({_label(*pair): engine for pair, engine in engines.items()}, queries, warmup=settings.warmup,
+                       repeats=settings.repeats, batch_sizes=settings.batch_sizes)  # fmt: skip
     finally:
         torch.set_num_threads(threads)
+    for part in ("latency", "throughput"):
+        by_system: dict[str, dict[str, Any]] = {}
+        for system, name in engines:
+            by_system.setdefault(system, {}).update(answer[part][_label(system, name)])
+        answer[part] = by_system
     write_json(run.folder.bench, answer)
     return [run.folder.bench]
+
+
+def _label(system: str, engine: str) -> str:
+    """Under what name one system in one engine is timed."""
+    return system if engine == "torch" else f"{system} in {engine}"
+
+
+def _timed(run: Run, settings: BenchSettings) -> dict[tuple[str, str], Engine]:
+    """(system, engine) -> the engine: every system in torch and what compiles it, the deployed one in ONNX, too.
+
+    What failed the parity gate is not there to be timed; the report says so.
+    """
+    from harness.engines.torch_eager import TorchEngine
+
+    found: dict[tuple[str, str], Engine] = {(s, "torch"): TorchEngine(open_system(run, s)) for s in settings.systems}
+    for name in settings.engines:
+        if name.startswith("onnx"):
+            from harness.engines.onnx_runtime import OnnxEngine
+
+            precision, folder = name.removeprefix("onnx").lstrip("-") or "fp32", run.folder.export / "student"
+            assert run.recipe.export is not None, "refused by the recipe"
+            if precision in onnx_precisions(folder):
+                engine = OnnxEngine(folder, precision=precision, threads=settings.threads or run.recipe.launch.threads)
+                found[run.recipe.export.system, name] = engine
+            continue
+        for system in settings.systems:
+            found[system, name] = _compiled(name, open_system(run, system))
+    return found
+
+
+def _compiled(name: str, encoder: Encoder) -> Engine:
+    """An engine that records or compiles what the encoder does."""
+    if name == "torch-compile":
+        from harness.engines.torch_compile import TorchCompileEngine
+
+        return TorchCompileEngine(encoder)
+    from harness.engines.cuda_graphs import CudaGraphsEngine
+
+    return CudaGraphsEngine(encoder, device=encoder.device)
 
 
 def sample_queries(run: Run, per_language: int) -> dict[str, list[str]]:

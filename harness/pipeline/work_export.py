@@ -64,6 +64,7 @@ def do_onnx(run: Run) -> list[Path]:
     They are made and compared in a scratch folder, so that ``export/`` never holds one that is not proven.
     """
     from harness.export.onnx import export_onnx, remove_onnx
+    from harness.export.triton import write_triton
 
     settings, target = _settings(run), run.folder.export / "student"
     encoder = run.open(target)
@@ -84,7 +85,11 @@ def do_onnx(run: Run) -> list[Path]:
         else:
             remove_folder(target / ONNX)
     write_json(run.folder.export / PARITY, told)
-    return [target / ONNX, run.folder.export / PARITY]
+    if settings.triton and (target / ONNX).exists():
+        write_triton(target, run.folder.export / "triton")
+    else:
+        remove_folder(run.folder.export / "triton")
+    return [target / ONNX, run.folder.export / PARITY, run.folder.export / "triton"]
 
 
 def compare(run: Run, folder: Path, student_QD: np.ndarray) -> dict[str, Any]:

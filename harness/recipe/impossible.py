@@ -10,7 +10,7 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Combinations that can't work, as (key, reason, what to do)."""
     found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_loss(recipe)]
     found += [*_impossible_stages(recipe), *_impossible_streams(recipe), *_impossible_targets(recipe)]
-    found += [*_not_wired(recipe), *_impossible_export(recipe)]
+    found += _impossible_export(recipe)
     for name, mine in (("mine.base", recipe.mine.base), ("mine.refine", recipe.mine.refine)):
         found += _impossible_mining(name, mine) if mine else []
     if recipe.student.dimension is not None:
@@ -198,15 +198,6 @@ def _impossible_streams(recipe: Recipe) -> list[tuple[str, str, str]]:
     elif teacher.streams:
         found += _impossible_pairs(recipe)
     return [*found, *_impossible_context(recipe)]
-
-
-def _not_wired(recipe: Recipe) -> list[tuple[str, str, str]]:
-    """Settings that the schema has and no stage reads yet."""
-    found = [(key, "no stage reads this setting yet", "remove it") for key, is_set in {
-        "export.triton": recipe.export and recipe.export.triton,
-        "bench.engines": recipe.bench and recipe.bench.engines,
-    }.items() if is_set]  # fmt: skip
-    return found
 
 
 def _impossible_export(recipe: Recipe) -> list[tuple[str, str, str]]:

@@ -77,7 +77,7 @@ def _artefacts(out: Path) -> Iterator[tuple[Path, Callable[[Path], Any]]]:
     folder = RunFolder(out)
     patterns: list[tuple[str, Callable[[Path], Any]]] = [
         ("data", load_dataset), ("teacher", _check_model), ("teacher-more", _check_model), ("student/*", _check_model),
-        ("export/*", _check_model), ("vectors/[!s]*", lambda path: VectorStore.open(path, verify=True)),
+        ("export/student", _check_model), ("vectors/[!s]*", lambda path: VectorStore.open(path, verify=True)),
         ("vectors/streams/*/manifest.json", lambda path: StreamVectors.open(path.parent, verify=True)),
         ("streams/*/*/manifest.json", _check_tokens), ("streams/*.json", read_json),
         ("index", _check_index), ("mined/*", _check_mined), ("checkpoints/*/*", _check_checkpoint),

@@ -24,14 +24,17 @@ from harness.vectors.store import VectorStore
 pytest.importorskip("faiss")
 pytest.importorskip("onnxruntime")
 LOOSE = {"min_cosine": 0.9, "mean_cosine": 0.9, "overlap": 0.5, "recovery_loss": 0.3}
-EXPORT = {"pair": True, "index": ["npy", "faiss", "faiss-int8"], "onnx": ["fp32", "int8"], "parity": LOOSE}
+EXPORT = {"pair": True, "index": ["npy", "faiss", "faiss-int8"], "onnx": ["fp32", "int8"], "triton": True,
+          "parity": LOOSE}  # fmt: skip
+BENCH = {"systems": ["teacher", "student-refined"], "queries_per_language": 2, "warmup": 1, "repeats": 1,
+         "batch_sizes": [4], "engines": ["onnx", "onnx-int8"]}  # fmt: skip
 EXPORTED = ["export", "export.pair", "export.index", "export.onnx"]
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("export")
-    return write_recipe(root, {**tiniest_tree(root), "export": EXPORT})
+    return write_recipe(root, {**tiniest_tree(root), "export": EXPORT, "bench": BENCH})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_everything_asked_for_is_there(done: RunFolder) -> None:
     names = {path.relative_to(done.export).as_posix() for path in done.export.rglob("*") if path.is_file()}
     assert {"student/model.safetensors", "student/onnx/model.onnx", "student/onnx/model_int8.onnx", "parity.json",
             "pair/router_config.json", "index/vectors.npy", "index/ids.txt", "index/index.faiss",
-            "index/index-int8.faiss", "index/manifest.json"} <= names  # fmt: skip
+            "index/index-int8.faiss", "index/manifest.json", "triton/student/config.pbtxt"} <= names  # fmt: skip
     assert not list(done.root.glob(".*.tmp")), "no scratch folder is left"
 
 
@@ -80,15 +83,24 @@ def test_the_pair_is_teacher_and_student(done: RunFolder) -> None:
     np.testing.assert_allclose(pair.encode_query(texts), student, atol=1e-5)
 
 
+def test_the_deployed_student_is_timed_in_every_engine(done: RunFolder) -> None:
+    latency = read_json(done.results)["latency"]
+    assert set(latency["student-refined"]) == {"torch", "onnx", "onnx-int8"} and set(latency["teacher"]) == {"torch"}
+    assert all(row["all"]["p50_ms"] > 0 for row in latency["student-refined"].values())
+    assert set(read_json(done.results)["throughput"]["student-refined"]) == {"torch", "onnx", "onnx-int8"}
+    assert "onnx-int8" in (done.root / "report.md").read_text(encoding="utf-8")
+
+
 def test_the_same_again_does_nothing(recipe: Path, run: RunFolder) -> None:
     assert run_recipe(load_recipe(recipe), run.root)[1] == []
 
 
 def test_what_fails_is_not_exported_and_the_report_says_why(recipe: Path, run: RunFolder) -> None:
     strict = load_recipe(recipe, ["export.parity={min_cosine: 0.9999999, mean_cosine: 1.0, overlap: 0.5}",
-                                  "export.onnx=[int8]"])  # fmt: skip
-    assert run_recipe(strict, run.root)[1] == ["export.onnx", "report"]
-    assert not (run.export / "student" / "onnx").exists()
+                                  "export.onnx=[int8]", "bench.engines=[onnx-int8]"])  # fmt: skip
+    assert run_recipe(strict, run.root)[1] == ["export.onnx", "bench", "report"]
+    assert not (run.export / "student" / "onnx").exists() and not (run.export / "triton").exists()
+    assert set(read_json(run.results)["latency"]["student-refined"]) == {"torch"}, "it is not there to be timed"
     told = read_json(run.export / "parity.json")["int8"]
     assert not told["passed"] and "the least cosine" in told["reasons"][0]
     (warning,) = [text for text in read_json(run.results)["warnings"] if "int8" in text]
@@ -97,7 +109,7 @@ def test_what_fails_is_not_exported_and_the_report_says_why(recipe: Path, run: R
 
 
 def test_an_artefact_taken_out_of_the_recipe_goes(recipe: Path, run: RunFolder) -> None:
-    less = load_recipe(recipe, ["export={index: [npy]}"])
+    less = load_recipe(recipe, ["export={index: [npy]}", "bench="])
     assert run_recipe(less, run.root)[1] == ["export.index", "report"]
     assert sorted(path.name for path in run.export.iterdir() if path.is_dir()) == ["index", "student"]
     assert not (run.export / "student" / "onnx").exists()

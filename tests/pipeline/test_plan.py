@@ -86,7 +86,7 @@ def test_a_changed_setting_changes_what_depends_on_it(path: Path, override: str,
     [
         ("export.pair=true", "export.pair", {"report"}),
         ("export.index=[npy]", "export.index", {"report"}),
-        ("export.onnx=[fp32]", "export.onnx", {"report"}),
+        ("export.onnx=[fp32]", "export.onnx", {"bench", "report"}),
         ("export.parity.overlap=0.8", None, set()),
         ("export.system=student-aligned", None, {"export"}),
     ],
