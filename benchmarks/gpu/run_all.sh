@@ -13,7 +13,7 @@ failed=0
 export HF_HUB_OFFLINE=1
 if [ "${1:-}" != --tiny ]; then
     echo "## kernels against the loop"
-    timeout 120 "$python" -m pytest -q -m gpu tests/encoders/test_unpadded.py > "$out/tests.log" 2>&1 || failed=1
+    timeout 120 "$python" -m pytest -q -m gpu tests/encoders/test_unpadded.py tests/training/test_on_gpu.py > "$out/tests.log" 2>&1 || failed=1
     tail -n 3 "$out/tests.log"
 fi
 echo "## training"

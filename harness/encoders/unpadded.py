@@ -23,7 +23,7 @@ from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import logger
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from harness.encoders.encoder import Encoder
 
@@ -45,6 +45,10 @@ def _kernel() -> Callable[..., Any] | None:
     return functools.partial(varlen_attn, enable_gqa=True) if "enable_gqa" in known else varlen_attn
 
 
+def _fits(head_size: int) -> bool:
+    return head_size % 8 == 0 and head_size <= 256
+
+
 def attend(
     module: nn.Module,
     query_1ATE: Tensor,
@@ -58,8 +62,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention as transformers asks for it, [1, T, A, E]; ``places`` hold what ``places_of`` gave to the backbone.
 
-    On a GPU in 16 bits one kernel for all texts, which knows no dropout; elsewhere text after text, which is slower
-    and the same.
+    On a GPU in 16 bits one kernel for all texts, which knows no dropout; elsewhere, and for heads of a size that it
+    does not take, text after text, which is slower and the same.
     """
     cu_seq_lens_C = places.get("cu_seq_lens_q")
     assert cu_seq_lens_C is not None, "this attention reads no mask: it is for batches without padding"
@@ -71,7 +75,8 @@ def attend(
     # Norms of heads leave queries and keys in fp32 under autocast; SDPA would be cast by it, and so is this.
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value_1KTE.dtype
     query_1ATE, key_1KTE, value_1KTE = (state.to(dtype) for state in (query_1ATE, key_1KTE, value_1KTE))
-    kernel = _kernel() if kind == "cuda" and dtype in (torch.float16, torch.bfloat16) else None
+    low = dtype in (torch.float16, torch.bfloat16)
+    kernel = _kernel() if kind == "cuda" and low and _fits(query_1ATE.shape[-1]) else None
     if kernel is None:
         return _one_by_one(query_1ATE, key_1KTE, value_1KTE, cu_seq_lens_C, scaling, dropout, window), None
     assert not dropout, "see why_padded"
@@ -124,17 +129,17 @@ def switch(backbone: PreTrainedModel, wanted: bool) -> bool:
 
 
 def why_padded(
-    architecture: str, device: torch.device, *, bf16: bool, dropout: float = 0.0, own_attention: bool = True
+    config: PreTrainedConfig, device: torch.device, *, bf16: bool, dropout: float = 0.0, own_attention: bool = True
 ) -> str | None:
     """What is in the way of batches without padding, in words; None: nothing.
 
     Args:
-        architecture: the config's ``model_type``.
+        config: the backbone's.
         bf16: whether the backbone computes in bfloat16.
         own_attention: by ``attend``; False for transformers' flash attention.
     """
-    if architecture not in WITHOUT_PADDING:
-        return f"not tried with models of type {architecture!r} (tried: {', '.join(sorted(WITHOUT_PADDING))})"
+    if config.model_type not in WITHOUT_PADDING:
+        return f"not tried with models of type {config.model_type!r} (tried: {', '.join(sorted(WITHOUT_PADDING))})"
     if device.type == "cpu" or not own_attention:
         return None
     if not bf16:
@@ -143,6 +148,9 @@ def why_padded(
         return "torch's kernel has no dropout"
     if _kernel() is None:
         return f"torch {torch.__version__} has no kernel for it (2.11 has)"
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if not _fits(size):
+        return f"the kernel takes heads of a multiple of 8 up to 256, and the model has {size}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"the kernel does not run on {torch.cuda.get_device_name(device)}"
     return None
@@ -166,10 +174,10 @@ def choose(
         wanted = False  # text after text is slow on a CPU; who names an attention gets it
     reason = None
     if wanted:
-        own, architecture = "flash" not in attention, encoder.backbone.config.model_type
-        reason = why_padded(architecture, encoder.device, bf16=bf16, dropout=dropout, own_attention=own)
+        own, config = "flash" not in attention, encoder.backbone.config
+        reason = why_padded(config, encoder.device, bf16=bf16, dropout=dropout, own_attention=own)
         if not reason and not switch(encoder.backbone, True):
-            reason = f"this version of transformers has an attention of its own for {architecture!r}"
+            reason = f"this version of transformers has an attention of its own for {config.model_type!r}"
     if reason and wanted is True:
         raise InputError(Problem(f"batches need padding: {reason}", where=where, got="true", allowed="auto, false",
                                  next="set it to auto"))  # fmt: skip

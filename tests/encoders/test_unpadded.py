@@ -18,6 +18,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     ModernBertConfig,
+    MPNetConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -48,7 +49,7 @@ CONFIGS: dict[str, partial[PreTrainedConfig]] = {
     "modernbert": partial(ModernBertConfig, **BERT, local_attention=8, global_attn_every_n_layers=3,
                           reference_compile=False, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3),
     "qwen2": partial(Qwen2Config, **GROUPED),
-    "qwen3": partial(Qwen3Config, **GROUPED, head_dim=12),
+    "qwen3": partial(Qwen3Config, **GROUPED, head_dim=16),
     "llama": partial(LlamaConfig, **GROUPED),
     "mistral": partial(MistralConfig, **GROUPED, sliding_window=5),
 }  # fmt: skip
@@ -232,13 +233,22 @@ def test_this_attention_refuses_to_run_without_ends() -> None:
 
 def test_reasons_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
-    assert why_padded("qwen3", cpu, bf16=False) is None
-    assert "mpnet" in (why_padded("mpnet", cpu, bf16=False) or "")
-    assert "16 bits" in (why_padded("qwen3", gpu, bf16=False) or "")
-    assert "dropout" in (why_padded("qwen3", gpu, bf16=True, dropout=0.1) or "")
-    assert why_padded("qwen3", gpu, bf16=True, dropout=0.1, own_attention=False) is None
+    config = Qwen3Config()
+    assert why_padded(config, cpu, bf16=False) is None
+    assert "mpnet" in (why_padded(MPNetConfig(), cpu, bf16=False) or "")
+    assert "16 bits" in (why_padded(config, gpu, bf16=False) or "")
+    assert "dropout" in (why_padded(config, gpu, bf16=True, dropout=0.1) or "")
+    assert why_padded(config, gpu, bf16=True, dropout=0.1, own_attention=False) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert why_padded(config, gpu, bf16=True) is None
+    assert "12" in (why_padded(Qwen3Config(head_dim=12), gpu, bf16=True) or "")
+    assert "24" not in (why_padded(BertConfig(hidden_size=96, num_attention_heads=4), gpu, bf16=True) or "")
+    assert "10" in (why_padded(BertConfig(hidden_size=40, num_attention_heads=4), gpu, bf16=True) or "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
+    assert "an old one" in (why_padded(config, gpu, bf16=True) or "")
     monkeypatch.setattr(unpadded, "_kernel", lambda: None)
-    assert "torch" in (why_padded("qwen3", gpu, bf16=True) or "")
+    assert "torch" in (why_padded(config, gpu, bf16=True) or "")
 
 
 def test_the_kernel_is_asked_for_what_the_loop_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +266,7 @@ def test_the_kernel_is_asked_for_what_the_loop_computes(monkeypatch: pytest.Monk
         device = torch.device("cuda", 0)  # type: ignore[assignment]
 
     monkeypatch.setattr(unpadded, "_kernel", lambda: record)
+    assert unpadded._fits(128) and not unpadded._fits(12) and not unpadded._fits(264)
     query, key = torch.zeros(1, 4, 7, 8, dtype=torch.bfloat16), torch.zeros(1, 2, 7, 8, dtype=torch.bfloat16)
     module: Any = torch.nn.Identity()
     module.is_causal, module.config = True, Qwen3Config()
