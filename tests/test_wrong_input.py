@@ -427,6 +427,8 @@ PATHS = (
     Row("layer-that-is-not", key("student.layers", [1, 9]), ["student.layers", "[1, 9]", "1 to 4"]),
     Row("layers-too-many",
         key("student.layers", {"rule": "last", "count": 5}), ["student.layers", "count: 5", "1 to 4"]),
+    Row("feed-forward-too-wide", key("student.feed_forward", {"width": 65}),
+        ["student.feed_forward.width", "65", "1 to 64"]),
     Row("length-beyond-positions", key("teacher.max_length", 4000), ["teacher.max_length", "4000", "1 to 128"]),
     Row("dimension-beyond-the-model", key("teacher.dimension", 64), ["teacher.dimension", "64", "1 to 32"]),
     Row("models-at-once",

@@ -109,10 +109,11 @@ def _data_table(recipe: Recipe, dataset: Dataset, shares: dict[str, dict[str, fl
 def _model_table(models: dict[str, Model]) -> Table:
     table = Table(title="models")
     table.add_column("role")
-    for column in ("parameters", "without token table", "layers", "dimension"):
+    for column in ("parameters", "without token table", "layers", "feed-forward", "dimension"):
         table.add_column(column, justify="right")
     for role, model in models.items():
-        table.add_row(role, f"{model.parameters:,}", f"{model.body:,}", str(model.layers), str(model.dimension))
+        sizes = (model.parameters, model.body, model.layers, model.wide, model.dimension)
+        table.add_row(role, *(f"{size:,}" for size in sizes))
     return table
 
 
@@ -151,10 +152,16 @@ def _disk(need: Need) -> float:
 def _cost_table(recipe: Recipe, wanted: Mapping[str, Need], counts: Counts, models: Mapping[str, Model]) -> Table:
     tokens, gpu = counts.tokens, gpu_of(recipe)
     rate = _flops_per_second()
-    table = Table(title=f"estimates (this machine: {os.cpu_count()} cores, {rate / 1e9:,.0f} GFLOP/s in fp32; mean "
-                        f"tokens, prompts included: query {tokens['query']:.1f}, document {tokens['document']:.1f}; "
-                        f"GPU: {gpu.name}{'' if gpu.here else ', for lack of one here'}, at an assumed "
-                        f"{UTILISATION:.0%} of its {gpu.peak / 1e12:,.0f} TFLOP/s in bf16)")  # fmt: skip
+    title = (
+        f"estimates (this machine: {os.cpu_count()} cores, {rate / 1e9:,.0f} GFLOP/s; mean tokens with prompts: "
+        f"query {tokens['query']:.1f}, document {tokens['document']:.1f})"
+    )
+    which = gpu.name if gpu.here else f"no GPU of known rate here; of one {gpu.name}"
+    caption = (
+        f"memory: of one process; what FSDP or ZeRO spreads is counted in whole. GPU hours ({which}): assumed are "
+        f"{UTILISATION:.0%} of {gpu.peak / 1e12:,.0f} TFLOP/s in bf16"
+    )
+    table = Table(title=title, caption=caption)
     for column in ("", "memory", "disk", "time here", "GPU hours"):
         table.add_column(column, justify="right" if column else "left")
     work = operations(recipe, counts, models)
@@ -165,13 +172,18 @@ def _cost_table(recipe: Recipe, wanted: Mapping[str, Need], counts: Counts, mode
             times = ["", ""]
             if step in work:
                 speed_up = fast.get(step.removesuffix(".more"), 1) if step.startswith("teacher") else fast.get(step, 1)
-                times = [_time(work[step] / rate / speed_up), f"{gpu.hours(work[step]):,.2g}"]
+                times = [_time(work[step] / rate / speed_up), _hours(gpu.hours(work[step]))]
             table.add_row(step, size_text(peak(need)), size_text(_disk(need)), *times)
     table.add_section()
     disk = sum(map(_disk, wanted.values()))
-    hours = gpu.hours(sum(work.values()))
-    table.add_row("all", size_text(max(map(peak, wanted.values()))), size_text(disk), "", f"{hours:,.2g}")
+    hours = _hours(gpu.hours(sum(work.values())))
+    table.add_row("all", size_text(max(map(peak, wanted.values()))), size_text(disk), "", hours)
     return table
+
+
+def _hours(hours: float) -> str:
+    """``0.04``, ``12``, ``1,234``."""
+    return "< 0.01" if hours < 0.01 else f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
 
 
 def _time(seconds: float) -> str:
