@@ -31,6 +31,11 @@ WORTH_WORKERS = 2_048  # texts of a window: tokenising fewer takes less time tha
 MOST_WORKERS = 4  # tokenise faster than any device encodes
 
 
+def tokens_of_a_batch(device: torch.device) -> int:
+    """How many tokens a batch should have: what stays in a core's caches, or keeps a GPU busy."""
+    return 1_024 if device.type == "cpu" else 16_384
+
+
 def sensible_workers(device: torch.device, processes: int) -> int:
     """How many processes should tokenise: none on a CPU, whose cores are the device; else some of the other cores.
 
@@ -49,7 +54,7 @@ class BulkEncoder:
     Args:
         encoder: is put into evaluation mode while it encodes.
         side: whose prompt is put before the texts.
-        batch_tokens: of a batch, padding included; None: 2,048 on a CPU (more leave its caches), 16,384 on a GPU.
+        batch_tokens: of a batch, padding included; None: what the device likes.
         bf16: run the backbone under bfloat16 autocast.
         workers: processes that tokenise windows after the first; None: as many as are sensible.
         share: (this process's number, how many share every window): each encodes its part of the batches and leaves
@@ -68,7 +73,7 @@ class BulkEncoder:
     ) -> None:
         self._encoder, self._prompt, self._bf16, self._share = encoder, encoder.prompts[side], bf16, share
         self._device = encoder.device
-        self._batch_tokens = batch_tokens or (2_048 if self._device.type == "cpu" else 16_384)
+        self._batch_tokens = batch_tokens or tokens_of_a_batch(self._device)
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._workers = sensible_workers(self._device, processes) if workers is None else workers
         self._side_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None

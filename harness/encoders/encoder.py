@@ -210,7 +210,7 @@ class Encoder(nn.Module):
         Args:
             texts: N texts without prompts.
             side: whose prompt is put before them.
-            batch_tokens: bounds memory; a longer text is a batch of its own. None: as many as the device likes, 2,048
+            batch_tokens: bounds memory; a longer text is a batch of its own. None: as many as the device likes, 1,024
                 on a CPU (more leave its caches) and 16,384 on a GPU.
             bf16: run the backbone under bfloat16 autocast.
             what: title of a progress bar; None shows none.

@@ -175,7 +175,7 @@ class DocumentSettings(Section):
 
 
 class EmbedSettings(Section):
-    """How vectors are written: storage type, rows a shard, tokens a batch (null: 2,048 on a CPU, 16,384 on a GPU).
+    """How vectors are written: storage type, rows a shard, tokens a batch (null: 1,024 on a CPU, 16,384 on a GPU).
 
     ``dtype``: float16 and bfloat16 halve, int8 (with a scale for each vector) quarters what float32 takes.
     ``workers``: processes that tokenise the next texts while the device computes; null: none on a CPU, whose cores are

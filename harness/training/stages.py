@@ -17,6 +17,7 @@ from harness.data.mixture import Mixture
 from harness.data.records import Dataset, has_scores, in_context
 from harness.data.relevance import Relevance
 from harness.encoders import unpadded
+from harness.encoders.bulk import tokens_of_a_batch
 from harness.encoders.encoder import Encoder
 from harness.encoders.lora import is_adapted, is_adapter, leave_casting
 from harness.recipe import AlignSettings, RefineSettings, TeacherSettings, TrainingSettings
@@ -54,7 +55,7 @@ class OnlineTeacher:
     def of(cls, encoder: Encoder, texts: Sequence[str], batch_tokens: int | None = None) -> OnlineTeacher:
         """A teacher that learns nothing; ``batch_tokens``: of its batches, as in ``Encoder.encode``."""
         encoder.eval().requires_grad_(False)
-        tokens = batch_tokens or (2_048 if encoder.device.type == "cpu" else 16_384)  # as it encodes in bulk
+        tokens = batch_tokens or tokens_of_a_batch(encoder.device)
         return cls(encoder, Online(texts, encoder.collator("query", chunk_tokens=tokens)))
 
 

@@ -51,6 +51,14 @@ def test_needs_by_hand(tmp_path: Path, tree: dict[str, Any]) -> None:
     assert found["align"].memory["activations"] < found["align"].activations
 
 
+@pytest.mark.parametrize(("dtype", "row"), [("float32", 40), ("float16", 20), ("bfloat16", 20), ("int8", 14)])
+def test_vectors_take_what_their_type_takes(tmp_path: Path, tree: dict[str, Any], dtype: str, row: int) -> None:
+    recipe = _recipe(tmp_path, tree, f"embed.dtype={dtype}", "align.texts=[queries]")
+    counts = Counts(documents=100, queries=50, tokens={"query": 4, "document": 8})
+    need = needs(recipe, {"teacher": MODEL, "student": MODEL}, counts)["embed"]
+    assert need.disk == {"vectors": (100 + 50) * row, "index": 100 * 10 * 4}
+
+
 def test_needs_of_adapters_by_hand(tmp_path: Path, tree: dict[str, Any]) -> None:
     """A model of 4 blocks whose linear layers are 32 x 32 (four), 32 x 64 and 64 x 32."""
     recipe = _recipe(tmp_path, tree, "teacher.lora.rank=2", "teacher.training.gradient_checkpointing=true")

@@ -68,7 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree["refine"] |= {"mined": 2, "candidates": "sampled", "sampled": 16}
     tree["refine"]["training"] |= {"steps": 5}
     tree["evaluate"]["systems"] = ["teacher", "teacher-base", "teacher-more", "student-refined"]
-    tree["embed"] = {"shard_rows": 50, "dtype": "float16"}
+    tree["embed"] = {"shard_rows": 50, "dtype": "bfloat16"}
     recipe = load_recipe(write_recipe(root, tree))
     run_recipe(recipe, root / "out")
     return root
@@ -99,6 +99,10 @@ def _models(out: Path) -> list[str]:
     return [folder_sha256(out / name) for name in ("teacher", "teacher-more", "student", "export", "mined")]
 
 
+COSINE = {"float32": 1e-6, "float16": 1e-5, "bfloat16": 1e-5, "int8": 2e-4}  # that storing may cost
+SCORE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 2e-3, "int8": 5e-3}
+
+
 def require_equal_to_a_rebuild(out: Path, recipe: Recipe, scratch: Path) -> None:
     """Data, vectors and answers of the index are those that the files give from scratch."""
     folder = RunFolder(out)
@@ -115,7 +119,7 @@ def require_equal_to_a_rebuild(out: Path, recipe: Recipe, scratch: Path) -> None
         store = VectorStore.open(folder.vectors / name, verify=True)
         got_ND, want_ND = store.vectors(store.rows_of(ids)), encoder.encode(texts, side=side)  # type: ignore[arg-type]
         cosine_N = (got_ND * want_ND).sum(axis=1) / np.linalg.norm(got_ND, axis=1) / np.linalg.norm(want_ND, axis=1)
-        assert cosine_N.min() > 1 - (1e-6 if store.dtype == "float32" else 1e-5), name
+        assert cosine_N.min() > 1 - COSINE[store.dtype], name
         if name == "documents":
             assert sorted(store.ids) == sorted(ids)
             partition = dataset.documents.languages if dataset.search_within else None
@@ -125,7 +129,7 @@ def require_equal_to_a_rebuild(out: Path, recipe: Recipe, scratch: Path) -> None
     query_QD = encoder.encode([record.text for record in asked], side="query")
     partition = [record.language for record in asked] if dataset.search_within else None
     (got_QK, row_QK), (want_QK, want_row_QK) = (one.search(query_QD, 10, partition) for one in (index, fresh))
-    tolerance = 1e-5 if store.dtype == "float32" else 2e-3
+    tolerance = SCORE[store.dtype]
     np.testing.assert_allclose(got_QK, want_QK, atol=tolerance)
     gap_QK = np.abs(np.diff(want_QK, axis=1, append=want_QK[:, -1:] - 1))
     clear_QK = (gap_QK > 2 * tolerance) & (np.roll(gap_QK, 1, axis=1) > 2 * tolerance)
@@ -146,7 +150,7 @@ def test_an_update_equals_a_rebuild_and_trains_nothing(
     assert _models(out) == models
     require_equal_to_a_rebuild(out, recipe, tmp_path / "again")
     store = VectorStore.open(out / "vectors" / "documents", verify=True)
-    assert store.dtype == "float16" and [shard.number for shard in store.manifest.shards] == [0, 1, 2, 3]
+    assert store.dtype == "bfloat16" and [shard.number for shard in store.manifest.shards] == [0, 1, 2, 3]
     stay = [name for name in store.ids if name in old.row and name not in ("d4-1", "d23-0")]
     np.testing.assert_array_equal(store.vectors(store.rows_of(stay)), old.vectors(old.rows_of(stay)))
     assert not partial_artefacts(out) and not list(out.rglob("*.tmp"))
@@ -341,7 +345,8 @@ def _given(root: Path) -> dict[str, str]:
 
 
 def test_given_vectors_are_read_anew_and_proved(tmp_path: Path) -> None:
-    recipe = _short(tmp_path, documents={"vectors": _given(tmp_path), "sample": 10})
+    settings = {"vectors": _given(tmp_path), "sample": 10}
+    recipe = _short(tmp_path, documents=settings, embed={"dtype": "int8", "workers": 2})
     lines = _lines(tmp_path / "data" / "corpus.jsonl")
     _write_vectors(tmp_path, [line["_id"] for line in lines], [line["text"] for line in lines])
     run_recipe(recipe, tmp_path / "out")
