@@ -192,6 +192,9 @@ def _device_problems(recipe: Recipe) -> list[Problem]:
             Problem("no GPU is visible", where="launch.device", got="cuda", allowed="auto, cpu",
                     next="check CUDA_VISIBLE_DEVICES and the driver, or set launch.device: cpu")
         )  # fmt: skip
+    if recipe.bench and "cuda-graphs" in recipe.bench.engines and not on_gpu:
+        found.append(Problem("cuda-graphs needs a GPU, and the run uses none", where="bench.engines", got="cuda-graphs",
+                             next="take it out"))  # fmt: skip
     for stage, training in trainings(recipe).items():
         where = f"{stage}.training.attention"
         if training.attention == "flash_attention_2" and recipe.launch.device != "cuda" and not gpus:
@@ -219,6 +222,11 @@ def _package_problems(recipe: Recipe) -> list[Problem]:
         wanted.append(("evaluate.searcher", "faiss", "cpu", "set evaluate.searcher: exact"))
     if recipe.data.source == "emoji":
         wanted.append(("data.source", "emoji", "quickstart", "choose another source"))
+    if recipe.export and recipe.export.onnx:
+        packages = ("onnx", "onnxruntime", "onnxscript")
+        wanted += [("export.onnx", name, "onnx", "take export.onnx out") for name in packages]
+    if recipe.export and any("faiss" in name for name in recipe.export.index):
+        wanted.append(("export.index", "faiss", "cpu", "set export.index: [npy]"))
     wanted += [(f"{key}.format", "faiss", "cpu", "give the vectors as npy or parquet")
                for key, given in files.items() if given and given.format == "faiss"]  # fmt: skip
     return [

@@ -60,6 +60,7 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
         "mine.refine": Need({"mined": _mined(mine.refine, counts)}, {"vectors": matrix}),
         "embed.more": Need({"vectors": documents}, encoding),
         "export": Need({"model": 4 * student.parameters}) if student else Need(),
+        **_exports(recipe, teacher, student, matrix),
         "evaluate": Need({"hits": 4 * depth * counts.evaluated}, {**encoding, **searched}),
     }
     for name in ("align", "refine"):
@@ -72,6 +73,24 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
         found["align"] = replace(found["align"], memory={**found["align"].memory, **online})
     found["teacher.more"] = found["teacher"]
     return {step.name: _with_texts(found.get(step.name, Need()), counts) for step in plan(recipe)}
+
+
+def _exports(
+    recipe: Recipe, teacher: Model | None, student: Model | None, matrix: float
+) -> dict[str, Need]:
+    """What is deployed beside the student: ``matrix`` is the size of the document vectors in float32."""
+    if recipe.export is None:
+        return {}
+    own = 4 * student.parameters if student else 0
+    towers = own + (4 * teacher.parameters if teacher else 0)
+    files = sum({"fp32": 1, "fp16": 0.5}.get(name, 0.25) for name in recipe.export.onnx)
+    vectors = {name: matrix * {"faiss-int8": 0.25, "faiss-pq": 0.0625}.get(name, 1) for name in recipe.export.index}
+    in_memory = max((size for name, size in vectors.items() if "faiss" in name), default=0)
+    return {
+        "export.pair": Need({"model": towers}),
+        "export.index": Need({"index": sum(vectors.values())}, {"weights": own, "index in memory": in_memory}),
+        "export.onnx": Need({"model": own * files * (2 if recipe.export.triton else 1)}, {"weights": 2 * own}),
+    }
 
 
 def _with_texts(need: Need, counts: Counts) -> Need:

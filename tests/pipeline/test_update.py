@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.data.prepare import load_dataset, prepare_data
+from harness.encoders.chain import weights_sha256
 from harness.encoders.folder import open_encoder
 from harness.evaluation.per_query import PerQuery
 from harness.pipeline.controller import run_recipe, run_verb
@@ -69,6 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree["refine"]["training"] |= {"steps": 5}
     tree["evaluate"]["systems"] = ["teacher", "teacher-base", "teacher-more", "student-refined"]
     tree["embed"] = {"shard_rows": 50, "dtype": "bfloat16"}
+    tree["export"] = {"index": ["npy"]}
     recipe = load_recipe(write_recipe(root, tree))
     run_recipe(recipe, root / "out")
     return root
@@ -96,7 +98,8 @@ def corpus(whole: Path) -> Corpus:
 
 
 def _models(out: Path) -> list[str]:
-    return [folder_sha256(out / name) for name in ("teacher", "teacher-more", "student", "export", "mined")]
+    deployed = weights_sha256(out / "export" / "student")  # the card beside them tells of the new documents
+    return [deployed, *(folder_sha256(out / name) for name in ("teacher", "teacher-more", "student", "mined"))]
 
 
 COSINE = {"float32": 1e-6, "float16": 1e-5, "bfloat16": 1e-5, "int8": 2e-4}  # that storing may cost
@@ -154,7 +157,8 @@ def test_an_update_equals_a_rebuild_and_trains_nothing(
     stay = [name for name in store.ids if name in old.row and name not in ("d4-1", "d23-0")]
     np.testing.assert_array_equal(store.vectors(store.rows_of(stay)), old.vectors(old.rows_of(stay)))
     assert not partial_artefacts(out) and not list(out.rglob("*.tmp"))
-    assert run_recipe(recipe, out)[1] == ["evaluate", "report"]
+    assert run_recipe(recipe, out)[1] == ["export.index", "evaluate", "report"]
+    assert np.load(out / "export" / "index" / "vectors.npy").shape == (117, 32), "handed over anew"
     assert _models(out) == models and run_recipe(recipe, out)[1] == []
     results = read_json(out / "results.json")
     assert {name: told["documents"] for name, told in results["sets"].items()} == dict.fromkeys(results["sets"], 117)
@@ -173,6 +177,7 @@ def test_the_student_finds_new_documents_and_no_removed_ones(out: Path, recipe: 
         assert ("new-0", "zum zum") in [hit[:2] for hit in answer.hits]
     assert gone["_id"] not in [hit[0] for hit in search_run(out, gone["text"], 1000)[0].hits]
     run_verb(recipe, out, "evaluate")  # alone: its inputs are done
+    run_verb(recipe, out, "export")
     run_verb(recipe, out, "report")
 
 
@@ -222,7 +227,7 @@ def test_a_stage_trained_after_an_update_uses_the_new_documents(
     update_documents(recipe, out)
     changed = load_recipe(whole / "recipe.yaml", ["refine.temperature=0.1"])
     ran = run_recipe(changed, out)[1]
-    assert ran == ["mine.refine", "refine", "export", "evaluate", "bench", "report"]
+    assert ran == ["mine.refine", "refine", "export", "export.index", "evaluate", "bench", "report"]
     negatives = (out / "mined" / "refine" / "part-00000.parquet").read_bytes()
     assert b"new-" in negatives and run_recipe(changed, out)[1] == []
 
@@ -254,7 +259,7 @@ def test_updates_follow_one_another(out: Path, recipe: Recipe, corpus: Corpus, t
     store = VectorStore.open(out / "vectors" / "documents")
     assert sum(shard.rows for shard in store.manifest.shards) <= 2 * len(store), "tombstones are cleared away"
     assert len(Manifest(RunFolder(out)).updates) == 4
-    assert run_recipe(recipe, out)[1] == ["evaluate", "report"]
+    assert run_recipe(recipe, out)[1] == ["export.index", "evaluate", "report"]
 
 
 # -------------------------------------------------------------------------------------------------------------- kills
