@@ -1,4 +1,4 @@
-"""Millions of generated query lines: a cache of their tokens, batches from text and from tokens, resumes far into them.
+"""Millions of generated query lines: a cache of their tokens, vectors in step, batches, and resumes far into them.
 
     python benchmarks/streaming.py --lines 1_000_000 10_000_000 --output outputs/measured/streaming.json
 
@@ -26,6 +26,7 @@ WORDS, LINES_A_FILE, ROW_GROUP = 50_000, 250_000, 25_000
 LANGUAGES = ("en", "de", "fr", "ja")
 BATCH, BATCHES, SEED = 1024, 2000, 0
 PROMPT, MAX_LENGTH = "query: ", 32
+DIMENSION = 64  # of the vectors beside the tokens
 
 
 def words() -> list[str]:
@@ -120,6 +121,42 @@ def token_batches(folder: Path) -> Callable[[int], Any]:
     return TokenBatches(Mixture([source], batch_size=BATCH, seed=SEED, temperature=0.7), {"text": collator})
 
 
+def write_vectors(folder: Path, lines: int) -> dict[str, Any]:
+    """The store beside the tokens, of vectors that cost nothing: what is measured is reading the log and writing."""
+    from harness.data.shards import open_shards
+    from harness.data.token_cache import TokenCache
+    from harness.pipeline.work_streams import stream_texts
+    from harness.vectors.space import Space
+    from harness.vectors.stream_store import Recorded, write_stream_vectors
+
+    cache = TokenCache.open(folder / "cache", cache_settings(folder)[1], logs(folder))
+    shards = open_shards(logs(folder), folder / "index.json")
+    space = Space("none", PROMPT, "", "mean", DIMENSION, False)
+    random_WD = np.random.default_rng(SEED).standard_normal((2**14, DIMENSION), dtype=np.float32)
+    store = write_stream_vectors(
+        folder / "vectors", Recorded(space, "float16", ""), [(shard.kept, shard.rows) for shard in cache.shards],
+        stream_texts(cache, shards, "text", None), lambda texts: random_WD[: len(texts)],
+    )  # fmt: skip
+    return {"rows": len(store), "bytes": sum(path.stat().st_size for path in (folder / "vectors").iterdir())}
+
+
+def aligned_batches(folder: Path) -> Callable[[int], Any]:
+    """The alignment's batches, as a run makes them: cached tokens, and the stored vectors in step with them."""
+    from harness.data.mixture import Mixture, MixtureSource
+    from harness.data.token_cache import TokenCache
+    from harness.recipe import TrainingSettings
+    from harness.training.stream_batches import LoggedRows, MixedAlignmentBatches
+    from harness.vectors.stream_store import StreamVectors
+
+    collator, settings = cache_settings(folder)
+    cache = TokenCache.open(folder / "cache", settings, logs(folder))
+    stored = StreamVectors.open(folder / "vectors", contents=[shard.kept for shard in cache.shards])
+    streams = {name: LoggedRows("log", stream, stored) for name, stream in cache.streams(seed=[SEED]).items()}
+    mixture = Mixture([MixtureSource("log", streams)], batch_size=BATCH, seed=SEED, temperature=0.7, disjoint=False)
+    training = TrainingSettings(steps=1, batch_size=BATCH, learning_rate=1e-3)
+    return MixedAlignmentBatches(mixture, collator, training)
+
+
 def text_batches(folder: Path) -> Callable[[int], Any]:
     """Batches of texts, tokenised as they are read."""
     from harness.data.shards import open_shards
@@ -162,6 +199,7 @@ def resume(make: Callable[[Path], Callable[[int], Any]]) -> Callable[[Path, int]
 
 PHASES: dict[str, Callable[[Path, int], dict[str, Any]]] = {
     "generate": generate, "build": build, "tokens": stream(token_batches), "tokens-resume": resume(token_batches),
+    "vectors": write_vectors, "aligned": stream(aligned_batches), "aligned-resume": resume(aligned_batches),
     "texts": stream(text_batches), "texts-resume": resume(text_batches),
 }  # fmt: skip
 
@@ -175,7 +213,9 @@ def anonymous_mib() -> float:
 def measured(phase: str, folder: Path, lines: int) -> dict[str, Any]:
     """Do a phase in this process, with its seconds and its memory beyond that of the imports."""
     import harness.data.stream
-    import harness.data.token_writer  # noqa: F401
+    import harness.data.token_writer
+    import harness.pipeline.work_streams
+    import harness.training.stream_batches  # noqa: F401
 
     before, peak, done = anonymous_mib(), [0.0], threading.Event()
 
@@ -249,7 +289,7 @@ def main() -> None:
     provenance = {"command": " ".join(["python", *sys.argv]), "commit": commit(), "hardware": hardware(),
                   "versions": versions(), "started": started, "seed": SEED, "note": options.note}  # fmt: skip
     conditions = {"batch": BATCH, "batches": BATCHES, "words": WORDS, "prompt": PROMPT, "max_length": MAX_LENGTH,
-                  "lines_a_file": LINES_A_FILE, "row_group": ROW_GROUP}  # fmt: skip
+                  "lines_a_file": LINES_A_FILE, "row_group": ROW_GROUP, "dimension": DIMENSION}  # fmt: skip
     results = {"provenance": provenance, "conditions": conditions, "sizes": sizes}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")

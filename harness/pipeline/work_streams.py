@@ -114,11 +114,11 @@ def _write_vectors(run: Run, name: str, cache: TokenCache, teacher: Encoder) -> 
     with _prompted(teacher, prompt):
         return write_stream_vectors(
             run.folder.stream_vectors(name), recorded, [(shard.kept, shard.rows) for shard in cache.shards],
-            _texts(cache, shards, column, context), encode,
+            stream_texts(cache, shards, column, context), encode,
         )  # fmt: skip
 
 
-def _texts(cache: TokenCache, shards: Sequence[Shard], column: str, context: Context | None) -> Texts:
+def stream_texts(cache: TokenCache, shards: Sequence[Shard], column: str, context: Context | None) -> Texts:
     """What the teacher reads of each shard, in the order of its rows in the cache."""
     columns = [column, *([context.column] if context else [])]
 

@@ -30,9 +30,10 @@ def copy_without(step: str, one: Path, copy: Path) -> None:
     for name in manifest.steps[step]["outputs"]:
         (copy / name).unlink()
     shutil.rmtree(copy / "checkpoints" / step.replace(".", "-"), ignore_errors=True)
-    for name in manifest.steps[step]["outputs"]:
-        if (folder := copy / Path(name).parent) != copy:
-            shutil.rmtree(folder, ignore_errors=True)
+    others = [name for other, entry in manifest.steps.items() if other != step for name in entry["outputs"]]
+    for place in {Path(name).parent.as_posix() for name in manifest.steps[step]["outputs"]} - {"."}:
+        if not any(name.startswith(f"{place}/") for name in others):  # a step may write beside what another wrote
+            shutil.rmtree(copy / place, ignore_errors=True)
     manifest.forget([step])
 
 

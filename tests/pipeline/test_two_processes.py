@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders.tiny_run import tiny_tree, write_recipe
+from builders.tiny_streams import with_streams
 from safetensors.numpy import load_file
 
 from harness.evaluation.per_query import PerQuery
@@ -26,6 +27,7 @@ from harness.recipe import load_recipe
 from harness.runtime.process import is_locked, read_json
 from harness.vectors.mining import read_tables
 from harness.vectors.store import VectorStore
+from harness.vectors.stream_store import StreamVectors
 
 ROOT = Path(__file__).parents[2]
 CPU2 = ROOT / "recipes" / "accelerate" / "cpu2.yaml"
@@ -40,7 +42,7 @@ def _recipe(folder: Path, **training: Any) -> Path:
     tree["teacher"]["hard_negatives"] = 1
     tree["refine"]["mined"] = 2
     tree["embed"] = {"shard_rows": 7, "batch_tokens": 100}
-    return write_recipe(folder, tree)
+    return write_recipe(folder, with_streams(folder, tree))
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_every_step_was_done_by_two(runs: Runs) -> None:
     recipe = load_recipe(runs.recipe)
     names = [step.name for step in plan(recipe)]
-    assert len(names) == 13
+    assert len(names) == 14
     before = Manifest(RunFolder(runs.one)).steps
     for name in names:
         after = Manifest(RunFolder(runs.two / name)).steps
@@ -112,6 +114,20 @@ def test_stores_hold_the_vectors_of_one_process(runs: Runs, step: str, store: st
     assert one.ids == two.ids and one.sha256 == two.sha256 and len(one.manifest.shards) > 2
     cosine_N = np.einsum("nd,nd->n", one.vectors().astype(np.float64), two.vectors())
     assert cosine_N.min() > 1 - 1e-6
+
+
+@pytest.mark.parametrize("stream", ["clicks", "searches"])
+def test_streams_are_shared_by_file_without_overlap_or_gap(runs: Runs, stream: str) -> None:
+    """Each process tokenised and encoded every second file."""
+    folders = [folder.stream_vectors(stream) for folder in runs.folders("embed.streams")]
+    one, two = (StreamVectors.open(folder, verify=True) for folder in folders)
+    assert [shard.content for shard in one.shards] == [shard.content for shard in two.shards]
+    shard_N = np.repeat(np.arange(2), [shard.rows for shard in one.shards])
+    row_N = np.concatenate([np.arange(shard.rows) for shard in one.shards])
+    np.testing.assert_allclose(two.vectors(shard_N, row_N), one.vectors(shard_N, row_N), atol=1e-3)
+    caches = (folder.streams / "align" / stream for folder in runs.folders("embed.streams"))
+    ours, theirs = ({path.name: path.read_bytes() for path in cache.iterdir()} for cache in caches)
+    assert ours == theirs and len(ours) == 5
 
 
 def _assert_same_but_for_near_ties(one: list[str], two: list[str], score: dict[str, float]) -> None:
