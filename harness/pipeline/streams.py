@@ -17,6 +17,8 @@ from harness.recipe import Recipe
 from harness.runtime.errors import InputError, gather_problems
 from harness.vectors.codec import row_bytes
 
+FIRST_LOOK = 5_000_000  # rows of a stream that a run reads before any work: some ten seconds
+SOME = 1_000  # rows of each file that are read in any case
 HEAD = 1_000  # lines of a JSONL file whose mean length is taken
 LARGE = 1e12  # bytes of vectors that are worth a thought
 SHARE = 0.5  # of the free disk, likewise
@@ -33,8 +35,8 @@ def check_streams(recipe: Recipe) -> None:
     gather_problems(*(functools.partial(check_stream, name, stream) for name, stream in recipe.data.streams.items()))
 
 
-def preview_streams(recipe: Recipe, *, full: bool = False) -> dict[str, Preview]:
-    """The first million rows of each file, or all.
+def preview_streams(recipe: Recipe, *, full: bool = False, most: int | None = None) -> dict[str, Preview]:
+    """The first million rows of each file, or all; at ``most`` so many of a stream's files together, and some of each.
 
     Raises:
         InputError: rows that can't be used, where ``skip_bad`` does not leave them out.
@@ -43,7 +45,9 @@ def preview_streams(recipe: Recipe, *, full: bool = False) -> dict[str, Preview]
 
     def look(name: str) -> None:
         stream = recipe.data.streams[name]
-        found[name] = preview(name, stream, stream_files(name, stream), None if full else PREVIEW_LINES)
+        files = stream_files(name, stream)
+        limit = PREVIEW_LINES if most is None else min(PREVIEW_LINES, max(SOME, most // len(files)))
+        found[name] = preview(name, stream, files, None if full else limit)
 
     gather_problems(*(functools.partial(look, name) for name in recipe.data.streams))
     return found

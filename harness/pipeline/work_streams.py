@@ -172,6 +172,7 @@ def alignment_mixture(run: Run, student: Encoder, online: OnlineTeacher | None) 
     for number, name in enumerate(align.streams):
         cache = _student_cache(run, name, student)
         asked = _teacher_cache(run, name, online.encoder) if online else None
+        assert asked is None or [part.kept for part in asked.shards] == [part.kept for part in cache.shards]
         stored = None if online else StreamVectors.open(
             run.folder.stream_vectors(name), space=run.space(run.folder.teacher),
             contents=[shard.kept for shard in cache.shards],

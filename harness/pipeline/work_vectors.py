@@ -20,7 +20,7 @@ from harness.encoders.sources import resolve_model
 from harness.pipeline.checks import check_data
 from harness.pipeline.context import Run
 from harness.pipeline.plan import embedded_kinds
-from harness.pipeline.streams import preview_streams
+from harness.pipeline.streams import FIRST_LOOK, preview_streams
 from harness.recipe import MineSettings, Recipe, VectorFiles
 from harness.runtime.errors import StoppedError
 from harness.runtime.process import file_sha256, logger, progress
@@ -45,7 +45,7 @@ def do_data(run: Run) -> list[Path]:
         run.dataset = load_dataset(folder)  # read once, also for the steps that follow
         check_data(run.recipe, run.dataset)
 
-    preview_streams(run.recipe)  # their rows are all read later: what is wrong should not show after days
+    preview_streams(run.recipe, most=FIRST_LOOK)  # all are read later: what is wrong should not show after days
     tell_data(prepare_data(run.recipe.data, run.folder.data, accept=accept))
     return [run.folder.data]
 

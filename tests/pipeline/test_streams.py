@@ -201,6 +201,21 @@ def test_another_length_makes_other_tokens_and_keeps_the_vectors(
         assert stored[0].st_mtime_ns == stored[1].st_mtime_ns
 
 
+def test_an_update_of_the_documents_leaves_the_streams_alone(
+    zygote: Zygote, recipe: Path, whole: Path, copy: Path
+) -> None:
+    corpus = recipe.parent / "data/corpus.jsonl"
+    before = corpus.read_bytes()
+    try:
+        corpus.write_bytes(before + b'{"_id": "new", "title": "", "text": "one more", "lang": "aa"}\n')
+        assert zygote.run(["embed", str(recipe), "--output", str(copy), "--update"], copy).code == 0
+        ended = zygote.run(command(recipe, copy), copy)
+        begun = [line[2:] for line in ended.log.splitlines() if line.startswith("> ")]
+        assert ended.code == 0 and begun == ["evaluate", "report"], ended.log
+    finally:
+        corpus.write_bytes(before)
+
+
 # ------------------------------------------------------------------------------------------------------------- online
 
 
