@@ -69,8 +69,7 @@ def prepare_data(
     dropped["bad_lines"] = reading.bad_count
     if source.queries.other_contexts:
         dropped["contexts_of_queries_that_have_another"] = source.queries.other_contexts
-    judged = _select_queries(settings, source, dropped)
-    judged = _select_languages(settings, source.queries, judged, dropped)
+    judged = _select_languages(settings, source.queries, _select_queries(settings, source, dropped), dropped)
     documents = _select_documents(settings, source.documents)
     splits, groups = _split(settings, source, judged)
     used = used_queries(earlier) if earlier else set()
