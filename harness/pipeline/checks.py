@@ -313,7 +313,7 @@ def _context_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list[
     """A template for contexts, and data that has none."""
     records = (record for split in dataset.splits.values() for record in split)
     streams = recipe.data.streams
-    given = any(streams[name].context for name in recipe.teacher.streams if name in streams)
+    given = any(stream.context for stream in streams.values())  # one that nothing reads is refused
     if recipe.teacher.context is None or not complete or given or any(record.context for record in records):
         return []
     column = recipe.data.columns.context

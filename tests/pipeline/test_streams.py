@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from builders.killed import Fault, Zygote
 from builders.tiny_run import tiniest_tree, write_recipe
@@ -79,6 +80,28 @@ def test_vectors_are_in_step_with_tokens_and_with_the_log(whole: Path) -> None:
     np.testing.assert_allclose(stored.vectors(*cache.places(row_C)), expected, atol=1e-3)
     tokens = open_encoder(whole / "student/cut").collator("query").tokens(texts)
     assert cache.tokens(row_C, "asked") == tokens
+
+
+def test_the_teacher_alone_reads_contexts_and_a_stream_s_own_prompt(
+    zygote: Zygote, recipe: Path, whole: Path, copy: Path
+) -> None:
+    settings = ["data.streams.clicks.context=found", "data.streams.clicks.positive=null",
+                "teacher.context='{context} {query}'", "data.streams.clicks.prompts.query='bo '"]  # fmt: skip
+    flags = [word for setting in settings for word in ("--set", setting)]
+    ended = zygote.run(command(recipe, copy, *flags, "--to", "embed.streams"), copy)
+    assert ended.code == 0, ended.log
+    cache = TokenCache(copy / "streams/align/clicks", read_json(copy / "streams/align/clicks/manifest.json"))
+    rows = [parquet.read_table(shard.source).to_pylist() for shard in cache.shards]
+    found = [rows[file][row] for file, row in cache.sources(np.arange(len(cache)))]
+    teacher = open_encoder(copy / "teacher")
+    student_reads = open_encoder(copy / "student/cut").collator("query").tokens([row["asked"] for row in found])
+    assert cache.tokens(np.arange(len(cache)), "asked") == student_reads
+    expected = teacher.encode([f"bo {row['found']} {row['asked']}" for row in found], side="document")
+    assert not teacher.prompts["query"] and not teacher.prompts["document"]
+    stored = StreamVectors.open(copy / "vectors/streams/clicks")
+    np.testing.assert_allclose(stored.vectors(*cache.places(np.arange(len(cache)))), expected, atol=1e-3)
+    plain = teacher.encode([row["asked"] for row in found], side="query")
+    assert np.abs(plain - expected).max() > 0.01
 
 
 def test_the_whole_run_again_does_nothing(zygote: Zygote, recipe: Path, whole: Path, copy: Path) -> None:
