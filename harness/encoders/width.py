@@ -65,9 +65,20 @@ def cut_width(encoder: Encoder, width: int, texts: Sequence[str]) -> None:
                                  next="give training queries, documents or data.unlabelled, or remove it"))
     if width == networks.width:
         return
-    for layer, score_F in zip(networks.layers, _scores(encoder, networks, texts), strict=True):
-        _keep_units(layer, networks, highest(score_F, width))
-    setattr(encoder.backbone.config, networks.key, width)
+    keep_units(encoder, [highest(score_F, width) for score_F in _scores(encoder, networks, texts)])
+
+
+def keep_units(encoder: Encoder, kept: Sequence[Tensor]) -> None:
+    """Keep these units, equally many in every layer, in place: kept_K of each, positions in rising order.
+
+    Raises:
+        InputError: the architecture is not known.
+    """
+    networks = _find_networks(encoder.backbone)
+    assert len({len(kept_K) for kept_K in kept}) == 1, "a stock config has one width for all layers"
+    for layer, kept_K in zip(networks.layers, kept, strict=True):
+        _keep_units(layer, networks, kept_K)
+    setattr(encoder.backbone.config, networks.key, len(kept[0]))
 
 
 def unit_scores(encoder: Encoder, texts: Sequence[str]) -> list[Tensor]:

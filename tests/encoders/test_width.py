@@ -14,7 +14,7 @@ from encoders.test_surgery import BERT_LIKE, FAMILIES, _bert, _encoder, _qwen3
 from harness.encoders.encoder import Encoder
 from harness.encoders.folder import open_encoder, save_encoder
 from harness.encoders.surgery import cut_layers
-from harness.encoders.width import cut_width, highest, unit_scores
+from harness.encoders.width import cut_width, highest, keep_units, unit_scores
 from harness.runtime.errors import InputError
 
 WIDTH = 40  # of 64
@@ -166,14 +166,8 @@ def test_measured_units_are_better_than_random_ones(build: Build, texts: list[st
     cut_width(cut, WIDTH, texts)
     by_chance = []
     for seed in range(20):
-        other = copy.deepcopy(encoder)
-        from harness.encoders import width
-
-        networks = width._find_networks(other.backbone)
-        torch.manual_seed(seed)
-        for layer in networks.layers:
-            width._keep_units(layer, networks, torch.sort(torch.randperm(64)[:WIDTH]).values)
-        other.backbone.config.intermediate_size = WIDTH
+        other, generator = copy.deepcopy(encoder), torch.Generator().manual_seed(seed)
+        keep_units(other, [torch.sort(torch.randperm(64, generator=generator)[:WIDTH]).values for _ in range(6)])
         by_chance.append(kept_cosine(other))
     assert kept_cosine(cut) > max(by_chance), (kept_cosine(cut), sorted(by_chance)[-3:])
 
