@@ -100,7 +100,7 @@ def load_reader(settings: EncoderSettings) -> Reader:
     folder = resolve_model(settings.model or "", settings.revision)
     chain, trust = read_chain(folder), settings.trust_remote_code
     tokenizer = _load_tokenizer(folder, chain, trust)
-    with _quiet(), torch.device("meta"):  # the kind of positions decides over the length
+    with quiet(), torch.device("meta"):  # the kind of positions decides over the length
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         backbone = AutoModel.from_config(config, trust_remote_code=trust)
     prompts = {"query": "", "document": "", **chain.prompts, **settings.prompts.model_dump(exclude_none=True)}
@@ -131,7 +131,7 @@ def save_encoder(
     hidden_size = int(encoder.backbone.config.hidden_size)
     size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
     with atomic_folder(folder, size=size) as new:
-        with _quiet():
+        with quiet():
             encoder.backbone.save_pretrained(new)
             backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
             if backend is not None:  # the last call's settings don't belong into the file
@@ -187,7 +187,7 @@ def _save_dense(projection: nn.Linear, tanh: bool, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' bars and load reports for a while: what matters in them is raised as an error."""
     from transformers.utils import logging
 
@@ -208,7 +208,7 @@ def _load_backbone(folder: Path, dtype: torch.dtype, attention: str, trust_remot
     if (folder / "adapter_config.json").is_file():
         raise InputError(Problem("an adapter, not a whole model", where=str(folder), next="merge it into its base"))
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
             backbone, report = AutoModel.from_pretrained(
                 folder, config=config, dtype=dtype, use_safetensors=True,
@@ -233,7 +233,7 @@ def _load_tokenizer(folder: Path, chain: Chain, trust_remote_code: bool) -> PreT
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(Problem("the model folder has no tokenizer", where=str(folder), allowed="tokenizer.json"))
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=True
             )

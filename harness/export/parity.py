@@ -169,14 +169,18 @@ def _by_language(records: Sequence[Record], agreed: dict[str, NDArray[Any]]) -> 
 
 
 def _too_far(languages: dict[str, dict[str, Any]], bounds: ParitySettings) -> list[str]:
-    measures = (("min_cosine", "the least cosine", bounds.min_cosine), ("mean_cosine", "the mean cosine",
-                bounds.mean_cosine), ("overlap@10", "overlap@10", bounds.overlap))  # fmt: skip
-    return [
-        f"{language}: {what} is {row[key]:.6g}, at least {bound:g} is wanted"
-        for key, what, bound in measures
-        for language, row in languages.items()
-        if language != "all" and not row[key] >= bound
-    ]
+    """One reason for each measure, naming the worst language and how many fall short."""
+    measures = {"min_cosine": ("the least cosine", bounds.min_cosine), "overlap@10": ("overlap@10", bounds.overlap),
+                "mean_cosine": ("the mean cosine", bounds.mean_cosine)}  # fmt: skip
+    own = {language: row for language, row in languages.items() if language != "all"}
+    reasons = []
+    for key, (what, bound) in measures.items():
+        short = {language: row[key] for language, row in own.items() if not row[key] >= bound}
+        if short:
+            worst = min(short, key=lambda language: short[language])
+            reasons.append(f"{what} is {short[worst]:.6g} in {worst}, at least {bound:g} is wanted "
+                           f"({len(short)} of {len(own)} languages fall short)")  # fmt: skip
+    return reasons
 
 
 def _lost(found: dict[str, dict[str, Any]], bounds: ParitySettings) -> list[str]:

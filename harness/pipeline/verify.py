@@ -96,7 +96,10 @@ def _artefacts(folder: Path) -> dict[str, tuple[str, Callable[[], Encode]]]:
     def sentence_transformers() -> Encode:
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
+        from harness.encoders.folder import quiet
+
+        with quiet():
+            model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
         return lambda texts: model.encode_query(list(texts), show_progress_bar=False)
 
     found: dict[str, tuple[str, Callable[[], Encode]]] = {"torch": ("fp32", torch)}
