@@ -124,8 +124,9 @@ def test_every_named_architecture_is_tried() -> None:
 @pytest.mark.parametrize("kind", ["bert", "qwen3"])
 def test_every_pooling(kind: str, pooling: str) -> None:
     padded = tiny(kind, pooling)
+    padded.normalize = False  # it would hide a wrong length
     ours = without(padded)
-    torch.testing.assert_close(vectors(ours), vectors(padded), atol=2e-6, rtol=0)
+    torch.testing.assert_close(vectors(ours), vectors(padded), atol=2e-5, rtol=1e-5)
     assert_equal_gradients(gradients(ours), gradients(padded))
 
 
