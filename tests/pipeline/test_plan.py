@@ -129,6 +129,14 @@ def test_settings_that_came_later_leave_the_keys_of_older_runs() -> None:
     assert fingerprint(keys(recipe, {})) == "6edc36bff9910be15d6d20816639bbfa94e1ebbc2238c1a25b34f9f805ea2ad5"
 
 
+def test_processes_that_tokenise_stay_out_of_keys_and_storage_types_don_t(path: Path) -> None:
+    def key(settings: str) -> str:
+        return keys(load_recipe(path, [f"embed={settings}"]), {})["embed"]
+
+    assert key("{workers: 3}") == key("{workers: 0}") == key("{}")
+    assert len({key(f"{{dtype: {dtype}}}") for dtype in ("float32", "float16", "bfloat16", "int8")}) == 4
+
+
 def test_filters_of_mining_that_are_not_set_leave_the_key(path: Path) -> None:
     def key(settings: str) -> str:
         return keys(load_recipe(path, [f"mine.refine={settings}"]), {})["mine.refine"]
