@@ -42,7 +42,6 @@ class Deployed:
         query_prompt, max_length, dimension: of the student.
         data: lines about the training data.
         onnx: precision -> file name; pair: whether there is one; index: its manifest (``export_index``), or None.
-        loads: whether ``harness.load`` opens the folder.
     """
 
     system: str
@@ -54,7 +53,6 @@ class Deployed:
     onnx: Mapping[str, str] = field(default_factory=dict)
     pair: bool = False
     index: Mapping[str, Any] | None = None
-    loads: bool = False
 
 
 def license_of(model: str, folder: Path) -> str | None:
@@ -217,8 +215,7 @@ vectors = student.encode_query({query})""")]
 pair = sentence_transformers.SentenceTransformer("pair")
 queries, documents = pair.encode_query({query}), pair.encode_document(["a document"])
 scores = pair.similarity(queries, documents)"""))
-    if deployed.loads:
-        ways.append(("harness, the fastest engine on this machine", f"""import harness
+    ways.append(("harness, the fastest engine on this machine", f"""import harness
 student = harness.load("student")
 vectors = student.encode({query})"""))
     if deployed.onnx:

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import harness
 from harness.encoders.chain import read_chain
 from harness.encoders.sources import resolve_model
 from harness.engines.deployed import MODEL_FILES, ONNX, read_onnx_manifest
@@ -197,7 +196,7 @@ def _described(run: Run) -> Deployed:
     return Deployed(
         system=settings.system, bases=bases, query_prompt=chain.prompts["query"], max_length=chain.max_length or 512,
         dimension=space.dimension, data=_data_lines(run), onnx={name: MODEL_FILES[name] for name in files},
-        pair=settings.pair, index=index, loads=hasattr(harness, "load"),
+        pair=settings.pair, index=index,
     )  # fmt: skip
 
 

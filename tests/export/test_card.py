@@ -29,7 +29,7 @@ INDEX = {
 def deployed(**changes: Any) -> Deployed:
     known: dict[str, Any] = {
         "system": "student-refined", "bases": [TEACHER], "query_prompt": "find: ", "max_length": 64, "dimension": 384,
-        "data": ["emoji: 12,000 queries"], "onnx": {"fp32": "model.onnx"}, "pair": True, "index": INDEX, "loads": True,
+        "data": ["emoji: 12,000 queries"], "onnx": {"fp32": "model.onnx"}, "pair": True, "index": INDEX,
     }  # fmt: skip
     return Deployed(**{**known, **changes})
 
@@ -86,8 +86,8 @@ def test_each_way_of_use_that_there_is_and_no_other() -> None:
     whole = model_card(example_results(), deployed())
     assert whole.count("```python") == 5 and 'harness.load("student")' in whole and "model.onnx" in whole
     assert "index/index-int8.faiss" in whole, "the exact one was not handed over"
-    plain = model_card(example_results(), deployed(onnx={}, pair=False, index=None, loads=False))
-    assert plain.count("```python") == 1 and "onnx" not in plain and "pair" not in plain.split("## Use")[1]
+    plain = model_card(example_results(), deployed(onnx={}, pair=False, index=None))
+    assert plain.count("```python") == 2 and "onnx" not in plain and "pair" not in plain.split("## Use")[1]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_no_text_becomes_markup() -> None:
 
 
 def test_results_that_lack_parts_still_make_a_card() -> None:
-    card = model_card({}, deployed(bases=[], data=[], onnx={}, pair=False, index=None, loads=False))
+    card = model_card({}, deployed(bases=[], data=[], onnx={}, pair=False, index=None))
     assert head_of(card)["license"] == "unknown" and "## Use" in card and "None" not in card
 
 

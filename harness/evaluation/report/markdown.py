@@ -53,6 +53,8 @@ def markdown(view: View) -> str:
         *(_section(tables.by_language(view, metric), folded=True) for metric in others),
         _section(tables.recovery_of_all_metrics(view), folded=True),
         _section(tables.gains(view)),
+        _section(tables.parity(view)),
+        _section(tables.hand_over(view)),
         _section(tables.cost(view)),
         _section(tables.latency_by_language(view), folded=True),
         _section(tables.systems(view), folded=True),

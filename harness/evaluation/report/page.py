@@ -152,6 +152,8 @@ def _paid(view: View) -> str:
         figure(view, plots.quality_and_latency, caption)
         + table(tables.cost(view))
         + table(tables.latency_by_language(view))
+        + table(tables.parity(view))
+        + table(tables.hand_over(view))
     )
 
 

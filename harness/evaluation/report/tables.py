@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from harness.evaluation.report.view import (
     MISSING,
     STATUS_MARKS,
+    Interval,
     Status,
     View,
     branch,
@@ -190,6 +191,32 @@ def cost(view: View) -> Grid | None:
     header = ["system", "engine", "p50 ms", "p99 ms", "tokeniser p50", "calls", "p50 ratio", "queries/s", "at batch"]
     note = "Latency: one query at a time, systems interleaved." + (f" {view.conditions}." if view.conditions else "")
     return grid("Latency and throughput", header, rows, note, left=(0, 1))
+
+
+def parity(view: View) -> Grid | None:
+    """What was exported, held against the student in memory on real queries."""
+    rows = []
+    for name, told in branch(view.results, "parity").items():
+        row, kept = branch(told, "languages", "all"), branch(told, "recovery", "P@1", "macro")
+        passed = dig(told, "passed") is True
+        share = Interval(*(number(kept.get(key)) for key in ("value", "low", "high")))
+        digits = {"min_cosine": 5, "mean_cosine": 5, "overlap@10": 3}
+        cells = [f"onnx {clean(name)}", "exported" if passed else "not exported", count(row.get("queries")),
+                 *(decimals(row.get(key), places) for key, places in digits.items()), share.text()]  # fmt: skip
+        rows.append(Row(cells, status="reached" if passed else "missed"))
+    header = ["artefact", "", "queries", "least cosine", "mean cosine", "overlap@10", "P@1 of the student's"]
+    return grid("Artefacts beside the student in memory", header, rows, left=(0, 1))
+
+
+def hand_over(view: View) -> Grid | None:
+    """What approximate forms of the index cost."""
+    rows = [
+        Row([clean(name), decimals(dig(cost, "recall@10")), decimals(dig(cost, "recall@10_of_100")),
+             count(dig(cost, "bytes_per_vector"))])
+        for name, cost in branch(view.results, "hand_over", "cost").items()
+    ]  # fmt: skip
+    header = ["index", "exact first 10 in its first 10", "in its first 100", "bytes a vector"]
+    return grid("The index, handed over", header, rows)
 
 
 def latency_by_language(view: View) -> Grid | None:
