@@ -65,6 +65,12 @@ def test_bfloat16_is_what_torch_rounds_to(vector_BD: np.ndarray) -> None:
     np.testing.assert_array_equal(unpack(pack(vector_BD, "bfloat16"), "bfloat16"), expected_BD)
 
 
+def test_bfloat16_by_hand_halves_go_to_the_even_one() -> None:
+    step = 2.0**-7  # between neighbours above 1
+    given, expected = [1 + step / 2, 1 + 3 * step / 2, 1 + 0.51 * step, -1 - step / 2], [1, 1 + 2 * step, 1 + step, -1]
+    np.testing.assert_array_equal(unpack(pack(np.array([given]), "bfloat16"), "bfloat16"), [expected])
+
+
 def test_a_row_of_int8_by_hand() -> None:
     stored = pack(np.array([[127.0, -127.0, 1.4, 0.5], [0, 0, 0, 0]]), "int8")
     np.testing.assert_array_equal(stored["code"], [[127, -127, 1, 0], [0, 0, 0, 0]])
