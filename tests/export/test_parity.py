@@ -27,7 +27,7 @@ def questions(judged: bool = True, within: bool = False) -> Questions:
     languages = [LANGUAGES[row % 3] for row in range(N)]
     documents = Documents(ids, ids, languages, [""] * N)
     records = [
-        Record(f"q{row}", f"query {row}", languages[row], f"g{row // 2}", {ids[row]: 1.0} if judged else {})
+        Record(f"q{row}", f"query {row}" + " more" * (row * 7 % 5), languages[row], f"g{row // 2}", {ids[row]: 1.0} if judged else {})
         for row in range(Q)
     ]
     partition = languages if within else None
@@ -39,7 +39,7 @@ def artefact(vector_QD: np.ndarray, calls: list[int] | None = None) -> Any:
     def encode(texts: Sequence[str]) -> np.ndarray:
         if calls is not None:
             calls.append(len(texts))
-        return vector_QD[[int(text.removeprefix("query ")) for text in texts]]
+        return vector_QD[[int(text.split()[1]) for text in texts]]
 
     return encode
 
