@@ -27,9 +27,10 @@ def questions(judged: bool = True, within: bool = False) -> Questions:
     languages = [LANGUAGES[row % 3] for row in range(N)]
     documents = Documents(ids, ids, languages, [""] * N)
     records = [
-        Record(f"q{row}", f"query {row}" + " more" * (row * 7 % 5), languages[row], f"g{row // 2}", {ids[row]: 1.0} if judged else {})
+        Record(f"q{row}", f"query {row}" + " more" * (row * 7 % 5), languages[row], f"g{row // 2}",
+               {ids[row]: 1.0} if judged else {})
         for row in range(Q)
-    ]
+    ]  # fmt: skip
     partition = languages if within else None
     index = VectorIndex.build(DOCUMENT_ND, ids, kind="exact", partition_N=partition)
     return Questions(records, documents, index, within)
