@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.recipe.data_settings import DataSettings
-from harness.recipe.settings import LossSettings, MineSettings, Recipe
+from harness.recipe.settings import LossSettings, MineSettings, Recipe, TrainingSettings
 
 
 def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
@@ -321,39 +321,24 @@ def _impossible_stages(recipe: Recipe) -> list[tuple[str, str, str]]:
         found.append(("align.texts", "data.unlabelled names no file", "add data.unlabelled, or take unlabelled out"))
     if recipe.bench and recipe.teacher.model is None and "teacher" in recipe.bench.systems:
         found.append(("bench.systems", "a teacher without weights can't be timed", "take teacher out of bench.systems"))
-    stages = {"teacher": recipe.teacher, "align": recipe.align, "refine": recipe.refine}
-    for name, stage in stages.items():
-        training = stage.training if stage else None
-        if training and training.batch_size % training.accumulate:
-            found.append(
-                (
-                    f"{name}.training.accumulate",
-                    "the global batch must split into equal parts",
-                    "choose accumulate to divide batch_size",
-                )
-            )
-        if training and training.chunk_tokens and not training.cached:
-            found.append(
-                (
-                    f"{name}.training.chunk_tokens",
-                    "without cached gradients all chunks of a batch are in memory together, however small",
-                    "set cached: true, or use chunks",
-                )
-            )
-        if training and training.unpadded is True and training.attention in ("eager", "sdpa"):
-            found.append(
-                (
-                    f"{name}.training.unpadded",
-                    f"{training.attention} attention reads a mask over padded texts",
-                    "set attention: auto, or unpadded: false",
-                )
-            )
-        if training and training.attention == "flash_attention_2" and training.precision == "fp32":
-            found.append(
-                (
-                    f"{name}.training.attention",
-                    "flash_attention_2 computes in 16 bits, and precision is fp32",
-                    "set precision: bf16, or attention: sdpa",
-                )
-            )
+    for name, stage in {"teacher": recipe.teacher, "align": recipe.align, "refine": recipe.refine}.items():
+        found += _impossible_training(f"{name}.training", stage.training) if stage and stage.training else []
+    return found
+
+
+def _impossible_training(key: str, training: TrainingSettings) -> list[tuple[str, str, str]]:
+    found = []
+    if training.batch_size % training.accumulate:
+        found.append((f"{key}.accumulate", "the global batch must split into equal parts",
+                      "choose accumulate to divide batch_size"))  # fmt: skip
+    if training.chunk_tokens and not training.cached:
+        found.append((f"{key}.chunk_tokens",
+                      "without cached gradients all chunks of a batch are in memory together, however small",
+                      "set cached: true, or use chunks"))  # fmt: skip
+    if training.unpadded is True and training.attention in ("eager", "sdpa"):
+        found.append((f"{key}.unpadded", f"{training.attention} attention reads a mask over padded texts",
+                      "set attention: auto, or unpadded: false"))  # fmt: skip
+    if training.attention == "flash_attention_2" and training.precision == "fp32":
+        found.append((f"{key}.attention", "flash_attention_2 computes in 16 bits, and precision is fp32",
+                      "set precision: bf16, or attention: sdpa"))  # fmt: skip
     return found
