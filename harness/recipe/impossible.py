@@ -322,11 +322,11 @@ def _impossible_stages(recipe: Recipe) -> list[tuple[str, str, str]]:
     if recipe.bench and recipe.teacher.model is None and "teacher" in recipe.bench.systems:
         found.append(("bench.systems", "a teacher without weights can't be timed", "take teacher out of bench.systems"))
     for name, stage in {"teacher": recipe.teacher, "align": recipe.align, "refine": recipe.refine}.items():
-        found += _impossible_training(f"{name}.training", stage.training) if stage and stage.training else []
+        found += _impossible_section(f"{name}.training", stage.training) if stage and stage.training else []
     return found
 
 
-def _impossible_training(key: str, training: TrainingSettings) -> list[tuple[str, str, str]]:
+def _impossible_section(key: str, training: TrainingSettings) -> list[tuple[str, str, str]]:
     found = []
     if training.batch_size % training.accumulate:
         found.append((f"{key}.accumulate", "the global batch must split into equal parts",

@@ -43,7 +43,8 @@ def test_a_folder_a_glob_a_file_and_a_list_name_files(logs: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [("nothing", "no such file or folder"), ("*.csv", "no such file or folder"),
-     ("empty", r"no \.parquet or \.jsonl file below this folder"), ("notes.txt", "not a kind of file that can be read")],
+     ("empty", r"no \.parquet or \.jsonl file below this folder"),
+     ("notes.txt", "not a kind of file that can be read")],
 )  # fmt: skip
 def test_a_name_that_is_no_log_is_refused(logs: Path, name: str, what: str) -> None:
     (logs / "empty").mkdir()

@@ -366,8 +366,8 @@ def test_alignment_takes_any_rows_of_a_store(toy: Toy) -> None:
     rows = np.array([40, 2, 17, 33])
     words = [toy.texts[1][row] for row in rows]
     batches = AlignmentBatches(
-        words, ["aa"] * 4, [toy.queries.ids[row] for row in rows], toy.queries, encoder.collator("query"), toy_training(batch_size=4),
-        seed=0, language_temperature=1.0,
+        words, ["aa"] * 4, [toy.queries.ids[row] for row in rows], toy.queries, encoder.collator("query"),
+        toy_training(batch_size=4), seed=0, language_temperature=1.0,
     )  # fmt: skip
     (batch,) = batches(0)
     assert sorted(batch["ids"]) == sorted(toy.queries.ids[row] for row in rows)

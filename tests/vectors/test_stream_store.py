@@ -1,4 +1,4 @@
-"""The vectors of a log's queries: in step with its rows, written shard by shard, never of other texts or another space."""
+"""The vectors of a log's queries: in step with its rows, shard by shard, never of other texts or another space."""
 
 from __future__ import annotations
 
