@@ -90,23 +90,46 @@ def test_latency_is_the_encoder_alone_without_first_calls(engines: dict[str, Fak
     assert set(found["student"]["torch"]) == {"de", "en", "all"}
 
 
-def test_systems_take_turns_and_the_first_changes(engines: dict[str, FakeEngine]) -> None:
+def blocks(log: list[Call], size: int) -> list[tuple[str, list[str]]]:
+    """The log in parts of so many calls, each of one system: its name and the texts."""
+    parts = [log[start : start + size] for start in range(0, len(log), size)]
+    assert all(len({system for system, _ in part}) == 1 for part in parts)
+    return [(part[0][0], [texts[0] for _, texts in part]) for part in parts]
+
+
+def test_systems_take_turns_and_the_first_changes(
+    engines: dict[str, FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_module, "_BLOCK", 1)
     bench(engines, QUERIES, warmup=3, repeats=2, batch_sizes=[1])
-    log = timed(engines)[6:26]  # after three warm-up calls each: 2 repeats x 5 texts x 2 systems
-    pairs = [(log[i], log[i + 1]) for i in range(0, 20, 2)]
-    assert all(one[1] == two[1] and one[0] != two[0] for one, two in pairs)
+    # After three warm-up calls each: 2 repeats x 5 texts x 2 systems, each with a call before that does not count.
+    found = blocks(timed(engines)[6:46], 2)
+    pairs = list(zip(found[::2], found[1::2], strict=True))
+    assert all(one[1] == two[1] and one[1][0] == one[1][1] and one[0] != two[0] for one, two in pairs)
     turns = ["teacher", "student"] * 2 + ["teacher"] + ["student", "teacher"] * 2 + ["student"]
     assert [one[0] for one, _ in pairs] == turns
-    first = {text: {one[0] for one, _ in pairs if one[1] == text} for _, text in log}
-    assert all(systems == {"teacher", "student"} for systems in first.values()), "over two repeats each goes first once"
     assert sorted(one[1][0] for one, _ in pairs) == sorted(["a", "bb", "ccc", "dddd", "eeeee"] * 2)
+
+
+def test_a_turn_is_a_block_of_calls_and_one_before_that_does_not_count(
+    engines: dict[str, FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_module, "_BLOCK", 3)
+    found = bench(engines, QUERIES, warmup=3, repeats=1, batch_sizes=[1])
+    log = timed(engines)[6:20]  # blocks of 3 and of 2 texts, each with one call more
+    first, last = blocks(log[:8], 4), blocks(log[8:], 3)
+    assert [system for system, _ in [*first, *last]] == ["teacher", "student", "student", "teacher"]
+    assert first[0][1] == first[1][1] and last[0][1] == last[1][1]
+    assert all(texts[0] == texts[1] for _, texts in [*first, *last])
+    assert found["latency"]["teacher"]["torch"]["all"]["calls"] == 5
 
 
 def test_languages_are_mixed(engines: dict[str, FakeEngine]) -> None:
     queries = {"de": [f"d{i}" for i in range(20)], "en": [f"e{i}" for i in range(20)]}
     bench(engines, queries, warmup=1, repeats=1, batch_sizes=[40])
-    order = "".join(texts[0][0] for system, texts in timed(engines)[2:82] if system == "teacher")
-    assert len(order) == 40 and "ed" in order and "de" in order
+    latency = timed(engines)[2:92]  # five blocks of eight for each system, and the calls before them
+    order = "".join(texts[0][0] for system, texts in latency if system == "teacher")
+    assert len(order) == 45 and "ed" in order and "de" in order
 
 
 def test_throughput_reports_the_best_batch(engines: dict[str, FakeEngine]) -> None:
@@ -126,11 +149,11 @@ def test_batches_are_full_also_where_texts_are_few(engines: dict[str, FakeEngine
 def test_no_garbage_is_collected_inside_the_clock(engines: dict[str, FakeEngine]) -> None:
     bench(engines, QUERIES, warmup=1, repeats=2, batch_sizes=[2])
     collected = engines["student"].collected
-    assert not any(collected[1:11]), "latency"
-    assert collected.count(False) == 2 * 5 + 2 * 3, "latency and throughput, but for the warm-up"
+    assert not any(collected[1:13]), "latency"
+    assert collected.count(False) == 2 * (1 + 5) + 2 * 3, "latency and throughput, but for the warm-up"
     assert gc.isenabled()
     log = [system for system, _ in engines["student"].log]
-    assert [place for place, system in enumerate(log) if system == "garbage"] == [2, 13, 26], "before each clock"
+    assert [place for place, system in enumerate(log) if system == "garbage"] == [2, 15, 30], "before each clock"
 
 
 def test_garbage_collection_returns_after_an_error(engines: dict[str, FakeEngine]) -> None:
