@@ -182,6 +182,8 @@ def _timed(run: Run, settings: BenchSettings) -> dict[tuple[str, str], Engine]:
 
     What failed the parity gate is not there to be timed; the report says so.
     """
+    import torch
+
     from harness.engines.torch_eager import TorchEngine
 
     found: dict[tuple[str, str], Engine] = {(s, "torch"): TorchEngine(open_system(run, s)) for s in settings.systems}
@@ -192,7 +194,7 @@ def _timed(run: Run, settings: BenchSettings) -> dict[tuple[str, str], Engine]:
             precision, folder = name.removeprefix("onnx").lstrip("-") or "fp32", run.folder.export / "student"
             assert run.recipe.export is not None, "refused by the recipe"
             if precision in onnx_precisions(folder):
-                engine = OnnxEngine(folder, precision=precision, threads=settings.threads or run.recipe.launch.threads)
+                engine = OnnxEngine(folder, precision=precision, threads=torch.get_num_threads())  # as all others
                 found[run.recipe.export.system, name] = engine
             continue
         for system in settings.systems:
