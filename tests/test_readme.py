@@ -21,7 +21,7 @@ def repository() -> Path:
 
 def _blocks(repository: Path) -> list[str]:
     text = (repository / "README.md").read_text(encoding="utf-8")
-    return re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def _commands(repository: Path, program: str) -> list[list[str]]:
