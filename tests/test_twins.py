@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.encoders.chain import describe_folder, read_chain
 from harness.encoders.folder import open_encoder, save_encoder
+from harness.pipeline.checks import trainings
 from harness.pipeline.needs import needs
 from harness.pipeline.sizes import counts_of, models_of
 from harness.recipe import Recipe, load_recipe
@@ -80,6 +81,13 @@ def test_all_that_may_differ_does_somewhere() -> None:
 def test_the_launch_files_that_a_recipe_names_are_there(name: str) -> None:
     for path in load_recipe(ROOT / "recipes" / f"{name}.yaml").launch.accelerate.values():
         assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_large_recipes_compute_in_bf16_alone(name: str) -> None:
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    assert recipe.embed.precision == "bf16"
+    assert {training.precision for training in trainings(recipe).values()} == {"bf16"} and len(trainings(recipe)) == 3
 
 
 # ------------------------------------------------------------------------------------------------------- the runs
