@@ -153,3 +153,16 @@ def test_one_command_runs_them_all() -> None:
     assert "training.py --quick" in told and "encoding.py" in told
     training = script("training")
     assert all(set(cases) <= set(training.CASES) for cases in training.QUICK.values())
+
+
+def test_latency_runs_and_compares_with_the_first_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latency = script("latency")
+    assert latency.main(["--tiny", "--output", str(tmp_path / "found.json")]) == 0
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert set(told["measured"]["latency"]) == {"tiny"} and "| tiny |" in capsys.readouterr().out
+    p50s, rates = {"8b": 54.0, "190m": 2.0}, {"8b": 9.0, "190m": 180.0}
+    found = {
+        "latency": {name: {"x": {"all": {"p50_ms": p50, "p99_ms": 9.0}}} for name, p50 in p50s.items()},
+        "throughput": {name: {"x": {"queries_per_second": rate, "batch": 8}} for name, rate in rates.items()},
+    }
+    assert [(row[3], row[6]) for row in latency.rows_of(found, "8b")] == [("1.0", "1.0"), ("27.0", "20.0")]

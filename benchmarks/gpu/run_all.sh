@@ -13,13 +13,16 @@ failed=0
 export HF_HUB_OFFLINE=1
 if [ "${1:-}" != --tiny ]; then
     echo "## kernels against the loop"
-    timeout 120 "$python" -m pytest -q -m gpu tests/encoders/test_unpadded.py tests/training/test_on_gpu.py > "$out/tests.log" 2>&1 || failed=1
+    timeout 90 "$python" -m pytest -q -m gpu tests/encoders/test_unpadded.py tests/training/test_on_gpu.py > "$out/tests.log" 2>&1 || failed=1
     tail -n 3 "$out/tests.log"
 fi
 echo "## training"
-timeout 330 "$python" benchmarks/gpu/training.py --quick --minutes 4.5 --output "$out/training.json" "$@" 2> "$out/training.log" || failed=1
+timeout 260 "$python" benchmarks/gpu/training.py --quick --minutes 3.5 --output "$out/training.json" "$@" 2> "$out/training.log" || failed=1
 echo
 echo "## bulk encoding"
-timeout 150 "$python" benchmarks/gpu/encoding.py --texts 4096 --minutes 1.5 --output "$out/encoding.json" "$@" 2> "$out/encoding.log" || failed=1
+timeout 120 "$python" benchmarks/gpu/encoding.py --texts 4096 --minutes 1.2 --output "$out/encoding.json" "$@" 2> "$out/encoding.log" || failed=1
+echo
+echo "## one query"
+timeout 120 "$python" benchmarks/gpu/latency.py --output "$out/latency.json" "$@" 2> "$out/latency.log" || failed=1
 [ $failed = 0 ] || echo "something failed: see $out/*.log" >&2
 exit $failed
