@@ -496,7 +496,7 @@ DATA = (
         ["log.jsonl:2", "not JSON", "log.jsonl:3", "not a string", "log.jsonl:4", "no query", "clicks.skip_bad: true"],
         problems=3),
     Row("log-language-on-some-lines", aligned_log('{"query": "ba1", "lang": "aa"}\n{"query": "ba2"}\n'),
-        ["log.jsonl", "without lang"]),
+        ["log.jsonl:2", "no lang, which other lines"]),
     Row("group-field-absent", key("data.group", "product"), ["data.group", "product"]),
     Row("equivalent-field-absent", key("data.equivalent", "product"), ["data.equivalent", "product"]),
     Row("positives-in-another-language", keys(data__search_within="lang", data__languages=["bb"]),

@@ -72,10 +72,10 @@ class Reading:
         """How many lines could not be used."""
         return sum(places.count for places in self._bad.values())
 
-    def bad(self, file: Path | str, line: int, problem: BadLine) -> None:
-        """Count a bad line; the first few of its kind in the file are remembered."""
+    def bad(self, file: Path | str, line: int, problem: BadLine, count: int = 1) -> None:
+        """Count a bad line, or so many with this one; the first few of its kind in the file are remembered."""
         places = self._bad.setdefault((str(file), problem.kind), _Places())
-        places.count += 1
+        places.count += count
         if len(places.first) < NAMED_PLACES:
             places.first.append((line, problem.got))
 

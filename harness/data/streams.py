@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from harness.data.reading import PREVIEW_LINES, BadLine, Reading, _open_parquet, check_language, require_text
+from harness.data.reading import (
+    NAMED_PLACES,
+    PREVIEW_LINES,
+    BadLine,
+    Reading,
+    _open_parquet,
+    check_language,
+    check_text,
+    require_text,
+)
 from harness.data.records import UNKNOWN_LANGUAGE
 from harness.data.shards import find_shards
 from harness.recipe import StreamSettings
@@ -82,15 +91,18 @@ class Preview:
     texts: dict[str, list[str]] = field(default_factory=dict)
 
 
-def preview(name: str, settings: StreamSettings, files: Sequence[Path], limit: int | None = PREVIEW_LINES) -> Preview:
-    """Read up to ``limit`` rows of each file.
+def preview(
+    name: str, settings: StreamSettings, files: Sequence[Path], limit: int | None = PREVIEW_LINES, *,
+    pairs: bool = False,
+) -> Preview:  # fmt: skip
+    """Read up to ``limit`` rows of each file; with ``pairs`` every row needs its positive, too.
 
     Raises:
         InputError: rows can't be used (unless ``skip_bad``), or none can; the first places are named.
     """
     reading, found = Reading(limit), Preview()
     for path in files:
-        read, usable = _preview_file(path, settings, reading, found)
+        read, usable = _preview_file(path, settings, reading, found, pairs)
         count = reading.files[str(path)]
         found.rows += usable if count.complete else round(max(count.estimated, read) * usable / max(read, 1))
         found.bytes += path.stat().st_size
@@ -102,25 +114,37 @@ def preview(name: str, settings: StreamSettings, files: Sequence[Path], limit: i
     return found
 
 
-def _preview_file(path: Path, settings: StreamSettings, reading: Reading, found: Preview) -> tuple[int, int]:
-    """Count a file's rows into ``found``; how many were read, and how many can be used."""
-    columns = [name for name in (settings.query, settings.positive, settings.language) if name]
+def _preview_file(
+    path: Path, settings: StreamSettings, reading: Reading, found: Preview, pairs: bool
+) -> tuple[int, int]:
+    """Count a file's rows into ``found``; how many were read, and how many can be used. Judged as tokens are made."""
+    columns = [name for name in (settings.query, settings.positive, settings.context, settings.language) if name]
     languages: Counter[str] = Counter()
+    without: list[int] = []  # the first lines without a language
     read = 0
     for number, row in reading.rows(path, columns):
         read += 1
         try:
             text = require_text(row.get(settings.query), settings.query)
+            if pairs and settings.positive:
+                require_text(row.get(settings.positive), settings.positive)
+            if settings.context:
+                check_text(row.get(settings.context), settings.context)
             language = check_language(row.get(settings.language), settings.language)
         except BadLine as problem:
             reading.bad(path, number, problem)
             continue
         language = language or settings.default_language or ""
+        if not language and len(without) < NAMED_PLACES:
+            without.append(number)
         languages[language] += 1
         if len(found.texts.setdefault(language or UNKNOWN_LANGUAGE, [])) < SAMPLE:
             found.texts[language or UNKNOWN_LANGUAGE].append(text)
-    if "" in languages and len(languages) > 1:  # as when tokens are made: all rows have a language, or none has
-        reading.bad(path, 1, BadLine(f"{languages.pop('')} lines without {settings.language}, which others have"))
+    if "" in languages and len(languages) > 1:  # all rows have a language, or none has
+        missing = BadLine(f"no {settings.language}, which other lines of the file have")
+        unnamed = languages.pop("") - len(without)
+        for number in without:
+            reading.bad(path, number, missing, 1 + (unnamed if number == without[0] else 0))
     for language, rows in languages.items():
         found.languages[language or UNKNOWN_LANGUAGE] += rows
     return read, sum(languages.values())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from harness.data import dedupe
 from harness.data.dedupe import Hashes
-from harness.data.reading import BadLine, Reading, check_language, require_text
+from harness.data.reading import BadLine, Reading, check_language, check_text, require_text
 from harness.data.records import UNKNOWN_LANGUAGE
 from harness.data.shards import Block, Identity, Shard
 from harness.data.token_cache import CacheSettings, CacheShard, Context, Layout, TokenCache, manifest_of
@@ -175,14 +175,15 @@ class _Builder:
         for row, problem in block.bad.items():
             reading.bad(path, start + row + 1, problem)
             usable_N[row] = False
-        for name in self.settings.texts:
+        required = [(name, require_text) for name in self.settings.texts]
+        for name, check in [*required, *((name, check_text) for name in self.settings.apart)]:
             for row, text in enumerate(block.column(name)):
                 if type(text) is str and text and not text.isspace() and text.isascii():
                     continue
                 try:
-                    require_text(text, name)
+                    check(text, name)
                 except BadLine as problem:
-                    if row not in block.bad:
+                    if usable_N[row]:  # a row is told, and counted, once
                         reading.bad(path, start + row + 1, problem)
                     usable_N[row] = False
         return usable_N

@@ -47,7 +47,8 @@ def preview_streams(recipe: Recipe, *, full: bool = False, most: int | None = No
         stream = recipe.data.streams[name]
         files = stream_files(name, stream)
         limit = PREVIEW_LINES if most is None else min(PREVIEW_LINES, max(SOME, most // len(files)))
-        found[name] = preview(name, stream, files, None if full else limit)
+        pairs = name in recipe.teacher.streams
+        found[name] = preview(name, stream, files, None if full else limit, pairs=pairs)
 
     gather_problems(*(functools.partial(look, name) for name in recipe.data.streams))
     return found

@@ -13,6 +13,8 @@ from builders.tiny_data import write_jsonl
 
 from harness.data.shards import Shard, find_shards
 from harness.data.streams import check_stream, preview
+from harness.data.token_cache import CacheSettings, Tokenise
+from harness.data.token_writer import build_token_cache
 from harness.recipe import StreamSettings
 from harness.runtime.errors import InputError
 
@@ -112,6 +114,46 @@ def test_rows_that_cannot_be_used_are_an_error_unless_they_may_be_left_out(tmp_p
     assert "data.streams.clicks.skip_bad: true" in caught.value.problems[0].next
     told = preview("clicks", settings.model_copy(update={"skip_bad": True}), [path])
     assert (told.rows, told.bad) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("rest", "what", "of_pairs"),
+    [({"title": None}, "no title", True), ({"title": "  "}, "no title", True), ({}, "no title", True),
+     ({"title": 7}, "the title is not a string", True),
+     ({"title": "t", "seen": {"a": 1}}, "the seen is not a string", False)],
+)  # fmt: skip
+def test_positives_and_contexts_are_judged_as_when_tokens_are_made(
+    tmp_path: Path, rest: dict[str, Any], what: str, of_pairs: bool
+) -> None:
+    good = {"query": "word", "title": "t", "seen": "s", "lang": "de"}
+    path = write_jsonl(tmp_path / "a.jsonl", [good, {"query": "bad", "lang": "de", **rest}, good])
+    settings = StreamSettings(path=str(path), positive="title", context="seen")
+    texts = dict.fromkeys(("query", "title"), Tokenise(lambda texts: [[1]] * len(texts), "words", 2))
+    with pytest.raises(InputError) as early:
+        preview("a", settings, [path], pairs=True)
+    with pytest.raises(InputError) as late:
+        build_token_cache(tmp_path / "cache", [path], CacheSettings(texts, apart=("seen",)))
+    for told in (early.value, late.value):
+        assert [(problem.what.split(" (")[0], problem.where) for problem in told.problems] == [(what, f"{path}:2")]
+    left = preview("a", settings.model_copy(update={"skip_bad": True}), [path], pairs=True)
+    assert (left.rows, left.bad) == (2, 1)
+    if of_pairs:
+        assert preview("a", settings, [path]).rows == 3, "queries alone need no positive"
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_jsonl])
+def test_the_lines_without_a_language_are_named_and_all_are_counted(
+    tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    rows = [{"query": f"w{number}", "lang": "de" if number < 40 else None} for number in range(50)]
+    path = write(tmp_path / f"a.{'parquet' if write is write_parquet else 'jsonl'}", rows)
+    with pytest.raises(InputError) as caught:
+        preview("a", StreamSettings(path=str(path)), [path])
+    (problem,) = caught.value.problems
+    assert problem.what == "no lang, which other lines of the file have (10 lines)"
+    assert problem.where == f"{path}:41" and problem.got.startswith("line 41; line 42") and problem.got.endswith("...")
+    left = preview("a", StreamSettings(path=str(path), skip_bad=True), [path])
+    assert (left.rows, left.bad) == (40, 10)
 
 
 def test_nothing_but_rows_that_cannot_be_used_is_an_error_all_the_same(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from builders.tiny_run import tiniest_tree, tiny_tree, write_recipe
 from harness.data.records import in_context
 from harness.data.token_cache import TokenCache
 from harness.encoders.folder import load_encoder, load_reader
+from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.launch import check_launch
 from harness.pipeline.plan import keys
@@ -144,6 +145,20 @@ def test_batches_need_as_many_pairs(tmp_path: Path, tree: dict[str, Any]) -> Non
     recipe = recipe_of(tmp_path, tree, "teacher.training.batch_size=300", "data.one_stream_per_batch=true")
     with pytest.raises(InputError, match=r"in clicks\n(.|\n)*in orders\n"):
         run_recipe(recipe, tmp_path / "out", last="teacher")
+
+
+def test_rows_without_a_positive_are_told_before_any_work(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, stream_tree(tmp_path))
+    log = tmp_path / "logs/orders.jsonl"
+    lines = log.read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), "found": None})
+    log.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"orders\.jsonl:3: no found"):
+        check_recipe(recipe, output=tmp_path / "out")
+    with pytest.raises(InputError, match=r"orders\.jsonl:3: no found"):
+        run_recipe(recipe, tmp_path / "out")
+    assert not (tmp_path / "out/vectors").exists()
+    check_recipe(load_recipe(tmp_path / "recipe.yaml", ["data.streams.orders.skip_bad=true"]), output=tmp_path / "out")
 
 
 def test_data_without_a_train_split_will_do(tmp_path: Path) -> None:
