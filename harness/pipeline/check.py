@@ -23,14 +23,23 @@ from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
 from harness.pipeline.checks import check_data, check_models, check_surroundings, trainings, unknown_shares
-from harness.pipeline.compute import UTILISATION, computes_in_bf16, gpu_of, has_bf16, operations
-from harness.pipeline.folder import RunFolder, refuse_foreign_folder, refuse_unwritable_folder
+from harness.pipeline.compute import (
+    UTILISATION,
+    computes_in_bf16,
+    fp32_advice,
+    gpu_hours,
+    gpu_of,
+    has_bf16,
+    operations,
+    steps_in_fp32,
+)
+from harness.pipeline.folder import RunFolder, refuse_edited_recipe, refuse_foreign_folder, refuse_unwritable_folder
 from harness.pipeline.foresight import judge
 from harness.pipeline.launch import check_launch
 from harness.pipeline.needs import Need, needs, peak, size_text
 from harness.pipeline.plan import plan
 from harness.pipeline.sizes import Counts, Model, counts_of, models_of
-from harness.pipeline.sources import input_paths, sources_of
+from harness.pipeline.sources import input_paths, refuse_changed_files, sources_of
 from harness.pipeline.streams import preview_streams, stream_advice, stream_table
 from harness.recipe import Recipe
 from harness.runtime.errors import gather_problems
@@ -56,7 +65,9 @@ def check_recipe(recipe: Recipe, *, full: bool = False, output: Path | None = No
         lambda: check_surroundings(recipe),
         lambda: refuse_foreign_folder(folder, input_paths(recipe)),
         lambda: refuse_unwritable_folder(folder),
+        lambda: refuse_edited_recipe(folder),
     )
+    refuse_changed_files(recipe, folder)
     models = models_of(recipe)
     judge(recipe, needs(recipe, models, counts_of(recipe, None)), folder)
     with tempfile.TemporaryDirectory() as temporary:
@@ -73,6 +84,8 @@ def check_recipe(recipe: Recipe, *, full: bool = False, output: Path | None = No
     parts += [_plan_table(recipe), _cost_table(recipe, wanted, counts, models)]
     if not complete:
         parts.append("Only the first million lines of a file were read: the figures are estimates (--full reads all).")
+    if slow := fp32_advice(recipe, operations(recipe, counts, models)):
+        parts.append(Text(f"Advice: {slow}."))
     if "teacher" in models and (told_more := stream_advice(recipe, models["teacher"].dimension, folder.root)):
         parts.append(Text(f"Advice: {told_more}."))
     parts += [Text(f"Warning: {warning}.") for warning in overlap_warnings(told["splits"])]
@@ -157,14 +170,16 @@ def _cost_table(recipe: Recipe, wanted: Mapping[str, Need], counts: Counts, mode
         f"query {tokens['query']:.1f}, document {tokens['document']:.1f})"
     )
     which = gpu.name if gpu.here else f"no GPU of known rate here; of one {gpu.name}"
+    work = operations(recipe, counts, models)
+    hours, slow = gpu_hours(recipe, work), [step for step in steps_in_fp32(recipe) if step in work]
     caption = (
         f"memory: of one process; what FSDP or ZeRO spreads is counted in whole. GPU hours ({which}): assumed are "
         f"{UTILISATION:.0%} of {gpu.peak / 1e12:,.0f} TFLOP/s in bf16"
+        + (f", of {gpu.fp32 / 1e12:,.0f} in fp32 ({', '.join(slow)})" if slow else "")
     )
     table = Table(title=title, caption=caption)
     for column in ("", "memory", "disk", "time here", "GPU hours"):
         table.add_column(column, justify="right" if column else "left")
-    work = operations(recipe, counts, models)
     fast = {name: _BF16_SPEED_UP if computes_in_bf16(recipe, training) and has_bf16() else 1
             for name, training in trainings(recipe).items()}  # fmt: skip
     for step, need in wanted.items():
@@ -172,12 +187,11 @@ def _cost_table(recipe: Recipe, wanted: Mapping[str, Need], counts: Counts, mode
             times = ["", ""]
             if step in work:
                 speed_up = fast.get(step.removesuffix(".more"), 1) if step.startswith("teacher") else fast.get(step, 1)
-                times = [_time(work[step] / rate / speed_up), _hours(gpu.hours(work[step]))]
+                times = [_time(work[step] / rate / speed_up), _hours(hours[step])]
             table.add_row(step, size_text(peak(need)), size_text(_disk(need)), *times)
     table.add_section()
     disk = sum(map(_disk, wanted.values()))
-    hours = _hours(gpu.hours(sum(work.values())))
-    table.add_row("all", size_text(max(map(peak, wanted.values()))), size_text(disk), "", hours)
+    table.add_row("all", size_text(max(map(peak, wanted.values()))), size_text(disk), "", _hours(sum(hours.values())))
     return table
 
 

@@ -19,32 +19,60 @@ from harness.pipeline.sizes import Counts, Model
 from harness.pipeline.streams import estimated_rows
 from harness.recipe import Recipe, TrainingSettings
 
-# Dense bf16 operations a second, from the makers' data sheets, by what a GPU's name contains; fp16 for the T4.
-PEAKS = {"B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIE": 756e12, "H100": 989e12, "A100": 312e12,
-         "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "4090": 165e12, "3090": 71e12,
-         "T4": 65e12}  # fmt: skip
+# Dense operations a second in bf16 (fp16 for the T4) and in fp32, from the makers' data sheets, by what a GPU's name
+# contains. fp32 is that without tensor cores: nothing here turns TF32 on, and torch leaves it off.
+PEAKS = {"B200": (2250e12, 75e12), "GH200": (989e12, 67e12), "H200": (989e12, 67e12), "H100 PCIE": (756e12, 51e12),
+         "H100": (989e12, 67e12), "A100": (312e12, 19.5e12), "L40S": (362e12, 91.6e12), "L4": (121e12, 30.3e12),
+         "A10G": (70e12, 35e12), "A10": (125e12, 31.2e12), "4090": (165e12, 82.6e12), "3090": (71e12, 35.6e12),
+         "T4": (65e12, 8.1e12)}  # fmt: skip
 REFERENCE = "H100"  # where no GPU is at hand, or an unknown one
 UTILISATION = 0.4  # of the peak: assumed, not measured
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU by its name and its peak rate in bf16, in operations a second; ``here``: whether it is this machine's."""
+    """A GPU by its name and its peak rates in bf16 and in fp32, in operations a second; ``here``: this machine's."""
 
     name: str
     peak: float
+    fp32: float
     here: bool
 
-    def hours(self, operations: float) -> float:
+    def hours(self, operations: float, *, fp32: bool = False) -> float:
         """GPU hours at the assumed utilisation, however many GPUs share them."""
-        return operations / (UTILISATION * self.peak) / 3600
+        return operations / (UTILISATION * (self.fp32 if fp32 else self.peak)) / 3600
 
 
 def gpu_of(recipe: Recipe) -> Gpu:
     """The GPU that the run may use, or the reference where there is none or its rate is not known."""
     name = gpu_name(recipe.launch) or ""
     known = next((part for part in PEAKS if part in name.upper()), None)
-    return Gpu(name, PEAKS[known], True) if known else Gpu(REFERENCE, PEAKS[REFERENCE], False)
+    return Gpu(name, *PEAKS[known], here=True) if known else Gpu(REFERENCE, *PEAKS[REFERENCE], here=False)
+
+
+def steps_in_fp32(recipe: Recipe) -> list[str]:
+    """The steps that compute in fp32 on a GPU, too, because the recipe says so."""
+    slow = {name for name, training in trainings(recipe).items() if training.precision == "fp32"}
+    slow |= {"teacher.more"} if "teacher" in slow else set()
+    slow |= {"embed.base", "embed", "embed.more", "embed.streams"} if recipe.embed.precision == "fp32" else set()
+    return [step.name for step in plan(recipe) if step.name in slow]
+
+
+def gpu_hours(recipe: Recipe, work: Mapping[str, float]) -> dict[str, float]:
+    """Step -> GPU hours of its operations, each in its precision."""
+    gpu, slow = gpu_of(recipe), steps_in_fp32(recipe)
+    return {step: gpu.hours(count, fp32=step in slow) for step, count in work.items()}
+
+
+def fp32_advice(recipe: Recipe, work: Mapping[str, float]) -> str | None:
+    """What to set where steps with these operations would compute in fp32 on this machine's GPUs."""
+    slow = [step for step in steps_in_fp32(recipe) if work.get(step)]
+    if not slow or not usable_gpus(recipe.launch):
+        return None
+    names = dict.fromkeys("embed" if step.startswith("embed") else f"{step.removesuffix('.more')}.training"
+                          for step in slow)  # fmt: skip
+    asked = " and ".join(f"{name}.precision: bf16" for name in names)
+    return f"{', '.join(slow)}: fp32 on a GPU; {asked} is many times faster"
 
 
 def computes_in_bf16(recipe: Recipe, training: TrainingSettings) -> bool:

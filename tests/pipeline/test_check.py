@@ -13,7 +13,7 @@ import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
 from harness.encoders.chain import describe_folder
-from harness.pipeline import checks
+from harness.pipeline import checks, compute
 from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import run_recipe
 from harness.recipe import load_recipe
@@ -42,6 +42,14 @@ def test_check_says_what_a_run_will_do(recipe: Path) -> None:
     assert f"{told['parameters']:,}" in text and "33.3%" in text
     for word in ("40 steps of 32", "memory", "disk", "time here", "fine", "unknown tokens (teacher)"):
         assert word in text, word
+
+
+def test_check_says_which_steps_compute_in_fp32(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = " ".join(_text(check_recipe(load_recipe(recipe))).split())
+    assert "of 989 TFLOP/s in bf16, of 67 in fp32 (" in told and "Advice" not in told
+    assert "in fp32" not in _text(check_recipe(load_recipe(recipe, ["embed.precision=bf16"])))
+    monkeypatch.setattr(compute, "usable_gpus", lambda launch: 1)
+    assert "embed.precision: bf16 is many times faster" in _text(check_recipe(load_recipe(recipe)))
 
 
 def test_check_needs_no_torch(recipe: Path) -> None:

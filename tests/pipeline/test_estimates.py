@@ -336,12 +336,40 @@ def test_measured_operations_are_those_counted(folders: dict[tuple[str, bool], P
 
 def test_gpu_hours_name_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(write_recipe(tmp_path, tiny_tree(tmp_path)))
-    assert compute.gpu_of(recipe) == compute.Gpu("H100", 989e12, here=False)
+    assert compute.gpu_of(recipe) == compute.Gpu("H100", 989e12, 67e12, here=False)
     monkeypatch.setattr(compute, "gpu_name", lambda launch: "NVIDIA A100-SXM4-80GB")
-    assert compute.gpu_of(recipe) == compute.Gpu("NVIDIA A100-SXM4-80GB", 312e12, here=True)
+    assert compute.gpu_of(recipe) == compute.Gpu("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12, here=True)
     assert compute.gpu_of(recipe).hours(3600 * 312e12 * compute.UTILISATION) == pytest.approx(1)
+    assert compute.gpu_of(recipe).hours(3600 * 19.5e12 * compute.UTILISATION, fp32=True) == pytest.approx(1)
     monkeypatch.setattr(compute, "gpu_name", lambda launch: "NVIDIA Unheard 9000")
     assert not compute.gpu_of(recipe).here
+
+
+def test_steps_in_fp32_take_the_hours_of_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tiny_tree(tmp_path)
+    tree["evaluate"]["systems"] = ["teacher", "teacher-more", "student-refined"]
+    bf16 = ["embed.precision=bf16", *(f"{name}.training.precision=bf16" for name in ("teacher", "align", "refine"))]
+
+    def found(*changes: str) -> tuple[dict[str, float], str | None]:
+        recipe = load_recipe(write_recipe(tmp_path, tree), [*bf16, *changes])
+        work = dict.fromkeys(("embed.base", "embed", "teacher", "teacher.more", "align", "refine"), 1e18)
+        return compute.gpu_hours(recipe, work), compute.fp32_advice(recipe, work)
+
+    fast, advice = found()
+    assert list(fast.values()) == pytest.approx([1e18 / (0.4 * 989e12) / 3600] * 6) and advice is None
+    for change, slow in (("embed.precision=fp32", {"embed.base", "embed"}),
+                         ("teacher.training.precision=fp32", {"teacher", "teacher.more"}),
+                         ("align.training.precision=fp32", {"align"})):  # fmt: skip
+        hours, advice = found(change)
+        assert advice is None, "no GPU that would be slow"
+        for step, count in hours.items():
+            assert count == pytest.approx(fast[step] * (989 / 67 if step in slow else 1)), step
+    monkeypatch.setattr(compute, "usable_gpus", lambda launch: 1)
+    assert found()[1] is None
+    assert found("embed.precision=fp32")[1] == (
+        "embed.base, embed: fp32 on a GPU; embed.precision: bf16 is many times faster"
+    )
+    assert "teacher.training.precision: bf16" in (found("teacher.training.precision=fp32")[1] or "")
 
 
 def test_every_training_and_encoding_has_its_operations(tmp_path: Path) -> None:
