@@ -222,6 +222,24 @@ def refuse_changed_documents(
         )  # fmt: skip
 
 
+def refuse_changed_files(recipe: Recipe, folder: RunFolder) -> None:
+    """What the controller refuses of a run whose files changed, without writing anything into its folder.
+
+    Models are read only where other files changed.
+
+    Raises:
+        StaleArtefactError: as ``refuse_changed_documents``; an interrupted update, an edited manifest.
+    """
+    if not folder.manifest.exists():
+        return
+    manifest = Manifest(folder)
+    manifest.refuse_unfinished_update()
+    streams = sources_of_streams(recipe, known_files(folder)) if _noted(manifest, STREAM_STEPS) else {}
+    found, earlier = {**sources_of(recipe, models=False), **streams}, _noted(manifest, (*READ_AGAIN, *STREAM_STEPS))
+    if any(step in found and found[step] != earlier[step] for step in earlier):
+        refuse_changed_documents(recipe, {**sources_of(recipe), **streams}, manifest)
+
+
 _FILES = {"data": "data", "embed": "given vectors", "teacher.streams": "streams", "embed.streams": "streams"}
 
 

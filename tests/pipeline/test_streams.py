@@ -176,6 +176,8 @@ def test_a_log_that_changed_is_refused_and_forced_encodes_what_is_new(
             "embed.streams, align", "align, embed.streams"
         ), refused.log
         assert "--from embed.streams" in refused.log
+        checked = zygote.run(["check", *command(recipe, out)[1:]], out)
+        assert checked.code == 2 and "data files changed since this run read them" in checked.log, checked.log
         assert differences(whole, out) == [], "nothing was touched"
         ended = zygote.run(command(recipe, out, "--from", "embed.streams"), out)
         assert ended.code == 0 and f"searches: {SEARCHES + 1} rows" in ended.log, ended.log

@@ -21,6 +21,7 @@ from harness.data.prepare import load_dataset, prepare_data
 from harness.encoders.chain import weights_sha256
 from harness.encoders.folder import open_encoder
 from harness.evaluation.per_query import PerQuery
+from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.folder import Manifest, RunFolder
 from harness.pipeline.search import search_run
@@ -210,9 +211,13 @@ def test_changed_settings_are_refused_by_name(out: Path, whole: Path, corpus: Co
 def test_changed_files_don_t_throw_a_training_away(out: Path, recipe: Recipe, whole: Path, corpus: Corpus) -> None:
     before = folder_sha256(out)
     corpus.change(turn_over)
-    for run in (lambda: run_recipe(recipe, out), lambda: run_verb(recipe, out, "data")):
-        with pytest.raises(StaleArtefactError, match=r"embed RECIPE --update[\s\S]*--from data"):
+    said = []
+    for run in (lambda: run_recipe(recipe, out), lambda: run_verb(recipe, out, "data"),
+                lambda: check_recipe(recipe, output=out)):  # fmt: skip
+        with pytest.raises(InputError, match=r"embed RECIPE --update[\s\S]*--from data") as caught:
             run()
+        said.append(caught.value.problems[0])
+    assert len(set(said)) == 1, "in the same words"
     assert folder_sha256(out) == before
     lenient = load_recipe(whole / "recipe.yaml", ["data.on_error=skip"])  # a changed recipe is a wish, as ever
     assert run_recipe(lenient, out, last="embed.base")[1] == ["data", "embed.base"]
