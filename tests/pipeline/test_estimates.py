@@ -347,7 +347,7 @@ def test_gpu_hours_name_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_steps_in_fp32_take_the_hours_of_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = tiny_tree(tmp_path)
-    tree["evaluate"]["systems"] = ["teacher", "teacher-more", "student-refined"]
+    tree["evaluate"]["systems"] = ["teacher", "teacher-base", "teacher-more", "student-refined"]
     bf16 = ["embed.precision=bf16", *(f"{name}.training.precision=bf16" for name in ("teacher", "align", "refine"))]
 
     def found(*changes: str) -> tuple[dict[str, float], str | None]:
