@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.runtime.errors import InputError
 from harness.runtime.process import read_json
 from harness.vectors.index import VectorIndex
 from harness.vectors.mining import Ground, mine, read_tables
-from harness.vectors.mining.audit import Counts, Scores, audit_markdown, bin_width, worst_first
+from harness.vectors.mining.audit import Counts, Scores, audit_markdown, audit_of, bin_width, worst_first
 from harness.vectors.mining.filters import FILTERS, fallen, picked
 from harness.vectors.mining.model_scores import PairScores, read_pair_scores
 
@@ -192,6 +193,25 @@ def test_negatives_above_their_positive_are_shown_and_texts_escaped(tmp_path: Pa
     text = (tmp_path / "mined" / "audit.md").read_text()
     assert "<b>" not in text and "&lt;b&gt;near&lt;/b&gt; \\| \\*x\\* \\# y" in text
     assert "a \\[question\\]\\(http://x\\)" in text and "75.00%" in text and "Without negatives, the first: r" in text
+
+
+def test_histograms_are_drawn_over_one_range(tmp_path: Path) -> None:
+    counts = Counts(0.01)
+    for number in range(25):
+        tally = counts.language(f"l{number:02}")
+        tally.queries = 100 - number
+        tally.negatives.add(np.float32([0.105, 0.105, 0.105, 0.105, 0.105, 0.105, 0.105, 0.105, 0.315]))
+        if number:
+            tally.positives.add(np.float32([-0.085, 0.905]))
+    documents = Documents(["d"], ["d"], ["en"], [""])
+    text = audit_markdown(audit_of(counts, {}, [], documents))
+    assert "-0.090 to 0.930, 0.03 a column" in text and "Of 25 languages, the 20 with the most queries" in text
+    rows = dict(re.findall(r"^\| (l\d\d \| \w+) \| `(.*)` \|$", text, re.MULTILINE))
+    assert set(rows) == {f"l{number:02} | {side}" for number in range(20) for side in ("positives", "negatives")
+                         if number or side == "negatives"}  # fmt: skip
+    assert {len(bars) for bars in rows.values()} == {34}
+    assert rows["l01 | positives"] == "█" + 32 * "·" + "█"
+    assert rows["l00 | negatives"] == 6 * "·" + "█" + 6 * "·" + "▁" + 20 * "·"
 
 
 def test_the_best_or_the_lowest_positive(tmp_path: Path) -> None:

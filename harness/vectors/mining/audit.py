@@ -18,6 +18,9 @@ from harness.data.records import Documents, Record
 from harness.vectors.mining.filters import FILTERS
 
 EXAMPLES = 20  # ids named, queries shown
+CHARTED = 20  # languages whose histograms are drawn
+BARS = "·▁▂▃▄▅▆▇█"  # of nothing, a dot: renderers join spaces
+COLUMNS = 40  # of a histogram that is drawn
 SHOWN = 5  # texts shown of a query's positives, and of its negatives
 LENGTH = 300  # characters shown of a text
 
@@ -223,7 +226,7 @@ def _short(text: str) -> str:
 
 
 def audit_markdown(audit: Mapping[str, Any]) -> str:
-    """``audit.md``: what the filters took, scores per language, and samples. Texts are escaped."""
+    """``audit.md``: what the filters took, scores and their histograms per language, samples. Texts are escaped."""
     hits = max(1, audit["hits"])
     lines = [
         "# Mined negatives", "",
@@ -242,11 +245,39 @@ def audit_markdown(audit: Mapping[str, Any]) -> str:
             cells = [f"{told[key]:.3f}" if told else "-" for key in ("mean", "p5", "median", "p95")]
             start = [_escaped(name), f"{tally['queries']:,}", f"{tally['queries_without_negatives']:,}", side]
             lines.append("| " + " | ".join([*start, *cells]) + " |")
+    lines += _charts(audit)
     titles = {"above_their_positive": "Negatives above their positive, the farthest first", "samples": "Samples"}
     for key, title in titles.items():
         if audit[key]:
             lines += ["", f"## {title}", *(line for entry in audit[key] for line in _sample(entry))]
     return "\n".join(lines) + "\n"
+
+
+def _charts(audit: Mapping[str, Any]) -> list[str]:
+    """Histograms of the largest languages, drawn with characters over one range: columns of equal width."""
+    largest = sorted(audit["languages"].items(), key=lambda item: (-item[1]["queries"], item[0]))[:CHARTED]
+    drawn = {(name, side): told["histogram"] for name, tally in largest
+             for side, told in tally["scores"].items() if told}  # fmt: skip
+    if not drawn:
+        return []
+    width = audit["bin_width"]
+    bins = {key: [(round(edge / width), count) for edge, count in some] for key, some in drawn.items()}
+    numbers = [number for some in bins.values() for number, _ in some]
+    low, high = min(numbers), max(numbers) + 1
+    together = math.ceil((high - low) / COLUMNS)
+    columns = math.ceil((high - low) / together)
+    edges = f"{low * width:.3f} to {(low + columns * together) * width:.3f}, {together * width:.3g} a column"
+    lines = ["", "## Scores", "", f"Histograms, each to its own height: {edges}. The numbers are in audit.json."]
+    if len(audit["languages"]) > CHARTED:
+        lines[-1] += f" Of {len(audit['languages']):,} languages, the {CHARTED} with the most queries."
+    lines += ["", "| language | scores of | |", "|---|---|---|"]
+    for (name, side), some in bins.items():
+        counts = [0] * columns
+        for number, count in some:
+            counts[(number - low) // together] += count
+        bars = "".join(BARS[math.ceil(8 * count / max(counts))] for count in counts)  # what is there is seen
+        lines.append(f"| {_escaped(name)} | {side} | `{bars}` |")
+    return lines
 
 
 def _sample(entry: Mapping[str, Any]) -> list[str]:
