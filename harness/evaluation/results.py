@@ -272,12 +272,14 @@ def _warnings(results: Tree, headline: str | None, warn_teacher_gain: float) -> 
         "that no student sees: what they find with it, a student is not shown"
         for name, told in results["sets"].items() if "contexts" in told
     ]  # fmt: skip
+    read = _at(results, "sets", headline, "contexts")
+    misled = ", or misled by the contexts that it reads (teacher.context)" if read else ""
     for system, by_set in results["recovery"].items():
         value = _at(by_set, headline, "macro", HEADLINE_METRIC, "value")
         if system in STUDENTS and results["reference"] == "teacher" and value is not None and value > 1:
             found.append(
                 f"{system} is above its teacher on {headline} (macro recovery of {HEADLINE_METRIC} {value:.3f}): "
-                "the teacher was undertrained"
+                "the teacher was undertrained" + misled
             )
     gain = _at(results, "training", "teacher", "last_quarter_gain")
     if gain is not None and gain > warn_teacher_gain:

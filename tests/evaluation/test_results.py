@@ -160,6 +160,12 @@ def test_a_student_above_its_teacher_is_a_warning() -> None:
     )
 
 
+def test_a_teacher_that_reads_contexts_may_be_misled_by_them() -> None:
+    contexts = {"test": {"documents": 9, "queries": 100, "contexts": 40}}
+    _, warning = results(evaluations(student_refined=66), sets=contexts)["warnings"]
+    assert warning.endswith("the teacher was undertrained, or misled by the contexts that it reads (teacher.context)")
+
+
 def test_a_teacher_that_still_learns_is_a_warning() -> None:
     found = results(training={"teacher": curve(0.2, 0.3, 0.4, 0.45)})
     assert found["training"]["teacher"]["last_quarter_gain"] == pytest.approx(0.05)
