@@ -50,8 +50,9 @@ class StreamSettings(Section):
     query and of a text that answers it; without ``positive`` there are queries alone. ``context``: the column of what
     only the teacher's query side sees (``teacher.context``). ``language``: in every row or in none, or
     ``default_language`` stands in. ``weight``: drawn as if it had so many rows (null: as many as it has). ``prompts``:
-    of this data set. ``deduplicate``: of rows equal in all texts and the language only the first counts. ``skip_bad``:
-    leave unreadable rows out, which are an error otherwise.
+    of this data set. ``deduplicate``: of rows equal in all texts and the language only the first counts; texts are
+    equal whatever their case and their runs of whitespace. ``skip_bad``: leave unreadable rows out, which are an error
+    otherwise.
     """
 
     path: Name | Annotated[list[Name], Field(min_length=1)]

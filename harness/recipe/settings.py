@@ -206,13 +206,14 @@ class ModelScores(Section):
 
 
 class MineSettings(Section):
-    """Negatives are the ``top_k`` of the index without what is known to be relevant, then filtered; ``keep`` are kept.
+    """Negatives: of the ``top_k`` hits, known positives among them, those that the filters leave; ``keep`` are kept.
 
-    Ranks count from 0 among what is not known to be relevant: ``skip`` leaves out the first ones as likely false
-    negatives, ``until`` those from there on. ``min_score``, ``max_score``: bounds of a negative's score. A negative
-    scores below the positive's score - ``margin``, and below ``share`` of it (NV-Retriever, arXiv 2407.15831:
-    TopK-MarginPos and TopK-PercPos); of several positives ``positive`` says whose score: the ``lowest``, so that
-    nothing stands near any of them, or the ``best``. ``model_scores``: drop what a relevance model holds for relevant.
+    What is known to be relevant goes first, so that fewer than ``top_k`` are left to the other filters. Ranks count
+    from 0 among what is not known to be relevant: ``skip`` leaves out the first ones as likely false negatives,
+    ``until`` those from there on. ``min_score``, ``max_score``: bounds of a negative's score. A negative scores below
+    the positive's score - ``margin``, and below ``share`` of it (NV-Retriever, arXiv 2407.15831: TopK-MarginPos and
+    TopK-PercPos); of several positives ``positive`` says whose score: the ``lowest``, so that nothing stands near any
+    of them, or the ``best``. ``model_scores``: drop what a relevance model holds for relevant.
     ``pick``: the ``top`` of what is left, or a ``random`` sample drawn with ``seed``. ``part_queries``: queries written
     at once, the unit of resuming and of sharing among processes (null: by their number).
     """
