@@ -66,15 +66,19 @@ def _told(file: str | None) -> dict[str, Any]:
     return yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
 
 
+def _asked(step: Step, launch: LaunchSettings) -> int | str:
+    """The processes that the recipe itself asks for: a number, or ``auto``."""
+    asked = launch.processes
+    return (asked.get(step.name) or asked.get(step.verb) or "auto") if isinstance(asked, dict) else asked
+
+
 def processes_of(step: Step, launch: LaunchSettings, gpus: int) -> int:
     """How many processes a step is asked to run in, over all machines."""
     if not step.shared:
         return 1
-    asked, told = launch.processes, _told(accelerate_file(step, launch))
-    if isinstance(asked, dict):
-        asked = asked.get(step.name) or asked.get(step.verb) or "auto"
-    if asked != "auto":
-        return asked
+    told = _told(accelerate_file(step, launch))
+    if (asked := _asked(step, launch)) != "auto":
+        return int(asked)
     if told.get("num_machines", 1) > 1 or not gpus:
         return int(told.get("num_processes") or 1)
     return gpus
@@ -170,6 +174,7 @@ def check_launch(recipe: Recipe) -> None:
     ]  # fmt: skip
     if problems:
         raise InputError(problems)
+    problems += _unused_files(recipe)
     gpus = usable_gpus(launch)
     stages = {"teacher": recipe.teacher if recipe.teacher.train else None, "align": recipe.align,
               "refine": recipe.refine}  # fmt: skip
@@ -190,7 +195,7 @@ def check_launch(recipe: Recipe) -> None:
             told = impossible_with(
                 kind, cached=training.cached, adapters=bool(teacher and teacher.lora),
                 learned_temperature=bool(teacher and teacher.loss.learned_temperature),
-            ) if processes > 1 else []  # fmt: skip
+            ) if processes > 1 or _asked(step, launch) == 1 else []  # fmt: skip
             problems += [
                 Problem(what, where=f"launch.accelerate ({accelerate_file(step, launch)})",
                         got=f"{kind} for step {step.name!r}", next=next_)
@@ -198,6 +203,22 @@ def check_launch(recipe: Recipe) -> None:
             ]  # fmt: skip
     if problems:
         raise InputError(problems)
+
+
+def _unused_files(recipe: Recipe) -> list[Problem]:
+    """Accelerate files named for steps that the recipe itself wants in one process."""
+    launch = recipe.launch
+    files = {}
+    for key, path in launch.accelerate.items():
+        steps = [step for step in plan(recipe) if step.shared and key in (step.name, step.verb)]
+        if steps and all(_asked(step, launch) == 1 for step in steps):
+            files[key] = path
+    return [
+        Problem("an accelerate file is named, but one process does not use it", where=f"launch.accelerate.{key}",
+                got=f"{path}, with launch.processes: 1 for this step",
+                next="remove the file, or raise launch.processes (auto: what the machine or the file has)")
+        for key, path in files.items()
+    ]  # fmt: skip
 
 
 def _file_problems(name: str, path: str) -> list[Problem]:

@@ -246,7 +246,7 @@ def test_an_accelerate_file_that_would_change_what_the_recipe_says_is_refused(
 def test_accelerate_s_own_no_is_accepted(path: Path, tmp_path: Path) -> None:
     file = tmp_path / "file.yaml"
     file.write_text("mixed_precision: no\nnum_processes: 2\n")  # YAML reads this as false
-    check_launch(load_recipe(path, [f"launch.accelerate={{align: {file}}}"]))
+    check_launch(load_recipe(path, [f"launch.accelerate={{align: {file}}}", "launch.processes=auto"]))
 
 
 def test_accelerate_files_belong_to_steps_and_exist(path: Path) -> None:
@@ -254,3 +254,15 @@ def test_accelerate_files_belong_to_steps_and_exist(path: Path) -> None:
     with pytest.raises(InputError) as caught:
         check_launch(recipe)
     assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize("processes", ["1", "{align: 1}"])
+def test_a_file_that_one_process_would_not_use_is_refused(path: Path, tmp_path: Path, processes: str) -> None:
+    file = tmp_path / "zero.yaml"
+    file.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
+    named = [f"launch.accelerate={{align: {file}}}", "launch.device=cpu"]
+    with pytest.raises(InputError, match="one process does not use it") as caught:
+        check_launch(load_recipe(path, [*named, f"launch.processes={processes}", "align.training.cached=true"]))
+    assert "DEEPSPEED for step 'align'" in str(caught.value), "what the file can't do is told at once"
+    for fine in ("auto", "2", "{align: 2, refine: 1}"):
+        check_launch(load_recipe(path, [*named, f"launch.processes={fine}"]))
