@@ -32,6 +32,7 @@ from harness.encoders.shapes import shapes_of_config
 from harness.encoders.sources import describe_model, resolve_model
 from harness.encoders.targets import adapter_size
 from harness.pipeline import compute
+from harness.pipeline import needs as needs_module
 from harness.pipeline.activations import activation_bytes
 from harness.pipeline.check import check_recipe
 from harness.pipeline.compute import forward_operations, training_operations
@@ -395,16 +396,21 @@ STUDENTS = {  # parameters of the cut student, by hand: 155,309,056 of the token
 }
 
 
+def _serve_configs(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The models' configs, and no weights, as if they were got from the hub."""
+    for size, config in QWEN3.items():
+        model = folder / f"Qwen3-Embedding-{size.upper()}"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps(config | COMMON))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda model, **_: str(folder / Path(model).name))
+
+
 @pytest.mark.parametrize("name", STUDENTS)
 def test_what_full_size_recipes_take_is_told_without_weights(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Of configs alone: students to the last parameter, memory of the order that the sizes ask for."""
-    for size, config in QWEN3.items():
-        folder = tmp_path / f"Qwen3-Embedding-{size.upper()}"
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(config | COMMON))
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda model, **_: str(tmp_path / Path(model).name))
+    _serve_configs(monkeypatch, tmp_path)
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     models = models_of(recipe)
     assert models["student"].parameters == STUDENTS[name]
@@ -420,3 +426,21 @@ def test_what_full_size_recipes_take_is_told_without_weights(
              for step, count in compute.operations(recipe, counts, models).items()}  # fmt: skip
     tokens = 6 * recipe.teacher.training.batch_size * 2_000 * 88  # 30 of one query and 100 of five documents, mean 88
     assert hours["teacher"] > 4 * teacher.body * tokens / (0.4 * 989e12) / 3600
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_students_of_full_size_recipes_train_on_queries_of_any_length(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On GPUs of 80 GB, one or eight, with every query of a batch as long as the student reads."""
+    _serve_configs(monkeypatch, tmp_path)
+    monkeypatch.chdir(RECIPES.parent)
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    gpus = 8 if recipe.launch.accelerate else 1
+    for module in (needs_module, compute):
+        monkeypatch.setattr(module, "usable_gpus", lambda launch: gpus)
+    counts = Counts(documents=1e6, queries=1e5, tokens={"query": recipe.student.max_length or 0, "document": 100})
+    found = needs(recipe, models_of(recipe), counts)
+    for stage in ("align", "refine"):
+        memory = found[stage].memory
+        assert memory["weights"] + memory["gradients and moments"] + found[stage].activations < 0.8 * 80e9, stage
