@@ -94,12 +94,15 @@ def check(
     ] = False,
 ) -> None:
     """Validate a recipe and its data, and say what a run will do and cost."""
-    from harness.pipeline.check import check_recipe
+    from harness.pipeline.check import describe_run
 
     console = _console()
     loaded, root = _load(recipe, set_, output)
-    for part in check_recipe(loaded, full=full, output=root):
+    parts, error = describe_run(loaded, full=full, output=root)
+    for part in parts:
         console.print(part)
+    if error:
+        raise error
 
 
 @app.command()

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
-from harness.pipeline.checks import check_data, check_models, check_surroundings, trainings, unknown_shares
+from harness.pipeline.checks import check_data, check_devices, check_inputs, check_models, trainings, unknown_shares
 from harness.pipeline.compute import (
     UTILISATION,
     computes_in_bf16,
@@ -42,58 +42,114 @@ from harness.pipeline.sizes import Counts, Model, counts_of, models_of
 from harness.pipeline.sources import input_paths, refuse_changed_files, sources_of
 from harness.pipeline.streams import preview_streams, stream_advice, stream_table
 from harness.recipe import Recipe
-from harness.runtime.errors import gather_problems
+from harness.runtime.errors import InputError, StaleArtefactError, gather_problems
 
 _BF16_SPEED_UP = 2.0  # of matrix products, where the processor has bf16 instructions
 
 
 def check_recipe(recipe: Recipe, *, full: bool = False, output: Path | None = None) -> list[Any]:
+    """``describe_run`` for a recipe that is fine.
+
+    Raises:
+        InputError: what is wrong with data, models or ``output``, or too large for this machine: all of it.
+    """
+    parts, error = describe_run(recipe, full=full, output=output)
+    if error:
+        raise error
+    return parts
+
+
+def describe_run(
+    recipe: Recipe, *, full: bool = False, output: Path | None = None
+) -> tuple[list[Any], InputError | None]:
     """Validate the recipe's data and models and describe the run, as things that a rich console prints.
 
     Args:
         full: read every line of the data, not only the first million of each file.
         output: where the run would write; ``None``: ``outputs/NAME``.
 
-    Raises:
-        InputError: what is wrong with data, models or ``output``, or too large for this machine: all of it.
+    Returns:
+        What can be told, and what is wrong with data, models or ``output``, or too large for this machine: all of it.
+        Of a recipe that only does not fit this machine, everything is told.
     """
-    folder = RunFolder(output or Path("outputs") / recipe.name)
-    gather_problems(
-        lambda: check_launch(recipe),
-        lambda: sources_of(recipe, models=False),
-        lambda: check_models(recipe),
-        lambda: check_surroundings(recipe),
+    folder, found = RunFolder(output or Path("outputs") / recipe.name), _Found()
+    started = found.tried(lambda: check_launch(recipe))
+    known = found.tried(lambda: check_models(recipe))
+    there = found.tried(lambda: sources_of(recipe, models=False), lambda: check_inputs(recipe))
+    found.tried(
+        lambda: check_devices(recipe),
         lambda: refuse_foreign_folder(folder, input_paths(recipe)),
         lambda: refuse_unwritable_folder(folder),
         lambda: refuse_edited_recipe(folder),
     )
-    refuse_changed_files(recipe, folder)
-    models = models_of(recipe)
-    judge(recipe, needs(recipe, models, counts_of(recipe, None)), folder)
+    models: dict[str, Model] = {}
+    known = known and found.tried(lambda: models.update(models_of(recipe)))
+    if not (known and there):
+        return ([_model_table(models), _plan_table(recipe)] if known else []), found.error
+    found.tried(lambda: refuse_changed_files(recipe, folder))
+    fits = started and found.tried(lambda: judge(recipe, needs(recipe, models, counts_of(recipe, None)), folder))
+    parts: list[Any] = []
+    if not found.tried(lambda: parts.extend(_described(recipe, folder, models, full, found, (started, fits)))):
+        parts = [_model_table(models), _plan_table(recipe)]
+    return (parts, found.error) if found.error else ([*parts, "The recipe is fine."], None)
+
+
+def _described(
+    recipe: Recipe, folder: RunFolder, models: dict[str, Model], full: bool, found: _Found, told_of: tuple[bool, bool]
+) -> list[Any]:
+    """The tables of a run whose models are known; ``told_of``: whether it can be started, and may fit.
+
+    Raises:
+        InputError: data that can't be read.
+    """
+    started, fits = told_of
     with tempfile.TemporaryDirectory() as temporary:
         told = prepare_data(recipe.data, Path(temporary) / "data", full=full)
         dataset = load_dataset(Path(temporary) / "data")
         counts = counts_of(recipe, Path(temporary) / "data")
     streams = preview_streams(recipe, full=full)
-    complete = told.get("complete", True) and all(found.complete for found in streams.values())
-    check_data(recipe, dataset, complete=complete)
-    wanted = needs(recipe, models, counts)
-    judge(recipe, wanted, folder)
+    complete = told.get("complete", True) and all(preview.complete for preview in streams.values())
+    sound = found.tried(lambda: check_data(recipe, dataset, complete=complete))
     parts: list[Any] = [_data_table(recipe, dataset, unknown_shares(recipe, dataset)), _model_table(models)]
     parts += [stream_table(streams)] if streams else []
-    parts += [_plan_table(recipe), _cost_table(recipe, wanted, counts, models)]
+    parts.append(_plan_table(recipe))
+    if started and sound:
+        wanted = needs(recipe, models, counts)
+        if fits:  # else it is told already
+            found.tried(lambda: judge(recipe, wanted, folder))
+        parts.append(_cost_table(recipe, wanted, counts, models))
+        if slow := fp32_advice(recipe, operations(recipe, counts, models)):
+            parts.append(Text(f"Advice: {slow}."))
     if not complete:
         parts.append("Only the first million lines of a file were read: the figures are estimates (--full reads all).")
-    if slow := fp32_advice(recipe, operations(recipe, counts, models)):
-        parts.append(Text(f"Advice: {slow}."))
     if "teacher" in models and (told_more := stream_advice(recipe, models["teacher"].dimension, folder.root)):
         parts.append(Text(f"Advice: {told_more}."))
     parts += [Text(f"Warning: {warning}.") for warning in overlap_warnings(told["splits"])]
     for name, count in sorted(told.get("dropped", {}).items()):
         if count:
             parts.append(f"dropped: {count:,} {name.replace('_', ' ')}")
-    parts.append("The recipe is fine.")
     return parts
+
+
+class _Found:
+    """What is wrong, so far."""
+
+    def __init__(self) -> None:
+        self.error: InputError | None = None
+
+    def tried(self, *checks: Callable[[], object]) -> bool:
+        """Whether all of these checks pass; what they refuse is kept."""
+        try:
+            gather_problems(*checks)
+        except InputError as error:
+            self.error = error if self.error is None else _both(self.error, error)
+            return False
+        return True
+
+
+def _both(first: InputError, second: InputError) -> InputError:
+    stale = isinstance(first, StaleArtefactError) and isinstance(second, StaleArtefactError)
+    return (StaleArtefactError if stale else InputError)(dict.fromkeys([*first.problems, *second.problems]))
 
 
 # ------------------------------------------------------------------------------------------------------- tables

@@ -171,12 +171,30 @@ def check_surroundings(recipe: Recipe) -> None:
     Raises:
         InputError: everything that is wrong.
     """
+    gather_problems(lambda: check_inputs(recipe), lambda: check_devices(recipe))
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Without what this refuses, the data can't be read: files, streams, packages, given vectors.
+
+    Raises:
+        InputError: everything that is wrong.
+    """
     gather_problems(
         lambda: check_data_files(recipe.data),
         lambda: check_streams(recipe),
-        lambda: _refuse([*_device_problems(recipe), *_package_problems(recipe)]),
+        lambda: _refuse(_package_problems(recipe)),
         lambda: _check_vectors(recipe, None),
     )
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Refuse what this machine has no device for.
+
+    Raises:
+        InputError: everything that is wrong.
+    """
+    _refuse(_device_problems(recipe))
 
 
 def _refuse(problems: list[Problem]) -> None:
