@@ -14,8 +14,8 @@ import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
 from harness.encoders.chain import describe_folder
-from harness.pipeline import checks, compute
-from harness.pipeline.check import check_recipe
+from harness.pipeline import checks, compute, foresight
+from harness.pipeline.check import check_recipe, describe_run
 from harness.pipeline.controller import run_recipe
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError
@@ -156,3 +156,20 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_refused(recipe: Path, monkeypa
     monkeypatch.setattr(checks, "usable_gpus", lambda launch: 0)
     with pytest.raises(InputError, match="no GPU is visible"):
         check_recipe(load_recipe(recipe, ["launch.device=cuda"]))
+
+
+def test_what_does_not_fit_this_machine_is_described_and_refused(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foresight, "total_memory", lambda: 1000)
+    monkeypatch.setattr(checks, "usable_gpus", lambda launch: 0)
+    tables = [" models ", " steps ", " estimates ", " data (beir)"]
+    parts, error = describe_run(load_recipe(recipe, ["launch.device=cuda"]), output=tmp_path / "out")
+    text = _text(parts)
+    assert all(table in text for table in tables) and "GPU hours" in text and "The recipe is fine" not in text
+    told = str(error)
+    assert "no GPU is visible" in told and told.count("not enough memory") == 1, "all at once, each once"
+    parts, error = describe_run(load_recipe(recipe, ["data.path=nowhere"]), output=tmp_path / "out")
+    assert [table in _text(parts) for table in tables] == [True, True, False, False] and "nowhere" in str(error)
+    with pytest.raises(InputError, match="not enough memory"):
+        check_recipe(load_recipe(recipe), output=tmp_path / "out")
