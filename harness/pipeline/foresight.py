@@ -10,6 +10,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from harness.pipeline.checks import trainings
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.launch import processes_of, shares_out, usable_gpus
 from harness.pipeline.machine import free_disk, gpu_memory, total_memory
@@ -106,15 +107,28 @@ def _judge_memory(recipe: Recipe, wanted: Mapping[str, Need]) -> None:
             problems.append(
                 Problem(f"not enough memory: step {step!r} needs {size_text(needed)} at least", where=place,
                         got=f"{size_text(limit)} in all", allowed=_listed(by_step[step]),
-                        next="take a machine with more or a smaller model, lower batch_size, raise accumulate, set "
-                        "token_table: frozen or gradient_checkpointing: true, train adapters (teacher.lora), or keep "
-                        "the index on disk (evaluate.searcher: exact)")
+                        next=_less_memory(recipe, step))
             )  # fmt: skip
     if problems:
         raise InputError(problems)
     for step, need in wanted.items():
         if not gpus and peak(need) > TIGHT * total:
             logger.warning("memory is tight: step %s may take %s of %s", step, size_text(peak(need)), size_text(total))
+
+
+def _less_memory(recipe: Recipe, step: str) -> str:
+    """What makes a step need less memory."""
+    stage = step.removesuffix(".more")
+    ways = ["take a machine with more, or a smaller model"]
+    if stage in trainings(recipe):
+        ways += ["lower batch_size, raise accumulate", "set token_table: frozen or gradient_checkpointing: true"]
+        ways += ["train adapters (teacher.lora)"] if stage == "teacher" else []
+        ways += ["set align.targets: stored"] if stage == "align" and recipe.align and recipe.align.targets == "online" else []
+    elif step.startswith("embed"):
+        ways += ["weights in fp32 and vectors are what counts: no setting of a training helps"]
+    if stage in ("align", "refine", "evaluate") and recipe.evaluate.searcher != "exact":
+        ways += ["keep the index on disk (evaluate.searcher: exact)"]
+    return "; ".join(ways)
 
 
 def _part(need: Need, on_gpu: Collection[str], there: bool, share: int = 1) -> dict[str, float]:

@@ -105,6 +105,12 @@ def test_steps_that_are_done_need_nothing(
         foresee(recipe, folder, ["export", "teacher"])
     (problem,) = caught.value.problems
     assert problem.got == "200 KB in all" and "gradients and moments 524 KB" in problem.allowed
+    assert "lower batch_size" in problem.next and "teacher.lora" in problem.next
+    monkeypatch.setattr(foresight, "total_memory", lambda: 1000)
+    with pytest.raises(InputError, match="not enough memory: step 'embed'") as caught:
+        foresee(recipe, folder, ["embed"])
+    (problem,) = caught.value.problems
+    assert "a machine with more" in problem.next and "lower batch_size" not in problem.next
 
 
 def test_data_that_turns_out_larger_is_refused_before_anything_is_trained(
