@@ -123,7 +123,8 @@ def _less_memory(recipe: Recipe, step: str) -> str:
     if stage in trainings(recipe):
         ways += ["lower batch_size, raise accumulate", "set token_table: frozen or gradient_checkpointing: true"]
         ways += ["train adapters (teacher.lora)"] if stage == "teacher" else []
-        ways += ["set align.targets: stored"] if stage == "align" and recipe.align and recipe.align.targets == "online" else []
+        online = stage == "align" and recipe.align and recipe.align.targets == "online"
+        ways += ["set align.targets: stored"] if online else []
     elif step.startswith("embed"):
         ways += ["weights in fp32 and vectors are what counts: no setting of a training helps"]
     if stage in ("align", "refine", "evaluate") and recipe.evaluate.searcher != "exact":
