@@ -4,7 +4,7 @@
 |----------|----------------------------------------------------|-------|-------------------------------------|
 | float32  | D float32                                          | 4 D   | none                                |
 | float16  | D float16, up to 65,504                            | 2 D   | 2^-11 of v (below 2^-14: 2^-25)     |
-| bfloat16 | D uint16: upper halves of float32, rounded to even | 2 D   | 2^-8 of v                           |
+| bfloat16 | D uint16: upper halves of float32, rounded to even | 2 D   | 2^-8 of v (below 2^-126: 2^-134)    |
 | int8     | a float32 ``scale``, D int8 ``code``; v is both's  | D + 4 | 1/254 of the vector's largest value |
 |          | product                                            |       |                                     |
 
