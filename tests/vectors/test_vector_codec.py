@@ -53,7 +53,8 @@ def test_what_was_read_is_stored_as_the_same_bytes_and_errors_are_bounded(vector
     normal = np.abs(vector_BD).max(axis=1, initial=0) > 1e-30  # below, scales have fewer bits
     np.testing.assert_array_equal(pack(read_BD, dtype)[normal], stored[normal])
     size_B1 = np.abs(vector_BD).max(axis=1, keepdims=True, initial=0)
-    bound_BD = {"float32": 0, "bfloat16": np.maximum(np.abs(vector_BD) * 2.0**-8, 2.0**-134), "int8": size_B1 / 253.9}[dtype]
+    half_BD = np.maximum(np.abs(vector_BD) * 2.0**-8, 2.0**-134)
+    bound_BD = {"float32": 0, "bfloat16": half_BD, "int8": size_B1 / 253.9}[dtype]
     error_BD = np.abs(read_BD.astype(np.float64) - vector_BD)
     assert (error_BD <= bound_BD)[normal].all()
 
