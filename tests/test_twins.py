@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.encoders.chain import describe_folder, read_chain
 from harness.encoders.folder import open_encoder, save_encoder
-from harness.pipeline.checks import trainings
 from harness.pipeline.needs import needs
 from harness.pipeline.sizes import counts_of, models_of
+from harness.pipeline.surroundings import trainings
 from harness.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

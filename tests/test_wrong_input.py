@@ -183,10 +183,10 @@ def hide(function: str, value: Any) -> Spoil:
 
 def absent(*modules: str) -> Spoil:
     """Let packages seem not to be installed."""
-    from harness.pipeline import checks
+    from harness.pipeline import surroundings
 
-    has = checks.installed
-    return hide("harness.pipeline.checks.installed", lambda name: name not in modules and has(name))
+    has = surroundings.installed
+    return hide("harness.pipeline.surroundings.installed", lambda name: name not in modules and has(name))
 
 
 def pairs(*lines: dict[str, Any], count: int = 40) -> Spoil:

@@ -22,7 +22,7 @@ from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
-from harness.pipeline.checks import check_data, check_devices, check_inputs, check_models, trainings, unknown_shares
+from harness.pipeline.checks import check_data, check_devices, check_inputs, check_models, unknown_shares
 from harness.pipeline.compute import (
     UTILISATION,
     computes_in_bf16,
@@ -41,6 +41,7 @@ from harness.pipeline.plan import plan
 from harness.pipeline.sizes import Counts, Model, counts_of, models_of
 from harness.pipeline.sources import input_paths, refuse_changed_files, sources_of
 from harness.pipeline.streams import preview_streams, stream_advice, stream_table
+from harness.pipeline.surroundings import trainings
 from harness.recipe import Recipe
 from harness.runtime.errors import InputError, StaleArtefactError, gather_problems
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from harness.encoders.layers import select_layers
 from harness.encoders.sources import describe_model, resolve_model
 from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer, unknown_share
-from harness.pipeline.launch import usable_gpus
 from harness.pipeline.streams import check_streams
-from harness.recipe import EncoderSettings, Recipe, StudentSettings, TeacherSettings, TrainingSettings, VectorFiles
+from harness.pipeline.surroundings import device_problems, package_problems, trainings
+from harness.recipe import EncoderSettings, Recipe, StudentSettings, TeacherSettings, VectorFiles
 from harness.runtime.errors import InputError, Problem, gather_problems
 
 
@@ -160,11 +159,6 @@ def _misfits(role: str, settings: EncoderSettings, folder: Path, told: Mapping[s
 # ------------------------------------------------------------------------------------ what surrounds data and models
 
 
-def installed(module: str) -> bool:
-    """Whether a Python module could be imported."""
-    return importlib.util.find_spec(module) is not None
-
-
 def check_surroundings(recipe: Recipe) -> None:
     """What can be told before any data is read: missing files, the device, packages that are wanted, given vectors.
 
@@ -183,7 +177,7 @@ def check_inputs(recipe: Recipe) -> None:
     gather_problems(
         lambda: check_data_files(recipe.data),
         lambda: check_streams(recipe),
-        lambda: _refuse(_package_problems(recipe)),
+        lambda: _refuse(package_problems(recipe)),
         lambda: _check_vectors(recipe, None),
     )
 
@@ -194,71 +188,12 @@ def check_devices(recipe: Recipe) -> None:
     Raises:
         InputError: everything that is wrong.
     """
-    _refuse(_device_problems(recipe))
+    _refuse(device_problems(recipe))
 
 
 def _refuse(problems: list[Problem]) -> None:
     if problems:
         raise InputError(problems)
-
-
-def _device_problems(recipe: Recipe) -> list[Problem]:
-    gpus, found = usable_gpus(recipe.launch), []
-    on_gpu = bool(gpus) and recipe.launch.device != "cpu"
-    if recipe.launch.device == "cuda" and not gpus:
-        found.append(
-            Problem("no GPU is visible", where="launch.device", got="cuda", allowed="auto, cpu",
-                    next="check CUDA_VISIBLE_DEVICES and the driver, or set launch.device: cpu")
-        )  # fmt: skip
-    if recipe.bench and "cuda-graphs" in recipe.bench.engines and not on_gpu:
-        found.append(Problem("cuda-graphs needs a GPU, and the run uses none", where="bench.engines", got="cuda-graphs",
-                             next="take it out"))  # fmt: skip
-    for stage, training in trainings(recipe).items():
-        where = f"{stage}.training.attention"
-        if training.attention == "flash_attention_2" and recipe.launch.device != "cuda" and not gpus:
-            found.append(Problem("flash_attention_2 needs a GPU, and the run uses none", where=where,
-                                 got="flash_attention_2", allowed="auto, eager, sdpa", next="set attention: auto"))
-        elif training.attention == "flash_attention_2" and not installed("flash_attn"):
-            found.append(Problem("the package 'flash_attn' is not installed", where=where, got="flash_attention_2",
-                                 next="pip install flash-attn, or set attention: sdpa"))
-        own = training.attention != "flash_attention_2"
-        if training.unpadded is True and on_gpu and own and (training.dropout or training.precision == "fp32"):
-            got = f"dropout: {training.dropout}" if training.dropout else "precision: fp32"
-            found.append(Problem("the kernel for batches without padding computes in 16 bits and without dropout",
-                                 where=f"{stage}.training.unpadded", got=got, next="set unpadded: auto, or change it"))
-    if recipe.embed.unpadded is True and recipe.embed.precision == "fp32" and on_gpu:
-        found.append(Problem("the kernel for batches without padding computes in 16 bits", where="embed.unpadded",
-                             got="precision: fp32", next="set embed.precision: bf16, or unpadded: auto"))
-    return found
-
-
-def _package_problems(recipe: Recipe) -> list[Problem]:
-    files = {"documents.vectors": recipe.documents.vectors, "teacher.query_vectors": recipe.teacher.query_vectors}
-    wanted: list[tuple[str, str, str, str]] = [("tracking.trackers", name, "tracking", f"take {name} out")
-                                               for name in recipe.tracking.trackers]  # fmt: skip
-    if recipe.evaluate.searcher == "faiss":
-        wanted.append(("evaluate.searcher", "faiss", "cpu", "set evaluate.searcher: exact"))
-    if recipe.data.source == "emoji":
-        wanted.append(("data.source", "emoji", "quickstart", "choose another source"))
-    if recipe.export and recipe.export.onnx:
-        packages = ("onnx", "onnxruntime", "onnxscript")
-        wanted += [("export.onnx", name, "onnx", "take export.onnx out") for name in packages]
-    if recipe.export and any("faiss" in name for name in recipe.export.index):
-        wanted.append(("export.index", "faiss", "cpu", "set export.index: [npy]"))
-    wanted += [(f"{key}.format", "faiss", "cpu", "give the vectors as npy or parquet")
-               for key, given in files.items() if given and given.format == "faiss"]  # fmt: skip
-    return [
-        Problem(f"the package {module!r} is not installed", where=where, got=module,
-                next=f"pip install 'harness-retrieval[{extra}]', or {instead}")
-        for where, module, extra, instead in wanted if not installed(module)
-    ]  # fmt: skip
-
-
-def trainings(recipe: Recipe) -> dict[str, TrainingSettings]:
-    """The settings of every training that the recipe wants, by step."""
-    stages = {"teacher": recipe.teacher if recipe.teacher.train else None, "align": recipe.align,
-              "refine": recipe.refine}  # fmt: skip
-    return {name: stage.training for name, stage in stages.items() if stage and stage.training}
 
 
 def _check_vectors(recipe: Recipe, dataset: Dataset | None) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.pipeline.checks import trainings
 from harness.pipeline.launch import usable_gpus
 from harness.pipeline.machine import gpu_name
 from harness.pipeline.plan import embedded_kinds, plan
 from harness.pipeline.sizes import Counts, Model
 from harness.pipeline.streams import estimated_rows
+from harness.pipeline.surroundings import trainings
 from harness.recipe import Recipe, TrainingSettings
 
 # Dense operations a second in bf16 (fp16 for the T4) and in fp32, from the makers' data sheets, by what a GPU's name

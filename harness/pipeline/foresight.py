@@ -10,7 +10,6 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from harness.pipeline.checks import trainings
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.launch import processes_of, shares_out, usable_gpus
 from harness.pipeline.machine import free_disk, gpu_memory, total_memory
@@ -18,6 +17,7 @@ from harness.pipeline.needs import Need, needs, peak, size_text
 from harness.pipeline.plan import plan
 from harness.pipeline.sizes import counts_of, models_of
 from harness.pipeline.streams import stream_advice
+from harness.pipeline.surroundings import trainings
 from harness.recipe import Recipe
 from harness.runtime.errors import InputError, Problem, gather_problems
 from harness.runtime.process import logger

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from harness.pipeline.activations import activation_bytes
-from harness.pipeline.checks import installed, trainings
 from harness.pipeline.compute import computes_in_bf16, runs_eager
 from harness.pipeline.launch import processes_of, usable_gpus
 from harness.pipeline.plan import STEPS, embedded_kinds, plan
 from harness.pipeline.sizes import Counts, Model
 from harness.pipeline.streams import stream_disk
+from harness.pipeline.surroundings import installed, trainings
 from harness.recipe import MineSettings, Recipe, TrainingSettings
 from harness.vectors.codec import row_bytes
 

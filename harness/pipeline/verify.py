@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from harness.data.pairs import read_unlabelled
 from harness.data.reading import PREVIEW_LINES, Reading
 from harness.data.records import Documents, Record
-from harness.pipeline.checks import installed
 from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
+from harness.pipeline.surroundings import installed
 from harness.recipe import DataSettings, ParitySettings, Texts, load_recipe
 from harness.runtime.errors import InputError, Problem, gather_problems
 from harness.runtime.process import read_json
