@@ -3,6 +3,7 @@
     FOLDER/                  a sentence-transformers folder; ``harness.json`` may say the sha256 of each of its files
     FOLDER/onnx/model.onnx   model_fp16.onnx, model_int8.onnx, model_int8_static.onnx; with their data files where large
     FOLDER/onnx/harness.json the sha256 of each of these, of the files beside that decide what a text becomes, the space
+    FOLDER/onnx/parity.json  how each was held against the student, and the bounds; ``harness.json`` says its sha256
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 from harness.encoders.chain import backbone_files, read_chain, weights_sha256
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, gather_problems
-from harness.runtime.process import file_sha256, fingerprint, read_json
+from harness.runtime.process import file_sha256, fingerprint, read_json, write_json
 
 ONNX = "onnx"
+PARITY = "parity.json"
 OUTPUT = "sentence_embedding"
 MODEL_FILES = {
     "fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx", "int8-static": "model_int8_static.onnx"
@@ -71,6 +73,7 @@ def check_onnx(folder: str | Path, precisions: Sequence[str]) -> dict[str, Any]:
     """The manifest of a folder's ONNX files, if those of these precisions are still what was exported from it.
 
     The weights may have been left out of the deployed folder; where they are, they must be those it was made from.
+    Where they are not, the folder's own ``harness.json`` says which they were.
 
     Raises:
         InputError: an adapter, no tokenizer, no such file.
@@ -85,12 +88,51 @@ def check_onnx(folder: str | Path, precisions: Sequence[str]) -> dict[str, Any]:
                                  allowed=", ".join(told["files"]), next="name it in export.onnx"))  # fmt: skip
     problems = [problem for precision in precisions for problem in _changed(folder / ONNX, told["files"][precision])]
     problems += _changed(folder, told["beside"])
-    if has_weights(folder) and (found := weights_sha256(folder)) != told["weights_sha256"]:
-        problems.append(Problem("not the weights that the ONNX files were made from", where=str(folder),
-                                got=f"sha256 {found[:12]}", allowed=f"sha256 {told['weights_sha256'][:12]}",
-                                next=_EXPORT))  # fmt: skip
+    problems += _other_weights(folder, told["weights_sha256"])
     if problems:
         raise StaleArtefactError(problems)
+    return told
+
+
+def _other_weights(folder: Path, wanted: str) -> list[Problem]:
+    """What is wrong where the folder's weights, or those that it says it had, are not these."""
+    where = folder if has_weights(folder) else folder / "harness.json"
+    if where == folder:
+        found = weights_sha256(folder)
+    elif where.is_file():
+        told = read_json(where, next=_EXPORT)
+        if not isinstance(told, dict) or ("files" in told and not is_sealed(told)):
+            return [Problem("edited or damaged", where=str(where), next=_EXPORT)]
+        found = told.get("weights_sha256", wanted)  # somebody else's need not say
+    else:
+        return []
+    if found == wanted:
+        return []
+    return [Problem("not the weights that the ONNX files were made from", where=str(where),
+                    got=f"sha256 {str(found)[:12]}", allowed=f"sha256 {wanted[:12]}", next=_EXPORT)]  # fmt: skip
+
+
+def write_parity(folder: Path, parity: Mapping[str, Any]) -> None:
+    """Put how the ONNX files were held against the student beside them, sealed by their manifest."""
+    path = folder / ONNX / PARITY
+    write_json(path, parity)
+    told = {name: value for name, value in read_onnx_manifest(folder).items() if name != "sealed"}
+    write_json(folder / ONNX / "harness.json", seal({**told, "parity": file_sha256(path)}))
+
+
+def read_parity(folder: Path) -> dict[str, Any] | None:
+    """What ``write_parity`` wrote; None where it is missing, or is of a version that did not seal it.
+
+    Raises:
+        StaleArtefactError: it was edited.
+    """
+    path, wanted = folder / ONNX / PARITY, read_onnx_manifest(folder).get("parity")
+    if wanted is None or not path.is_file():
+        return None
+    problems = _changed(folder / ONNX, {PARITY: wanted})
+    if problems:
+        raise StaleArtefactError(problems)
+    told: dict[str, Any] = read_json(path, next=_EXPORT)
     return told
 
 

@@ -27,7 +27,7 @@ from harness.engines.deployed import (
 from harness.engines.machine import available_cores, cpu_name, gpus
 from harness.engines.onnx_runtime import OnnxEngine
 from harness.engines.protocol import Engine
-from harness.runtime.errors import InputError, Problem, RunError
+from harness.runtime.errors import InputError, Problem, RunError, gather_problems
 from harness.runtime.process import fingerprint, logger, read_json, write_json
 
 ENGINES = ("torch", "torch-compile", "cuda-graphs", "onnx", "onnx-fp16", "onnx-int8", "onnx-int8-static")
@@ -97,16 +97,18 @@ def load(
     Args:
         folder: what ``harness`` exported, or any sentence-transformers folder that it can open.
         engine: one of ``ENGINES``, instead of choosing.
-        threads: instead of trying.
+        threads: a whole number from 1, instead of trying.
         exact: leave out fp16 and int8.
         queries: time with these instead of a few that are built in; lengths decide.
 
     Raises:
-        InputError: no folder, no tokenizer, an unmerged adapter, an engine that can't run here; all of it at once.
+        InputError: no folder, no tokenizer, an unmerged adapter, an engine that can't run here, no number of threads;
+            all of it at once.
         StaleArtefactError: files were edited or swapped since they were exported, each named.
     """
     folder = Path(folder)
-    available = _available(folder)
+    available: list[str] = []
+    gather_problems(lambda: _refuse_threads(threads), lambda: available.extend(_available(folder)))
     names = [name for name in available if name in _EXACT or not exact]
     if engine is not None:
         if engine not in ENGINES or (engine.startswith("onnx") and engine not in available):
@@ -122,6 +124,12 @@ def load(
         kept = _measure(folder, names, threads, [*(queries or _SAMPLE)][: _TURNS * _CALLS])
         _keep_choice(key, kept)
     return _open(folder, kept)
+
+
+def _refuse_threads(threads: object) -> None:
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise InputError(Problem("not a number of threads", where="threads", got=repr(threads),
+                                 allowed="a whole number from 1, or None to find the fastest"))  # fmt: skip
 
 
 def _available(folder: Path) -> list[str]:

@@ -225,32 +225,42 @@ def is_handed_over(folder: Path) -> bool:
 
 
 def open_handed_over(folder: Path) -> HandedOver:
-    """Open what ``export_index`` wrote, by its cheapest exact file.
+    """Open what ``export_index`` wrote, by its cheapest exact file; every file is held against the manifest.
 
     Raises:
-        InputError: only approximate files are there. StaleArtefactError: a file is damaged, edited or missing.
+        InputError: only approximate files are there. StaleArtefactError: files are damaged, edited or missing,
+            each named.
     """
     told = read_json(folder / "manifest.json", next=_AGAIN)
     seal = told.pop("sha256", None)
     if seal != fingerprint(told) or told["schema"] != SCHEMA:
         raise StaleArtefactError(Problem("edited, damaged or of another version", where=str(folder / "manifest.json"),
                                          next=_AGAIN))  # fmt: skip
+    problems = _changed(folder, told)
+    if problems:
+        raise StaleArtefactError(problems)
     exact = [name for name in ("npy", "parquet", "faiss") if name in told["files"]]
     if not exact:
         raise InputError(Problem("only approximate vectors were handed over", where=str(folder),
                                  got=", ".join(told["files"]), allowed="npy, parquet or faiss beside them",
                                  next="add npy to export.index"))  # fmt: skip
     name = exact[0]
-    wanted = {FILES[name]: told["files"][name]["sha256"]} | ({IDS: told["ids"]} if name != "parquet" else {})
-    problems = [
-        Problem("missing, damaged or swapped since it was handed over", where=str(folder / file), next=_AGAIN)
-        for file, sha256 in wanted.items()
-        if not (folder / file).is_file() or file_sha256(folder / file) != sha256
-    ]
-    if problems:
-        raise StaleArtefactError(problems)
     row, vector_ND = check_vectors(vector_files(folder, name), [], told["dimension"], normalized=False, rows=0)
     return HandedOver(Space.from_json(told["space"], where=str(folder)), list(row), vector_ND)
+
+
+def _changed(folder: Path, told: dict[str, Any]) -> list[Problem]:
+    """Every file of the manifest that is not what was handed over; one of another size is not read."""
+    wanted = [(FILES[name], file["bytes"], file["sha256"]) for name, file in told["files"].items()]
+    if told["ids"]:
+        wanted.append((IDS, None, told["ids"]))
+    return [
+        Problem("missing, damaged or swapped since it was handed over", where=str(folder / name), next=_AGAIN)
+        for name, size, sha256 in wanted
+        if not (folder / name).is_file()
+        or (size is not None and (folder / name).stat().st_size != size)
+        or file_sha256(folder / name) != sha256
+    ]
 
 
 def vector_files(folder: Path, name: str) -> VectorFiles:

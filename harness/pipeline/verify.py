@@ -18,12 +18,13 @@ from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
 from harness.pipeline.surroundings import installed
 from harness.recipe import DataSettings, ParitySettings, Texts, load_recipe
 from harness.runtime.errors import InputError, Problem, gather_problems
-from harness.runtime.process import read_json
+from harness.runtime.process import logger
 
 if TYPE_CHECKING:
     from harness.export.parity import Encode, Questions
     from harness.vectors.space import Space
 
+RECIPE = "recipe.resolved.yaml"
 PER_LANGUAGE = 1_000  # queries of each language, of a file at most
 
 
@@ -53,24 +54,28 @@ def verify(folder: Path, index: Path, queries: Path | None = None) -> list[Verif
         StaleArtefactError: a file of the folder or of the index was edited or swapped, or their spaces differ.
     """
     from harness.encoders.folder import open_encoder
-    from harness.engines.deployed import ONNX, check_onnx, onnx_precisions
+    from harness.engines.deployed import ONNX, check_onnx, onnx_precisions, read_parity
     from harness.export.parity import bounds_of, measure_parity
-    from harness.export.student import check_student
     from harness.vectors.space import Space, require_same_space
 
     told: dict[str, Any] = {}
+    has_onnx = (folder / ONNX).is_dir()
     gather_problems(
-        lambda: told.update(folder=check_student(folder)),
-        lambda: check_onnx(folder, onnx_precisions(folder)) if (folder / ONNX).is_dir() else None,
+        lambda: told.update(folder=_check_student(folder)),
+        lambda: check_onnx(folder, onnx_precisions(folder)) if has_onnx else None,
+        lambda: told.update(parity=read_parity(folder) if has_onnx else None),
         lambda: told.update(asked=_questions(index, queries)),
     )
     space: Space = Space.from_json(told["folder"].get("space"), where=str(folder / "harness.json"))
     questions, of_index, settings = told["asked"]
     require_same_space(space, of_index, str(folder), str(index))
+    if has_onnx and told["parity"] is None:
+        logger.warning("verify: %s is missing or not sealed: the %s bounds apply to the ONNX files",
+                       folder / ONNX / "parity.json", "run's" if (index / RECIPE).is_file() else "default")  # fmt: skip
     student_QD = open_encoder(folder).encode(questions.texts, side="query")
     found = []
     for name, (precision, open_artefact) in _artefacts(folder).items():
-        bounds = bounds_of(precision, _bounds(folder, precision) or settings)
+        bounds = bounds_of(precision, _bounds(folder, told["parity"] or {}, precision) or settings)
         found.append(Verified(name, measure_parity(open_artefact(), student_QD, questions, bounds)))
     return found
 
@@ -108,14 +113,25 @@ def _artefacts(folder: Path) -> dict[str, tuple[str, Callable[[], Encode]]]:
     return found | {f"onnx {precision}": (precision, onnx(precision)) for precision in onnx_precisions(folder)}
 
 
-def _bounds(folder: Path, precision: str) -> ParitySettings | None:
+def _bounds(folder: Path, parity: Mapping[str, Any], precision: str) -> ParitySettings | None:
     """The bounds that an ONNX file was exported under, which travel with it."""
-    path = folder / "onnx" / "parity.json"
-    told = read_json(path) if path.is_file() else {}
     try:
-        return ParitySettings.model_validate(told[precision]["bounds"]) if precision in told else None
+        return ParitySettings.model_validate(parity[precision]["bounds"]) if precision in parity else None
     except (ValueError, KeyError, TypeError):
-        raise InputError(Problem("damaged", where=str(path), next="export the folder again")) from None
+        raise InputError(Problem("damaged", where=str(folder / "onnx" / "parity.json"),
+                                 next="export the folder again")) from None  # fmt: skip
+
+
+def _check_student(folder: Path) -> dict[str, Any]:
+    """``export.student.check_student``; of the folders near it, which one is meant."""
+    from harness.export.student import check_student
+
+    pair = (folder / "router_config.json").is_file()
+    if pair or (folder / "student" / "modules.json").is_file():
+        what = "this is the pair (Router), not the student" if pair else "this is the export folder, not the student"
+        raise InputError(Problem(what, where=str(folder),
+                                 next=f"name {(folder.parent if pair else folder) / 'student'}"))  # fmt: skip
+    return check_student(folder)
 
 
 # ------------------------------------------------------------------------------------------ what is asked, and where
@@ -123,7 +139,7 @@ def _bounds(folder: Path, precision: str) -> ParitySettings | None:
 
 def _questions(index: Path, queries: Path | None) -> tuple[Questions, Space, ParitySettings]:
     """The questions, the index's space, and bounds for what brings none."""
-    if (index / "recipe.resolved.yaml").is_file():
+    if (index / RECIPE).is_file():
         return _of_run(RunFolder(index), queries)
     if not (index / "manifest.json").is_file():
         raise InputError(

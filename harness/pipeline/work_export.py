@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.encoders.chain import read_chain
 from harness.encoders.sources import resolve_model
-from harness.engines.deployed import MODEL_FILES, ONNX, read_onnx_manifest
+from harness.engines.deployed import MODEL_FILES, ONNX, PARITY, read_onnx_manifest, write_parity
 from harness.export.card import Base, Deployed, license_of, model_card
 from harness.export.index import export_index
 from harness.export.pair import export_pair
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from harness.pipeline.context import Run
     from harness.recipe import ExportSettings
 
-PARITY = "parity.json"
 ASKED = 250  # queries of each language that an artefact is held against the student on
 CALIBRATION = 64  # training queries of each language that int8-static measures ranges on
 
@@ -79,7 +78,7 @@ def do_onnx(run: Run) -> list[Path]:
         if failed:
             remove_onnx(scratch, failed)
         if (scratch / ONNX).exists():
-            write_json(scratch / ONNX / PARITY, told)
+            write_parity(scratch, told)
             replace_folder(scratch / ONNX, target / ONNX)
         else:
             remove_folder(target / ONNX)

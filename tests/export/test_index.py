@@ -161,6 +161,19 @@ def test_a_swapped_file_is_named(file: str, store: VectorStore, tmp_path: Path) 
     assert [problem.where for problem in caught.value.problems] == [str(path)]
 
 
+def test_every_file_of_the_manifest_is_held_against_it(store: VectorStore, tmp_path: Path) -> None:
+    export_index(store, tmp_path / "index", ["npy", "parquet"], QUERY_QD)
+    (tmp_path / "index" / "vectors.npy").unlink()
+    path = tmp_path / "index" / "vectors.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    (tmp_path / "index" / "ids.txt").write_text("another\n")
+    with pytest.raises(StaleArtefactError) as caught:
+        open_handed_over(tmp_path / "index")
+    assert [Path(problem.where).name for problem in caught.value.problems] == [
+        "vectors.npy", "vectors.parquet", "ids.txt"
+    ]  # fmt: skip
+
+
 def test_approximate_vectors_alone_can_not_be_verified_against(store: VectorStore, tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     export_index(store, tmp_path / "index", ["faiss-int8"], QUERY_QD)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.encoders.folder import open_encoder
-from harness.engines.deployed import seal
+from harness.engines.deployed import check_onnx, seal, write_parity
 from harness.export.index import export_index
 from harness.export.student import export_student
 from harness.pipeline import verify as module
@@ -113,11 +113,28 @@ def test_the_bounds_of_the_export_travel_with_the_files(
     with_onnx(folder, monkeypatch, noise=0.5)
     assert not verify(folder, done / "vectors" / "documents", queries)[1].passed
     bounds = {"min_cosine": 0.1, "mean_cosine": 0.1, "overlap": 0.0, "recovery_loss": 1.0}
-    (folder / "onnx" / "parity.json").write_text(json.dumps({"int8": {"bounds": bounds}}))
+    write_parity(folder, {"int8": {"bounds": bounds}})
     assert verify(folder, done / "vectors" / "documents", queries)[1].passed
-    (folder / "onnx" / "parity.json").write_text(json.dumps({"int8": {"bounds": {"min_cosine": "high"}}}))
+    write_parity(folder, {"int8": {"bounds": {"min_cosine": "high"}}})
     with pytest.raises(InputError, match="damaged"):
         verify(folder, done / "vectors" / "documents", queries)
+
+
+def test_edited_bounds_are_refused_and_missing_or_unsealed_ones_do_not_count(
+    folder: Path, done: Path, queries: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_onnx(folder, monkeypatch, noise=0.5)
+    path, index = folder / "onnx" / "parity.json", done / "vectors" / "documents"
+    loose = {"min_cosine": 0.1, "mean_cosine": 0.1, "overlap": 0.0, "recovery_loss": 1.0}
+    path.write_text(json.dumps({"int8": {"bounds": loose}}))
+    assert not verify(folder, index, queries)[1].passed and "the default bounds apply" in caplog.text
+    write_parity(folder, {"int8": {"bounds": {**loose, "min_cosine": 0.99}}})
+    path.write_text(json.dumps({"int8": {"bounds": loose}}))
+    with pytest.raises(StaleArtefactError, match="parity.json: not the file that was exported"):
+        verify(folder, index, queries)
+    caplog.clear()
+    path.unlink()
+    assert not verify(folder, index, queries)[1].passed and "parity.json is missing" in caplog.text
 
 
 def test_the_command_shows_a_table(folder: Path, done: Path) -> None:
@@ -185,6 +202,31 @@ def test_no_index_and_no_exported_folder(folder: Path, done: Path, tmp_path: Pat
         verify(done / "student" / "refined", done)
     export_student(done / "student" / "refined", tmp_path / "again")
     assert verify(tmp_path / "again", done)[0].passed
+
+
+def test_onnx_files_of_another_student_are_refused_where_the_weights_were_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_onnx(folder, monkeypatch, noise=0.0)
+    (folder / "model.safetensors").unlink()
+    check_onnx(folder, ["int8"])
+    told = read_json(folder / "harness.json")
+    told.pop("sealed")
+    (folder / "harness.json").write_text(json.dumps(seal({**told, "weights_sha256": "0" * 64})))
+    with pytest.raises(StaleArtefactError, match="harness.json: not the weights that the ONNX files were made from"):
+        check_onnx(folder, ["int8"])
+    (folder / "harness.json").write_text(json.dumps(told))
+    with pytest.raises(StaleArtefactError, match="harness.json: edited"):
+        check_onnx(folder, ["int8"])
+
+
+def test_folders_near_the_student_are_told_apart(done: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="this is the export folder(.|\n)*export/student"):
+        verify(done / "export", done)
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair" / "router_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"this is the pair \(Router\)(.|\n)*student"):
+        verify(tmp_path / "pair", done)
 
 
 @pytest.mark.parametrize(
