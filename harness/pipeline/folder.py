@@ -44,6 +44,7 @@ class RunFolder:
     mined = property(lambda self: self.root / "mined")
     streams = property(lambda self: self.root / "streams")
     export = property(lambda self: self.root / "export")
+    triton = property(lambda self: self.export / "triton-models")  # "triton" would be taken for the package
     evaluations = property(lambda self: self.root / "evaluations")
     bench = property(lambda self: self.root / "bench.json")
     results = property(lambda self: self.root / "results.json")
@@ -54,7 +55,7 @@ class RunFolder:
     def exports(self) -> dict[str, list[Path]]:
         """Step -> the folders and files that it exports."""
         export = self.export
-        onnx = [export / "student" / "onnx", export / "triton", export / "parity.json"]
+        onnx = [export / "student" / "onnx", self.triton, export / "parity.json"]
         return {"export": [export], "export.pair": [export / "pair"], "export.index": [export / "index"],
                 "export.onnx": onnx}  # fmt: skip
 

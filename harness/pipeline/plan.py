@@ -7,7 +7,7 @@ tracking settings stay out. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.recipe import Recipe
@@ -101,8 +101,16 @@ VERBS = tuple(dict.fromkeys(step.verb for step in STEPS))
 
 
 def plan(recipe: Recipe) -> list[Step]:
-    """The steps that this recipe wants, in running order."""
-    return [step for step in STEPS if step.wanted(recipe)]
+    """The steps that this recipe wants, in running order, each with the inputs that it really reads."""
+    return [_as_read(step, recipe) for step in STEPS if step.wanted(recipe)]
+
+
+def _as_read(step: Step, recipe: Recipe) -> Step:
+    """``bench`` opens ONNX files only for engines that run them."""
+    engines = recipe.bench.engines if recipe.bench else []
+    if step.name != "bench" or any(engine.startswith("onnx") for engine in engines):
+        return step
+    return replace(step, inputs=tuple(name for name in step.inputs if name != "export.onnx"))
 
 
 def embedded_kinds(recipe: Recipe) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.pairs import read_unlabelled
-from harness.data.reading import PREVIEW_LINES, Reading
+from harness.data.reading import PREVIEW_LINES, Reading, find_files
 from harness.data.records import Documents, Record
 from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
 from harness.pipeline.surroundings import installed
@@ -191,6 +191,7 @@ def read_queries(path: Path) -> list[Record]:
     """
     from harness.export.parity import some_of_each
 
+    find_files(str(path), "--queries")
     reading = Reading(PREVIEW_LINES)
     pairs = read_unlabelled(DataSettings(source="emoji", unlabelled=[Texts(path=str(path))]), reading)
     problems = [replace(problem, next="correct the file") for problem in reading.problems()]

@@ -84,10 +84,10 @@ def do_onnx(run: Run) -> list[Path]:
             remove_folder(target / ONNX)
     write_json(run.folder.export / PARITY, told)
     if settings.triton and (target / ONNX).exists():
-        write_triton(target, run.folder.export / "triton")
+        write_triton(target, run.folder.triton)
     else:
-        remove_folder(run.folder.export / "triton")
-    return [target / ONNX, run.folder.export / PARITY, run.folder.export / "triton"]
+        remove_folder(run.folder.triton)
+    return [target / ONNX, run.folder.export / PARITY, run.folder.triton]
 
 
 def compare(run: Run, folder: Path, student_QD: np.ndarray) -> dict[str, Any]:

@@ -59,8 +59,10 @@ def test_everything_asked_for_is_there(done: RunFolder) -> None:
     names = {path.relative_to(done.export).as_posix() for path in done.export.rglob("*") if path.is_file()}
     assert {"student/model.safetensors", "student/onnx/model.onnx", "parity.json",
             "pair/router_config.json", "index/vectors.npy", "index/ids.txt", "index/index.faiss",
-            "index/index-int8.faiss", "index/manifest.json", "triton/student/config.pbtxt"} <= names  # fmt: skip
+            "index/index-int8.faiss", "index/manifest.json", "triton-models/student/config.pbtxt"} <= names  # fmt: skip
     assert not list(done.root.glob(".*.tmp")), "no scratch folder is left"
+    folders = [path.name for path in done.export.iterdir() if path.is_dir()]
+    assert not {"triton", "torch", "onnx"} & set(folders), "Python started there would import it as the package"
 
 
 def test_an_artefact_that_is_the_student_is_exported_with_the_proof(done: RunFolder) -> None:
@@ -76,7 +78,7 @@ def test_one_that_is_not_is_not_exported_and_the_report_says_why(done: RunFolder
     told = read_json(done.export / "parity.json")["int8"]
     assert not told["passed"] and "the least cosine" in told["reasons"][0]
     assert 0.9 < told["languages"]["all"]["min_cosine"] < 0.99999
-    names = [path.name for place in ("student/onnx", "triton") for path in (done.export / place).rglob("*")]
+    names = [path.name for place in ("student/onnx", "triton-models") for path in (done.export / place).rglob("*")]
     assert "model.onnx" in names and not [name for name in names if "int8" in name]
     (warning,) = [text for text in read_json(done.results)["warnings"] if "int8" in text]
     assert warning.startswith("onnx int8 is not exported: ") and told["reasons"][0] in warning

@@ -86,7 +86,7 @@ def test_a_changed_setting_changes_what_depends_on_it(path: Path, override: str,
     [
         ("export.pair=true", "export.pair", {"report"}),
         ("export.index=[npy]", "export.index", {"report"}),
-        ("export.onnx=[fp32]", "export.onnx", {"bench", "report"}),
+        ("export.onnx=[fp32]", "export.onnx", {"report"}),
         ("export.parity.overlap=0.8", None, set()),
         ("export.system=student-aligned", None, {"export"}),
     ],
@@ -111,6 +111,18 @@ def test_every_artefact_is_made_anew_when_what_it_is_made_of_changes(path: Path)
         changed = {name for name in before if before[name] != after[name]}
         assert {name for name in changed if name.startswith("export")} == expected
         assert "report" in changed
+
+
+@pytest.mark.parametrize(("engine", "reads"), [(None, False), ("torch-compile", False), ("onnx", True)])
+def test_bench_waits_for_onnx_files_only_where_an_engine_runs_them(
+    path: Path, engine: str | None, reads: bool
+) -> None:
+    exported = ["export={onnx: [fp32]}", f"bench.engines=[{engine or ''}]"]
+    recipe = load_recipe(path, exported)
+    (bench,) = [step for step in plan(recipe) if step.name == "bench"]
+    assert ("export.onnx" in bench.inputs) == reads == ("bench" in depends_on("export.onnx", recipe))
+    stricter = load_recipe(path, [*exported, "export.parity.overlap=0.8"])
+    assert (keys(recipe, {})["bench"] != keys(stricter, {})["bench"]) == reads
 
 
 def test_the_verb_runs_all_that_is_exported(path: Path) -> None:

@@ -239,7 +239,8 @@ def test_queries_that_can_not_be_used_are_named(name: str, content: str | None, 
         (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=said) as caught:
         read_queries(tmp_path / name)
-    assert "data.on_error" not in str(caught.value)
+    assert "data.on_error" not in str(caught.value) and "data.unlabelled" not in str(caught.value)
+    assert content is not None or "--queries: " in str(caught.value)
 
 
 def test_queries_with_languages(tmp_path: Path) -> None:
