@@ -14,7 +14,7 @@ import pytest
 from builders.tiny_run import tiny_tree, write_recipe
 
 from harness.encoders.chain import describe_folder
-from harness.pipeline import checks, compute, foresight
+from harness.pipeline import compute, foresight, surroundings
 from harness.pipeline.check import check_recipe, describe_run
 from harness.pipeline.controller import run_recipe
 from harness.recipe import load_recipe
@@ -142,7 +142,7 @@ def test_batches_without_padding_are_refused_where_they_can_t_be(
         check_recipe(load_recipe(recipe, [*wanted, f"teacher.model={model}"]))
     found = {problem.where for problem in caught.value.problems}
     assert found == {"teacher.training.unpadded", "align.training.unpadded", "embed.unpadded"}
-    monkeypatch.setattr(checks, "usable_gpus", lambda launch: 1)
+    monkeypatch.setattr(surroundings, "usable_gpus", lambda launch: 1)
     for dropout, got in (("0.1", "dropout: 0.1"), ("0", "precision: fp32")):
         with pytest.raises(InputError, match="16 bits and without dropout") as caught:
             check_recipe(load_recipe(recipe, [wanted[0], "launch.device=auto", f"align.training.dropout={dropout}"]))
@@ -153,7 +153,7 @@ def test_batches_without_padding_are_refused_where_they_can_t_be(
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "usable_gpus", lambda launch: 0)
+    monkeypatch.setattr(surroundings, "usable_gpus", lambda launch: 0)
     with pytest.raises(InputError, match="no GPU is visible"):
         check_recipe(load_recipe(recipe, ["launch.device=cuda"]))
 
@@ -162,7 +162,7 @@ def test_what_does_not_fit_this_machine_is_described_and_refused(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(foresight, "total_memory", lambda: 1000)
-    monkeypatch.setattr(checks, "usable_gpus", lambda launch: 0)
+    monkeypatch.setattr(surroundings, "usable_gpus", lambda launch: 0)
     tables = [" models ", " steps ", " estimates ", " data (beir)"]
     parts, error = describe_run(load_recipe(recipe, ["launch.device=cuda"]), output=tmp_path / "out")
     text = _text(parts)

@@ -14,7 +14,7 @@ from builders.tiny_run import tiniest_tree, write_recipe
 
 from harness.encoders.folder import open_encoder
 from harness.export.student import export_student
-from harness.pipeline import checks
+from harness.pipeline import checks, surroundings
 from harness.pipeline.controller import Controller, run_recipe
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.needs import needs
@@ -135,7 +135,7 @@ def test_a_student_made_anew_takes_what_lay_in_its_folder_along(recipe: Path, ru
 def test_packages_and_a_gpu_that_are_missing_are_told_before_any_work(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "installed", lambda name: name not in ("onnxscript", "faiss"))
+    monkeypatch.setattr(surroundings, "installed", lambda name: name not in ("onnxscript", "faiss"))
     with pytest.raises(InputError) as caught:
         checks.check_surroundings(load_recipe(recipe, ["bench.engines=[cuda-graphs]"]))
     told = {problem.where: str(problem) for problem in caught.value.problems}
