@@ -116,7 +116,7 @@ def test_named_engine_and_threads_measure_nothing(folder: Path, cache: Path) -> 
 @pytest.mark.parametrize("threads", [0, -1, "x", 1.5, True])
 def test_what_is_no_number_of_threads_is_refused(threads: object, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a number of threads(.|\n)*a whole number from 1") as caught:
-        harness.load(tmp_path / "nowhere", threads=threads)  # type: ignore[arg-type]
+        harness.load(tmp_path / "nowhere", threads=threads)
     assert "no such model folder" in str(caught.value), "all at once"
 
 
