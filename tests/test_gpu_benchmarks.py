@@ -149,8 +149,8 @@ def test_peak_rates_by_device_name(
 def test_one_command_runs_them_all() -> None:
     subprocess.run(["sh", "-n", str(FOLDER / "run_all.sh")], check=True)
     told = (FOLDER / "run_all.sh").read_text()
-    assert {"training.py", "encoding.py"} == {path.name for path in FOLDER.glob("*.py")} - {"shapes.py"}
-    assert "training.py --quick" in told and "encoding.py" in told
+    assert {"training.py", "encoding.py", "latency.py"} == {path.name for path in FOLDER.glob("*.py")} - {"shapes.py"}
+    assert "training.py --quick" in told and "encoding.py" in told and "latency.py" in told
     training = script("training")
     assert all(set(cases) <= set(training.CASES) for cases in training.QUICK.values())
 
