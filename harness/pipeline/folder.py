@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.engines.machine import available_cores, cpu_name
 from harness.recipe import Recipe, unedited
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, gather_problems
 from harness.runtime.process import (
@@ -374,15 +375,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores and memory, as the operating system tells them."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)}
+    return {"cpu": cpu_name(), "cores": available_cores(), "memory_gib": round(memory, 1)}
 
 
 def commit() -> str | None:
