@@ -76,9 +76,11 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
 
 def _work() -> dict[str, Callable[[Any], list[Path]]]:
     """What each step does; imported late, for this is where torch comes in."""
+    from harness.pipeline import work_bench as timing
     from harness.pipeline import work_evaluation as evaluation
     from harness.pipeline import work_export as export
     from harness.pipeline import work_pairs as pairs
+    from harness.pipeline import work_report as reporting
     from harness.pipeline import work_streams as streams
     from harness.pipeline import work_training as training
     from harness.pipeline import work_vectors as vectors
@@ -102,8 +104,8 @@ def _work() -> dict[str, Callable[[Any], list[Path]]]:
         "export.index": export.do_index,
         "export.onnx": export.do_onnx,
         "evaluate": evaluation.do_evaluate,
-        "bench": evaluation.do_bench,
-        "report": evaluation.do_report,
+        "bench": timing.do_bench,
+        "report": reporting.do_report,
     }
 
 

@@ -5,6 +5,7 @@ that can't work are refused with the reason. ``load_recipe`` lists all problems 
 """
 
 from harness.recipe.data_settings import Columns, DataSettings, QrelsNames, StreamSettings, Texts
+from harness.recipe.evaluation_settings import Bars, BenchSettings, EvaluateSettings, ReportSettings
 from harness.recipe.export_settings import ExportSettings, ParitySettings
 from harness.recipe.impossible import impossible, impossible_with
 from harness.recipe.reading import (
@@ -18,12 +19,9 @@ from harness.recipe.reading import (
 from harness.recipe.section import SYSTEMS, Metric, Pooling, Prompts, Section, SetName, System, TextKind
 from harness.recipe.settings import (
     AlignSettings,
-    Bars,
-    BenchSettings,
     DocumentSettings,
     EmbedSettings,
     EncoderSettings,
-    EvaluateSettings,
     LaunchSettings,
     LayerRule,
     LoraSettings,
@@ -33,7 +31,6 @@ from harness.recipe.settings import (
     ModelScores,
     Recipe,
     RefineSettings,
-    ReportSettings,
     StudentSettings,
     TeacherSettings,
     TrackingSettings,

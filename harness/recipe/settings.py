@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.recipe.data_settings import DataSettings
-from harness.recipe.export_settings import EngineName, ExportSettings
+from harness.recipe.evaluation_settings import BenchSettings, EvaluateSettings, ReportSettings
+from harness.recipe.export_settings import ExportSettings
 from harness.recipe.section import (
     Count,
     Finite,
-    Metric,
     Name,
     NonNegativeFloat,
     Pooling,
@@ -19,9 +19,7 @@ from harness.recipe.section import (
     PositiveFloat,
     Prompts,
     Section,
-    SetName,
     Share,
-    System,
     TextKind,
     added,
     beside,
@@ -296,55 +294,6 @@ class RefineSettings(Section):
     sampled: Count = 1024
     mined: Count = 0
     training: TrainingSettings
-
-
-# -------------------------------------------------------------------------------------------- after the training
-
-
-class EvaluateSettings(Section):
-    """Which systems search which sets; ``reference`` is the denominator of every recovery."""
-
-    systems: Annotated[list[System], Field(min_length=1)] = [
-        "teacher", "student-untrained", "student-aligned", "student-refined"
-    ]  # fmt: skip
-    reference: System = "teacher"
-    sets: Annotated[list[SetName], Field(min_length=1)] | None = None
-    select_metric: Metric = "nDCG@10"
-    searcher: Literal["auto", "faiss", "exact"] = "auto"
-    depth: Annotated[int, Field(ge=100)] = 100  # Recall@100 needs as many
-    resamples: Annotated[int, Field(ge=100)] = 10_000
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-
-
-class BenchSettings(Section):
-    """One process, an idle machine: batch-1 latency, systems interleaved, and throughput.
-
-    ``engines``: timed beside ``torch``. Those of ONNX run the files of ``export.onnx``, and so the deployed student.
-    """
-
-    systems: Annotated[list[System], Field(min_length=1)] = ["teacher", "student-refined"]
-    queries_per_language: Positive = 50
-    warmup: Positive = 10
-    repeats: Positive = 3
-    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [32, 128]
-    threads: Positive | None = None
-    engines: list[EngineName] = added([])
-
-
-class Bars(Section):
-    """What the run must reach; the report says which bars were reached. ``null`` sets none."""
-
-    teacher: dict[Metric, Share] = {}
-    recovery: dict[Metric, NonNegativeFloat] = {}
-    stage_gain: bool = True
-    latency_ratio: PositiveFloat | None = None
-
-
-class ReportSettings(Section):
-    """``warn_teacher_gain``: a teacher that gained more than this (absolute) in its last quarter was undertrained."""
-
-    bars: Bars = Bars()
-    warn_teacher_gain: NonNegativeFloat = 0.03
 
 
 class LaunchSettings(Section):

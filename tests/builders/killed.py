@@ -216,7 +216,9 @@ def _serve() -> None:
     import transformers.models.bert.tokenization_bert  # noqa: F401
 
     import harness.cli
+    import harness.pipeline.work_bench
     import harness.pipeline.work_evaluation
+    import harness.pipeline.work_report
     import harness.pipeline.work_streams
     import harness.pipeline.work_training
     import harness.pipeline.work_vectors  # noqa: F401
