@@ -20,8 +20,9 @@ quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/harness run recipes/quickstart.yaml
 	@echo "The report: outputs/quickstart/report.html (also report.md and results.json beside it)"
 
+# One process a core, up to four; a file's tests stay together, since they share what they set up.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, two threads, no caches of this machine. Set before any library reads it."""
+"""What holds for every test: no network, one thread, no caches of this machine. Set before any library reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     HF_HOME=_CACHE.name,
     TOKENIZERS_PARALLELISM="false",
-    OMP_NUM_THREADS="2",  # torch too, in this process and in those that tests start
+    OMP_NUM_THREADS="1",  # torch too, in this process and in those that tests start: tests run side by side instead
     WANDB_MODE="offline",
     MPLBACKEND="Agg",
 )
