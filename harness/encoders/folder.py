@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,9 @@ def save_encoder(
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for index, (kind, path) in enumerate(chain)
         ])  # fmt: skip
-        write_json(new / "sentence_bert_config.json",
-                   {"max_seq_length": encoder.max_length, "do_lower_case": encoder.lower_case})
+        write_json(new / "sentence_bert_config.json", {
+            "max_seq_length": encoder.max_length, "do_lower_case": encoder.lower_case, **_without_pooler(encoder)
+        })  # fmt: skip
         write_json(new / "config_sentence_transformers.json", {
             "prompts": encoder.prompts, "default_prompt_name": None,
             "similarity_fn_name": "cosine" if encoder.normalize else "dot",
@@ -158,6 +160,16 @@ def save_encoder(
         sha256 = weights_sha256(new)
         more = extra(sha256) if callable(extra) else extra or {}
         write_json(new / "harness.json", {"weights_sha256": sha256, **more})
+
+
+def _without_pooler(encoder: Encoder) -> dict[str, Any]:
+    """Tells sentence-transformers not to make the pooler that BERT's kin have and we dropped.
+
+    Else transformers reports, loudly, weights that are missing and random. The key is as old as the layout; servers
+    pass over it.
+    """
+    takes = inspect.signature(type(encoder.backbone).__init__).parameters
+    return {"model_args": {"add_pooling_layer": False}} if "add_pooling_layer" in takes else {}
 
 
 def _tidy_configs(folder: Path) -> None:

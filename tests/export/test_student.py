@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from builders.deployable import TEXTS, write_deployable
 
 from harness.encoders.folder import open_encoder, save_encoder
 from harness.export.student import check_student, export_student
@@ -28,6 +31,35 @@ def test_sentence_transformers_gives_the_student_s_own_vectors(exported: Path, s
     query_ND = open_encoder(student).encode(texts, side="query")
     np.testing.assert_allclose(model.encode_query(texts), query_ND, atol=1e-5)
     assert model.prompts["query"] == "find: " and model.similarity_fn_name == "cosine"
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "qwen3"])
+def test_sentence_transformers_opens_it_without_a_word(kind: str, tmp_path: Path) -> None:
+    """A pooler that nobody reads would be reported as missing and random."""
+    library: Any = pytest.importorskip("sentence_transformers")
+    write_deployable(kind, tmp_path / "made")
+    export_student(tmp_path / "made", tmp_path / "student")
+    said: list[logging.LogRecord] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record)
+
+    handler, names = Kept(logging.WARNING), ("transformers", "sentence_transformers", "torch")
+    for name in names:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", UserWarning)
+            model = library.SentenceTransformer(str(tmp_path / "student"), device="cpu", trust_remote_code=False)
+            found_ND = model.encode_query(TEXTS)
+    finally:
+        for name in names:
+            logging.getLogger(name).removeHandler(handler)
+    assert [record.getMessage() for record in said] == []
+    assert [str(one.message) for one in warned if issubclass(one.category, UserWarning)] == []
+    expected_ND = open_encoder(tmp_path / "student").encode(TEXTS, side="query")
+    np.testing.assert_allclose(found_ND, expected_ND, atol=1e-5 * np.abs(expected_ND).max())
 
 
 def test_vectors_that_are_not_normalised_are_compared_by_inner_product(student: Path, tmp_path: Path) -> None:
