@@ -15,6 +15,7 @@ from builders.deployable import KINDS, TEXTS, Exported, exported, write_deployab
 from harness.engines.deployed import MODEL_FILES, onnx_precisions, read_onnx_manifest
 from harness.engines.onnx_runtime import OnnxEngine, open_session
 from harness.engines.protocol import Engine
+from harness.engines.tokeniser import Tokens
 from harness.engines.torch_eager import TorchEngine
 from harness.export.onnx import export_onnx, files, graph, remove_onnx
 from harness.export.triton import write_triton
@@ -76,6 +77,24 @@ def test_smaller_ones_stay_close(kind: str, precision: str, least: float) -> Non
     assert np.abs(found_ND - expected_ND).max() > 1e-5, "this is fp32"
     if precision == "fp16":
         np.testing.assert_allclose(np.linalg.norm(found_ND, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3", "modernbert"])
+def test_a_row_without_a_token_gives_numbers_and_leaves_its_neighbours_alone(kind: str, tmp_path: Path) -> None:
+    """A server may pad a batch with empty rows. The mean over nothing is 0, and so is its length."""
+    folder, precisions = exported(kind).folder, ["fp32", "fp16", "int8"]
+    if kind == "modernbert":  # of these the one without a projection
+        folder, precisions = tmp_path / "model", ["fp32", "fp16"]
+        export_onnx(write_deployable(kind, folder), folder, precisions)
+    for precision in precisions:
+        engine = OnnxEngine(folder, precision=precision, threads=1)
+        tokens = engine.tokenise(["a blue coat for a cold winter", "hat hat hat"])
+        mask_BL = tokens.attention_mask.copy()
+        mask_BL[1] = 0
+        found_BD = engine.forward(Tokens(tokens.input_ids, mask_BL))
+        assert np.isfinite(found_BD).all(), precision
+        assert cosines(found_BD[:1], engine.forward(tokens)[:1]).min() > 0.999, precision
+        assert np.isfinite(engine.forward(Tokens(tokens.input_ids, np.zeros_like(mask_BL)))).all(), precision
 
 
 def test_smaller_ones_are_smaller(bert: Exported) -> None:

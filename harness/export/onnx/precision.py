@@ -18,6 +18,7 @@ Feed = dict[str, np.ndarray]
 _IN_FULL = ("Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Softmax", "LpNormalization")
 # The products with weights and the token table, which is most of a small model. What else is there takes no time.
 _IN_INT8 = ["MatMul", "Gather"]
+_LEAST_LENGTH = 1e-12  # what torch divides by at least
 
 
 def make(precision: str, source: Path, target: Path, calibration: Sequence[Feed], *, normalised: bool) -> None:
@@ -55,16 +56,22 @@ def _to_half(source: Path, target: Path, normalised: bool) -> None:
 
 
 def _normalise_again(graph: Any) -> None:
-    """Vectors whose length was divided out in half precision are off by as much as that can't hold: 1 in 2,000."""
+    """Vectors whose length was divided out in half precision are off by as much as that can't hold: 1 in 2,000.
+
+    A row of padding alone may be a vector of length 0, and stays one, as in torch.
+    """
     from onnx import TensorProto, helper
 
-    vectors, length, axis = f"{OUTPUT}_rounded", f"{OUTPUT}_length", f"{OUTPUT}_axis"
+    vectors, axis, least = f"{OUTPUT}_rounded", f"{OUTPUT}_axis", f"{OUTPUT}_least"
+    length, divisor = f"{OUTPUT}_length", f"{OUTPUT}_divisor"
     for node in graph.graph.node:
         node.output[:] = [vectors if name == OUTPUT else name for name in node.output]
         node.input[:] = [vectors if name == OUTPUT else name for name in node.input]
     graph.graph.initializer.append(helper.make_tensor(axis, TensorProto.INT64, [1], [1]))
+    graph.graph.initializer.append(helper.make_tensor(least, TensorProto.FLOAT, [], [_LEAST_LENGTH]))
     graph.graph.node.append(helper.make_node("ReduceL2", [vectors, axis], [length], keepdims=1))
-    graph.graph.node.append(helper.make_node("Div", [vectors, length], [OUTPUT]))
+    graph.graph.node.append(helper.make_node("Max", [length, least], [divisor]))
+    graph.graph.node.append(helper.make_node("Div", [vectors, divisor], [OUTPUT]))
 
 
 def _quantise(source: Path, target: Path, calibration: Sequence[Feed] = ()) -> None:
