@@ -22,7 +22,7 @@ from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
-from harness.pipeline.checks import check_data, check_devices, check_inputs, check_models, unknown_shares
+from harness.pipeline.checks import check_data, check_devices, check_inputs, check_models, check_slices, unknown_shares
 from harness.pipeline.compute import (
     UTILISATION,
     computes_in_bf16,
@@ -111,6 +111,7 @@ def _described(
     streams = preview_streams(recipe, full=full)
     complete = told.get("complete", True) and all(preview.complete for preview in streams.values())
     sound = found.tried(lambda: check_data(recipe, dataset, complete=complete))
+    found.tried(lambda: check_slices(recipe, dataset, full=full))
     parts: list[Any] = [_data_table(recipe, dataset, unknown_shares(recipe, dataset)), _model_table(models)]
     parts += [stream_table(streams)] if streams else []
     parts.append(_plan_table(recipe))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.data.columns import read_columns
 from harness.data.prepare import check_data_files
 from harness.data.reading import PREVIEW_LINES
 from harness.data.records import Dataset, has_scores
@@ -260,6 +261,17 @@ def check_data(recipe: Recipe, dataset: Dataset, *, complete: bool = True) -> No
         lambda: check_unknown_shares(recipe, dataset),
         lambda: _check_vectors(recipe, dataset),
     )
+
+
+def check_slices(recipe: Recipe, dataset: Dataset, *, full: bool) -> None:
+    """Refuse slices by columns that the queries don't have, or that can't be sliced by.
+
+    Raises:
+        InputError: with all of them.
+    """
+    wanted = {record.id for name, split in dataset.splits.items() if name != "train" for record in split}
+    if recipe.evaluate.slices:
+        read_columns(recipe.data, recipe.evaluate.slices, wanted, full=full)
 
 
 def _context_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list[Problem]:

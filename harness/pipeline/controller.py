@@ -81,12 +81,14 @@ def _work() -> dict[str, Callable[[Any], list[Path]]]:
     from harness.pipeline import work_export as export
     from harness.pipeline import work_pairs as pairs
     from harness.pipeline import work_report as reporting
+    from harness.pipeline import work_slices as slicing
     from harness.pipeline import work_streams as streams
     from harness.pipeline import work_training as training
     from harness.pipeline import work_vectors as vectors
 
     return {
         "data": vectors.do_data,
+        "data.slices": slicing.do_slices,
         "embed.base": vectors.do_embed_base,
         "mine.base": vectors.do_mine_base,
         "teacher.streams": pairs.do_teacher_streams,

@@ -47,6 +47,7 @@ class RunFolder:
     export = property(lambda self: self.root / "export")
     triton = property(lambda self: self.export / "triton-models")  # "triton" would be taken for the package
     evaluations = property(lambda self: self.root / "evaluations")
+    slices = property(lambda self: self.root / "slices.json")
     bench = property(lambda self: self.root / "bench.json")
     results = property(lambda self: self.root / "results.json")
     manifest = property(lambda self: self.root / "manifest.json")
@@ -79,7 +80,8 @@ class RunFolder:
 
 # What a run writes at the top of its folder.
 ARTEFACTS = (
-    "data", "teacher", "teacher-more", "student", "vectors", "index", "mined", "streams", "checkpoints", "logs",
+    "data", "slices.json", "teacher", "teacher-more", "student", "vectors", "index", "mined", "streams", "checkpoints",
+    "logs",
     "export", "evaluations", "bench.json", "results.json", "report.md", "report.html", "recipe.resolved.yaml",
     "manifest.json",
 )  # fmt: skip

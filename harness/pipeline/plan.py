@@ -67,6 +67,7 @@ SEARCHED = tuple(f"evaluate.{key}" for key in ("systems", "reference", "sets", "
 # In running order; an input that a recipe does not want is left out of the key.
 STEPS = (
     Step("data", 1, (), ("data",), gpu=False),
+    Step("data.slices", 1, ("data",), ("evaluate.slices",), lambda r: bool(r.evaluate.slices), gpu=False, along=True),
     Step("embed.base", 1, ("data",), ("teacher.model", "teacher.encoder", "embed"), _embeds_base, shared=True),
     Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None,
          shared=True),
@@ -94,7 +95,7 @@ STEPS = (
     Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED, shared=True),
     Step("bench", 1, ("data", "student", "align", "refine", "teacher.more", "export.onnx"), ("bench",),
          lambda r: r.bench is not None),
-    Step("report", 1, ("evaluate", "bench", "export.pair", "export.index", "export.onnx"),
+    Step("report", 1, ("data.slices", "evaluate", "bench", "export.pair", "export.index", "export.onnx"),
          ("report", "evaluate", "name"), gpu=False),
 )  # fmt: skip
 VERBS = tuple(dict.fromkeys(step.verb for step in STEPS))

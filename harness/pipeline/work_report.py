@@ -15,6 +15,7 @@ from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, v
 from harness.pipeline.work_evaluation import system_folder
 from harness.pipeline.work_export import do_card, with_exports
 from harness.pipeline.work_pairs import asked_in_streams
+from harness.pipeline.work_slices import slice_queries, slice_sections
 from harness.runtime.errors import Problem, StaleArtefactError
 from harness.runtime.process import read_json, write_json
 
@@ -144,4 +145,5 @@ def collect_results(run: Run) -> dict[str, Any]:
         seed=run.recipe.seed,
         warn_teacher_gain=run.recipe.report.warn_teacher_gain,
     )
+    results |= slice_sections(run, evaluations, slice_queries(run, names), results["recovery"])
     return with_exports(run, results)

@@ -9,6 +9,7 @@ from pydantic import Field
 from harness.recipe.export_settings import EngineName
 from harness.recipe.section import (
     Metric,
+    Name,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -21,7 +22,10 @@ from harness.recipe.section import (
 
 
 class EvaluateSettings(Section):
-    """Which systems search which sets; ``reference`` is the denominator of every recovery."""
+    """Which systems search which sets; ``reference`` is the denominator of every recovery.
+
+    ``slices``: columns of the queries (fields of their lines, keys of their ``metadata``) that the report slices by.
+    """
 
     systems: Annotated[list[System], Field(min_length=1)] = [
         "teacher", "student-untrained", "student-aligned", "student-refined"
@@ -33,6 +37,7 @@ class EvaluateSettings(Section):
     depth: Annotated[int, Field(ge=100)] = 100  # Recall@100 needs as many
     resamples: Annotated[int, Field(ge=100)] = 10_000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    slices: list[Name] = added([])
 
 
 class BenchSettings(Section):

@@ -25,9 +25,12 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
         "export.onnx": recipe.export and recipe.export.onnx, "export.index": recipe.export and recipe.export.index,
         "bench.engines": recipe.bench and recipe.bench.engines,
     }  # fmt: skip
+    lists["evaluate.slices"] = recipe.evaluate.slices
     for key, values in lists.items():
         if isinstance(values, list) and len(set(values)) < len(values):
             found.append((key, "one of them stands twice", "name each once"))
+    for name in sorted({"length", "frequency", "seen"} & set(recipe.evaluate.slices)):
+        found.append(("evaluate.slices", f"the report has slices of its own by {name}", "rename the column"))
     return found
 
 

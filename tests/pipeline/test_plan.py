@@ -16,7 +16,7 @@ from harness.runtime.errors import InputError
 from harness.runtime.process import fingerprint
 
 OTHERS = {  # not in the tiny recipe
-    "mine.base", "mine.refine", "teacher.streams", "teacher.more", "embed.more", "embed.streams",
+    "data.slices", "mine.base", "mine.refine", "teacher.streams", "teacher.more", "embed.more", "embed.streams",
     "export.pair", "export.index", "export.onnx",
 }  # fmt: skip
 AFTER_TEACHER = {"teacher", "embed", "student", "align", "refine", "export", "evaluate", "bench", "report"}
