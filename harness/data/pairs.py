@@ -47,7 +47,7 @@ def read_pairs(settings: DataSettings, reading: Reading) -> Source:
     Raises:
         InputError: a file can't be found or read; the data set can't be reached.
     """
-    columns = _columns(settings)
+    columns = column_names(settings)
     wanted = [name for name in columns.values() if name]
     collector = _Collector(per_language=settings.search_within == "lang")
     if settings.source == "huggingface":
@@ -66,7 +66,8 @@ def read_pairs(settings: DataSettings, reading: Reading) -> Source:
     return collector.source()
 
 
-def _columns(settings: DataSettings) -> dict[str, str]:
+def column_names(settings: DataSettings) -> dict[str, str]:
+    """Part of a pair -> the name of its column, "" where it has none; ``key`` is ``data.equivalent``."""
     names = settings.columns.model_dump()
     names["group"] = settings.group or names["group"]
     others = [name for part, name in names.items() if part != "context"]
@@ -143,7 +144,7 @@ class _Collector:
     def _query(self, pair: _Pair, language: str) -> str:
         queries, row = self._queries, self._query_rows.setdefault((language, pair.query), len(self._queries.ids))
         if row == len(queries.ids):
-            queries.ids.append(_make_id("q", (language, pair.query)))
+            queries.ids.append(query_id(language, pair.query))
             queries.texts.append(pair.query)
             queries.languages.append(language)
             queries.groups.append(())
@@ -174,6 +175,11 @@ class _Collector:
         weights = zip(self._queries.weights, self._line_counts, strict=True)
         self._queries.weights = [total / lines for total, lines in weights]
         return Source(self._documents, [""] * len(self._documents), self._queries, self._judgments)
+
+
+def query_id(language: str, text: str) -> str:
+    """The id of a query of a language."""
+    return _make_id("q", (language, text))
 
 
 def _make_id(prefix: str, parts: Iterable[str]) -> str:

@@ -54,16 +54,22 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
         texts: without prompts; an empty sequence has share 0.
     """
     tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    unknown = _unknown_id(tokenizer)
-    if unknown is None or not len(texts):
+    if _unknown_id(tokenizer) is None or not len(texts):
         return 0.0
+    token_N, unknown_N = token_counts(tokenizer, texts)
+    return float(unknown_N.sum() / token_N.sum()) if token_N.any() else 0.0
+
+
+def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """int64_N, int64_N: how many tokens each text has, special ones left out, and how many of them are unknown."""
+    unknown = _unknown_id(tokenizer)
     if tokenizer.padding is not None or tokenizer.truncation is not None:
         tokenizer = type(tokenizer).from_str(tokenizer.to_str())
         tokenizer.no_padding()
         tokenizer.no_truncation()
-    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    token_T = np.concatenate([np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings])
-    return float((token_T == unknown).mean()) if token_T.size else 0.0
+    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    counts = ([len(row) for row in ids], [0 if unknown is None else row.count(unknown) for row in ids])
+    return np.array(counts[0], dtype=np.int64), np.array(counts[1], dtype=np.int64)
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:

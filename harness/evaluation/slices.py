@@ -1,0 +1,222 @@
+"""Slices: queries told apart by what they are, and what a system keeps of the reference on each part.
+
+- ``length``: tokens (characters where there is no tokenizer, so that a language without spaces has a length, too) in
+  three parts as equal as ties allow, cut at the same lengths in every set;
+- ``frequency``: ``head``, ``torso``, ``tail``: the most frequent queries that make up a third of all traffic, the next
+  third, the rest, where queries have different weights; else by how many training queries ask for what a query is
+  looking for. Data that has neither says nothing about frequency, and there is no such slice;
+- ``seen``: whether the query's text occurs in what was trained or aligned on (``leakage``);
+- any column that the recipe names (``evaluate.slices``), numbers of many values in four parts.
+
+Axes: Q queries, S samples, of which the first is the data itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.columns import Value, are_numbers
+from harness.data.records import Record
+from harness.evaluation.per_query import PerQuery
+from harness.evaluation.statistics import recovery_of, resample
+
+Numbers = NDArray[np.float64]
+
+OWN = ("length", "frequency", "seen")  # slices that no column may be called
+FEW_GROUPS = 30  # fewer are too few to tell
+FEW_NUMBERS = 12  # so many different numbers are slices of their own
+PARTS = 4  # of more
+UNNAMED = "(none)"  # queries without a value in a column
+_THIRDS = ("head", "torso", "tail")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One way to tell queries apart.
+
+    Args:
+        values: one a query.
+        order: the different values as they are to be read.
+        told: what it was made from.
+    """
+
+    values: list[str]
+    order: list[str]
+    told: str
+
+    def rows(self, kept: slice) -> list[str]:
+        """The values of some queries."""
+        return self.values[kept]
+
+
+# ------------------------------------------------------------------------------------------------- who is in which
+
+
+def by_length(length_Q: Sequence[int], unit: str) -> Slice | None:
+    """Short, medium and long queries; None where all are about equally long."""
+    lengths = np.asarray(length_Q, dtype=np.float64)
+    return _named_parts(lengths, ("short", "medium", "long"), unit, f"{unit} of the query")
+
+
+def by_frequency(weight_Q: Sequence[float], asked_Q: Sequence[int]) -> Slice | None:
+    """Head, torso and tail by weight or, where all weigh the same, by how often training asks for the same documents.
+
+    Args:
+        asked_Q: of the query's relevant documents, the most training queries that ask for one.
+
+    Returns:
+        None where neither tells queries apart.
+    """
+    weights, asked = np.asarray(weight_Q, dtype=np.float64), np.asarray(asked_Q, dtype=np.float64)
+    told = "weight of the query: head, torso and tail have a third of all weight each"
+    if found := _by_mass(weights, weights, told):
+        return found
+    return _by_mass(asked, np.ones(len(asked)), "training queries that ask for the same document, a third of the "
+                    "queries each")  # fmt: skip
+
+
+def by_seen(seen_Q: Iterable[bool]) -> Slice | None:
+    """Queries whose text occurs in what was trained or aligned on; None where none does, or all do."""
+    values = ["yes" if seen else "no" for seen in seen_Q]
+    if len(set(values)) < 2:
+        return None
+    return Slice(values, ["no", "yes"], "the query's text occurs in training or alignment text")
+
+
+def by_column(name: str, values: Sequence[Value | None]) -> Slice | None:
+    """The queries by a column's value; None where they do not differ in it."""
+    given = {value for value in values if value is not None}
+    told = f"the query's {name}"
+    if given and are_numbers(given):
+        if len(given) > FEW_NUMBERS:
+            return _quarters(values, told)
+        order = [_number(value) for value in sorted(given, key=float)]
+        labels = [UNNAMED if value is None else _number(value) for value in values]
+    else:
+        order = sorted(map(str, given))
+        labels = [UNNAMED if value is None else str(value) for value in values]
+    if UNNAMED in labels and UNNAMED not in order:
+        order.append(UNNAMED)
+    return Slice(labels, list(dict.fromkeys(order)), told) if len(set(labels)) > 1 else None
+
+
+def asked_for(records: Sequence[Record], train: Iterable[Record]) -> list[int]:
+    """Of each query's relevant documents, the most training queries that have one of them as relevant, too."""
+    counts: dict[str, int] = {}
+    for record in train:
+        for document in record.positives:
+            counts[document] = counts.get(document, 0) + 1
+    return [max((counts.get(document, 0) for document in record.positives), default=0) for record in records]
+
+
+def _by_mass(value_Q: Numbers, mass_Q: Numbers, told: str) -> Slice | None:
+    """Highest values first: head until a third of the mass, torso until two; equal values stay together.
+
+    A value belongs where the middle of its mass lies.
+    """
+    if not len(value_Q) or mass_Q.sum() <= 0:
+        return None
+    distinct, number_Q = np.unique(-value_Q, return_inverse=True)
+    mass_V = np.bincount(number_Q, weights=mass_Q)
+    middle_V = (np.cumsum(mass_V) - mass_V / 2) / mass_V.sum()
+    part_Q = np.minimum((middle_V * 3).astype(int), 2)[number_Q]
+    if len(distinct) < 2 or len(np.unique(part_Q)) < 2:
+        return None
+    present = [name for number, name in enumerate(_THIRDS) if number in part_Q]
+    return Slice([_THIRDS[part] for part in part_Q.tolist()], present, told)
+
+
+def _named_parts(value_Q: Numbers, names: Sequence[str], unit: str, told: str) -> Slice | None:
+    """As many parts as names, lowest first, as equal as ties allow; a name tells the range of its part."""
+    part_Q = _parts(value_Q, len(names))
+    order, label = [], {}
+    for part in np.unique(part_Q).tolist():
+        inside = value_Q[part_Q == part]
+        low, high = _number(inside.min()), _number(inside.max())
+        label[part] = f"{names[part]} ({low if low == high else f'{low} to {high}'} {unit})".replace("  ", " ")
+        order.append(label[part])
+    return Slice([label[part] for part in part_Q.tolist()], order, told) if len(order) > 1 else None
+
+
+def _quarters(values: Sequence[Value | None], told: str) -> Slice:
+    """Numbers in four parts, each called by its range."""
+    given = np.array([value is not None for value in values])
+    number_Q = np.array([float(value) if value is not None else np.nan for value in values])
+    part_Q = _parts(number_Q[given], PARTS)
+    ranges = {part: number_Q[given][part_Q == part] for part in np.unique(part_Q).tolist()}
+    label = {part: f"{_number(inside.min())} to {_number(inside.max())}" for part, inside in ranges.items()}
+    labels = np.full(len(values), UNNAMED, dtype=object)
+    labels[given] = [label[part] for part in part_Q.tolist()]
+    order = [*label.values(), *([] if given.all() else [UNNAMED])]
+    return Slice(labels.tolist(), order, f"{told}, in {len(label)} parts of about as many queries")
+
+
+def _parts(value_Q: Numbers, count: int) -> NDArray[np.int64]:
+    """The part of each value, lowest first: a value belongs where the middle of its queries lies."""
+    _, number_Q, size_V = np.unique(value_Q, return_inverse=True, return_counts=True)
+    middle_V = (np.cumsum(size_V) - size_V / 2) / max(len(value_Q), 1)
+    return np.asarray(np.minimum((middle_V * count).astype(np.int64), count - 1)[number_Q])
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):g}" if abs(float(value)) < 1e6 else f"{float(value):.6g}"
+
+
+# -------------------------------------------------------------------------------------------------- what is kept
+
+
+def slice_results(
+    systems: Mapping[str, PerQuery],
+    reference: str,
+    slices: Mapping[str, Slice],
+    metrics: Sequence[str],
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """What each system keeps of the reference on each part of one set.
+
+    A part counts as a language does in the bootstrap over groups (``statistics.resample``): the groups of the whole set
+    are drawn, the same for all systems, and a part of fewer than ``FEW_GROUPS`` groups is marked as undecided.
+
+    Returns:
+        ``{NAME: {SLICE: {VALUE: {"queries", "groups", "reference": {METRIC: mean}, "system": {METRIC: mean},
+        "recovery": {METRIC: {"value", "low", "high"}}, "undecided"}}}}`` of every system but the reference.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in systems if name != reference}
+    for slice_name, cut in slices.items():
+        labels = [f"={value}" for value in cut.values]  # a value may be called as a summary row is
+        cut_up = {name: replace(system, languages=labels) for name, system in systems.items()}
+        samples = resample(cut_up, metrics=metrics, resamples=resamples, seed=seed)
+        place = {label: number for number, label in enumerate(samples.languages)}
+        means = {name: {metric: samples.means(name, metric)[0] for metric in metrics} for name in systems}
+        for name, by_slice in found.items():
+            rows = recovery_of(samples, name, reference, confidence=confidence)
+            by_slice[slice_name] = {
+                value: _row(samples.count_SL[0], samples.groups_L, place[f"={value}"], means[reference], means[name],
+                            rows[f"={value}"])
+                for value in cut.order if f"={value}" in place
+            }  # fmt: skip
+    return found
+
+
+def _row(
+    count_L: Numbers, groups_L: NDArray[np.int64], at: int, reference: Mapping[str, Numbers],
+    system: Mapping[str, Numbers], recovered: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    estimates = {
+        metric: {key: estimate[key] for key in ("value", "low", "high")} for metric, estimate in recovered.items()
+    }
+    return {
+        "queries": int(count_L[at]),
+        "groups": int(groups_L[at]),
+        "reference": {metric: float(mean_L[at]) for metric, mean_L in reference.items()},
+        "system": {metric: float(mean_L[at]) for metric, mean_L in system.items()},
+        "recovery": estimates,
+        "undecided": bool(groups_L[at] < FEW_GROUPS or any(e["low"] is None for e in estimates.values())),
+    }

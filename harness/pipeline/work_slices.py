@@ -1,0 +1,247 @@
+"""Slices, leakage, and whether languages are treated alike: what the report gets from stored evaluations and the data.
+
+Nothing is encoded here. The step ``data.slices`` reads the columns that the recipe names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data.columns import Column, read_columns
+from harness.data.dedupe import Hashes
+from harness.data.folder import read_lines
+from harness.data.overlap import EVALUATION_SPLITS, FORMER
+from harness.data.records import Record
+from harness.data.token_cache import TokenCache
+from harness.encoders.tokens import read_tokenizer, token_counts
+from harness.evaluation.alike import alike
+from harness.evaluation.bias import bias
+from harness.evaluation.languages import language_table, training_shares
+from harness.evaluation.leakage import Flags, leakage, seen_among, seen_anywhere, seen_in_logs
+from harness.evaluation.per_query import PerQuery
+from harness.evaluation.slices import Slice, asked_for, by_column, by_frequency, by_length, by_seen, slice_results
+from harness.pipeline.context import Run
+from harness.recipe import Recipe
+from harness.runtime.process import read_json, write_json
+
+METRICS = ("P@1", "nDCG@10")  # of slices and of the tests between languages
+HEADLINE = "P@1"  # the recovery beside the languages' features
+_LOOKED_AT = 2**20  # rows of a log compared at a time
+
+Evaluations = Mapping[str, Mapping[str, PerQuery]]
+
+
+def do_slices(run: Run) -> list[Path]:
+    """Read the columns that evaluations are sliced by, of all queries that may be evaluated."""
+    wanted = {record.id for name in EVALUATION_SPLITS for record in run.dataset.splits.get(name, [])}
+    columns = read_columns(run.recipe.data, run.recipe.evaluate.slices, wanted)
+    write_json(run.folder.slices, {"data": run.dataset.sha256, "columns": columns})
+    return [run.folder.slices]
+
+
+# ------------------------------------------------------------------------------------------------------- the queries
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """What is known of the queries of each set that is evaluated.
+
+    Args:
+        slices: set -> slice; a slice that does not tell a set's queries apart is absent there.
+        seen: set -> where from -> bool_Q: whose text occurs there.
+        tokens: set -> tokens of each query and how many of them are unknown, to the student; may be empty.
+    """
+
+    slices: dict[str, dict[str, Slice]]
+    seen: dict[str, dict[str, Flags]]
+    tokens: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    def values(self, name: str) -> dict[str, list[str]]:
+        """Slice -> value of each query of a set, in the order of its evaluations."""
+        return {key: cut.values for key, cut in self.slices[name].items()}
+
+
+def slice_queries(run: Run, names: Sequence[str]) -> Sliced:
+    """Cut up the queries of some sets, from the prepared data, the models' tokenizers and the columns read."""
+    splits = {name: run.dataset.splits[name] for name in names}
+    seen = {name: _seen(run, name, records) for name, records in splits.items()}
+    lengths, unit = _lengths(run, splits)
+    every = [record for records in splits.values() for record in records]
+    ends = np.cumsum([0, *map(len, splits.values())])
+    length = by_length(np.concatenate([lengths[name] for name in splits]).tolist(), unit)  # cut alike in all sets
+    columns: dict[str, Column] = read_json(run.folder.slices)["columns"] if run.recipe.evaluate.slices else {}
+    whole = {name: by_column(name, [column.get(record.id) for record in every]) for name, column in columns.items()}
+    slices = {}
+    for at, (name, records) in enumerate(splits.items()):
+        asked = asked_for(records, run.dataset.splits["train"])
+        found = {
+            "length": _of_set(length, int(ends[at]), int(ends[at + 1])),
+            "frequency": by_frequency([record.weight for record in records], asked),
+            "seen": by_seen(seen_anywhere(seen[name], len(records)).tolist()),
+            **{column: _of_set(cut, int(ends[at]), int(ends[at + 1])) for column, cut in whole.items()},
+        }
+        slices[name] = {key: cut for key, cut in found.items() if cut is not None}
+    return Sliced(slices, seen, _tokens(run.folder.student("cut"), splits))
+
+
+def _of_set(cut: Slice | None, start: int, end: int) -> Slice | None:
+    """One set's part of a slice of all sets."""
+    if cut is None or len(set(cut.values[start:end])) < 2:
+        return None
+    values = cut.values[start:end]
+    return Slice(values, [value for value in cut.order if value in set(values)], cut.told)
+
+
+def _lengths(run: Run, splits: Mapping[str, Sequence[Record]]) -> tuple[dict[str, np.ndarray], str]:
+    """Tokens of each query to the teacher; characters where it has no tokenizer."""
+    if counted := _tokens(run.folder.teacher, splits):
+        return {name: token_Q for name, (token_Q, _) in counted.items()}, "tokens"
+    return {name: np.array([len(record.text) for record in records]) for name, records in splits.items()}, "characters"
+
+
+def _tokens(folder: Path, splits: Mapping[str, Sequence[Record]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Tokens of each query, and how many are unknown, to the model in a folder; empty where it has no tokenizer."""
+    if not (folder / "tokenizer.json").is_file():
+        return {}
+    tokenizer = read_tokenizer(folder)
+    return {name: token_counts(tokenizer, [record.text for record in records]) for name, records in splits.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ what was seen
+
+
+def _seen(run: Run, name: str, records: Sequence[Record]) -> dict[str, Flags]:
+    """Of a set's queries, which occur in what was trained on, chosen on, aligned on, and in logs."""
+    recipe, texts = run.recipe, [record.text for record in records]
+    found: dict[str, Flags] = {}
+    if _trains_on_queries(recipe):
+        found["train"] = seen_among(texts, _split_texts(run, "train"))
+    if name != "select":
+        found["select"] = seen_among(texts, _split_texts(run, "select"))
+    if recipe.align and recipe.align.texts:
+        found["align"] = seen_among(texts, _aligned(run, recipe.align.texts))
+    if streams := [*(("teacher", stream) for stream in recipe.teacher.streams),
+                   *(("align", stream) for stream in (recipe.align.streams if recipe.align else []))]:  # fmt: skip
+        found["streams"] = seen_in_logs(texts, (block for place in streams for block in _hashes(run, *place)))
+    return found
+
+
+def _trains_on_queries(recipe: Recipe) -> bool:
+    """Whether any stage trains on the train split's queries; a teacher with streams does not."""
+    return bool(recipe.refine or (recipe.teacher.train and not recipe.teacher.streams))
+
+
+def _split_texts(run: Run, split: str) -> Iterator[str]:
+    """The queries of a split, and those of before the documents were updated."""
+    yield from (record.text for record in run.dataset.splits.get(split, []))
+    yield from (line["text"] for line in read_lines(run.folder.data / FORMER) if line["split"] == split)
+
+
+def _aligned(run: Run, kinds: Iterable[str]) -> Iterator[str]:
+    kinds = set(kinds)
+    if "queries" in kinds:
+        yield from _split_texts(run, "train")
+    if "documents" in kinds:
+        yield from run.dataset.documents.texts
+    if "unlabelled" in kinds:
+        yield from (text for text, _ in run.dataset.unlabelled)
+
+
+def _cache(run: Run, stage: str, stream: str) -> TokenCache:
+    folder = run.folder.streams / stage / stream
+    return TokenCache(folder, read_json(folder / "manifest.json"))
+
+
+def _hashes(run: Run, stage: str, stream: str) -> Iterator[Hashes]:
+    """The hashes of a log's queries, which are its first text."""
+    cache = _cache(run, stage, stream)
+    for start in range(0, len(cache), _LOOKED_AT):
+        yield cache.keys(np.arange(start, min(start + _LOOKED_AT, len(cache))))[:, 0]
+
+
+# --------------------------------------------------------------------------------------------------------- the report
+
+
+def slice_sections(
+    run: Run, evaluations: Evaluations, sliced: Sliced, recovery: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What results.json gains: ``slices``, ``slice_sources``, ``leakage``, ``alike``, ``languages`` and ``bias``.
+
+    There is no ``bias`` where a search sees documents of one language.
+
+    Args:
+        evaluations: system -> set, hits not needed.
+        recovery: as results.json has it.
+    """
+    settings, reference = run.recipe.evaluate, run.recipe.evaluate.reference
+    found: dict[str, dict[str, Any]] = {"slices": {}, "alike": {}, "bias": {}}
+    for name, cuts in sliced.slices.items():
+        systems = {system: sets[name] for system, sets in evaluations.items() if name in sets}
+        if reference not in systems:
+            continue
+        metrics = [metric for metric in METRICS if all(metric in system.metrics for system in systems.values())]
+        told = (metrics, settings.resamples, settings.confidence, run.recipe.seed)
+        _put(found["slices"], name, slice_results(systems, reference, cuts, *told))
+        _put(found["alike"], name, alike(systems, reference, sliced.values(name), *told))
+        _put(found["bias"], name, _bias(run, name, list(systems)))
+    languages = {name: _languages(run, name, evaluations, sliced, recovery) for name in sliced.slices}
+    leaks = {name: leakage(seen, len(run.dataset.splits[name])) for name, seen in sliced.seen.items()}
+    sources = {name: {key: cut.told for key, cut in cuts.items()} for name, cuts in sliced.slices.items()}
+    found |= {"slice_sources": sources, "leakage": leaks, "languages": languages}
+    return {key: tree for key, tree in found.items() if tree or key != "bias"}
+
+
+def _put(tree: dict[str, Any], name: str, by_system: Mapping[str, Any] | None) -> None:
+    for system, part in (by_system or {}).items():
+        tree.setdefault(system, {})[name] = part
+
+
+def _bias(run: Run, name: str, systems: Sequence[str]) -> dict[str, Any] | None:
+    """Only where a search sees documents of several languages are hits read at all."""
+    documents = run.dataset.documents
+    if run.dataset.search_within or len(set(documents.languages)) < 2:
+        return None
+    found = {system: PerQuery.load(run.folder.evaluations / system / name) for system in systems}
+    return bias(found, run.recipe.evaluate.reference, run.dataset.splits[name], documents)
+
+
+def _languages(
+    run: Run, name: str, evaluations: Evaluations, sliced: Sliced, recovery: Mapping[str, Any]
+) -> dict[str, Any]:
+    records, reference = run.dataset.splits[name], run.recipe.evaluate.reference
+    texts: dict[str, list[str]] = {}
+    for record in records:
+        texts.setdefault(record.language, []).append(record.text)
+    tokens: dict[str, tuple[float, float]] = {}
+    if name in sliced.tokens:
+        token_Q, unknown_Q = sliced.tokens[name]
+        language_Q = np.array([record.language for record in records])
+        for language in texts:
+            own = language_Q == language
+            tokens[language] = (float(token_Q[own].mean()), float(unknown_Q[own].sum() / max(token_Q[own].sum(), 1)))
+    systems = {system: sets[name] for system, sets in evaluations.items() if system != reference and name in sets}
+    recovered = {
+        system: {language: rows.get(HEADLINE, {}).get("value") for language, rows in recovery[system][name].items()}
+        for system in systems if name in recovery.get(system, {})
+    }  # fmt: skip
+    return language_table(texts, tokens, _trained(run), systems, recovered)
+
+
+def _trained(run: Run) -> dict[str, float]:
+    """Each language's share of the training queries or, where there are none, of the logs' rows."""
+    counts: dict[str, int] = {}
+    for record in run.dataset.splits["train"]:
+        counts[record.language] = counts.get(record.language, 0) + 1
+    recipe = run.recipe
+    if not counts:
+        stages = (("teacher", recipe.teacher.streams), ("align", recipe.align.streams if recipe.align else []))
+        for stage, streams in stages:
+            for stream in streams:
+                for language, rows in _cache(run, stage, stream).languages.items():
+                    counts[language] = counts.get(language, 0) + rows
+    return training_shares(counts)
