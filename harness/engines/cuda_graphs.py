@@ -64,7 +64,8 @@ class CudaGraphsEngine:
         buckets: Sequence[int] = BUCKETS,
     ) -> None:
         if torch.device(device).type != "cuda" or not torch.cuda.is_available():
-            raise InputError(Problem("cuda-graphs needs a CUDA device", got=str(device), next="leave this engine out"))
+            raise InputError(Problem("cuda-graphs needs a CUDA device", where="device", got=str(device),
+                                     allowed="a visible NVIDIA GPU", next="leave this engine out"))
         encoder.set_unpadded(False)
         self._eager = TorchEngine(encoder, device=device, dtype=dtype)
         self._encoder = encoder

@@ -63,9 +63,10 @@ def read_onnx_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / ONNX / "harness.json"
     told = read_json(path, next=_EXPORT)
     if not isinstance(told, dict) or not isinstance(told.get("files"), dict):
-        raise InputError(Problem("not the manifest of ONNX files", where=str(path), next=_EXPORT))
+        raise InputError(Problem("not the manifest of ONNX files", where=str(path), got=_kind(told),
+                                 allowed="an object with files", next=_EXPORT))
     if not is_sealed(told):
-        raise StaleArtefactError(Problem("edited or damaged", where=str(path), next=_EXPORT))
+        raise StaleArtefactError(_edited(path))
     return told
 
 
@@ -102,7 +103,7 @@ def _other_weights(folder: Path, wanted: str) -> list[Problem]:
     elif where.is_file():
         told = read_json(where, next=_EXPORT)
         if not isinstance(told, dict) or ("files" in told and not is_sealed(told)):
-            return [Problem("edited or damaged", where=str(where), next=_EXPORT)]
+            return [_edited(where)]
         found = told.get("weights_sha256", wanted)  # somebody else's need not say
     else:
         return []
@@ -158,10 +159,11 @@ def check_folder(folder: str | Path) -> None:
         return
     told = read_json(path, next=_EXPORT)
     if not isinstance(told, dict):
-        raise InputError(Problem("not a JSON object", where=str(path), next=_EXPORT))
+        raise InputError(Problem("not a JSON object", where=str(path), got=_kind(told), allowed="an object",
+                                 next=_EXPORT))  # fmt: skip
     if "files" in told:
-        problems = [] if is_sealed(told) else [Problem("edited or damaged", where=str(path), next=_EXPORT)]
-        problems += _changed(folder, told["files"])
+        problems = [] if is_sealed(told) else [_edited(path)]
+        problems += _changed(folder, told["files"]) if isinstance(told["files"], dict) else []
         if problems:
             raise StaleArtefactError(problems)
     elif told.get("weights_sha256") not in (None, found := weights_sha256(folder)):
@@ -178,7 +180,9 @@ def refuse_unusable(folder: Path) -> None:
         InputError: all of that.
     """
     if not folder.is_dir():
-        raise InputError(Problem("no such model folder", where=str(folder)))
+        raise InputError(Problem("no such model folder", where=str(folder),
+                                 got="a file" if folder.exists() else "nothing", allowed="the folder of a model",
+                                 next="name export/student of a run"))  # fmt: skip
     problems = []
     adapters = [name for name in ("adapter_config.json", "adapter_model.safetensors") if (folder / name).exists()]
     if adapters:
@@ -187,9 +191,19 @@ def refuse_unusable(folder: Path) -> None:
                                 next="merge it, or name the merged folder"))  # fmt: skip
     if not (folder / "tokenizer.json").is_file():
         problems.append(Problem("the folder has no tokenizer", where=str(folder), got="no tokenizer.json",
+                                allowed="tokenizer.json",
                                 next="save the tokenizer again with transformers"))  # fmt: skip
     if problems:
         raise InputError(problems)
+
+
+def _edited(path: Path) -> Problem:
+    return Problem("edited or damaged", where=str(path), got="another content than the one that it was sealed with",
+                   allowed="the file as it was written", next=_EXPORT)  # fmt: skip
+
+
+def _kind(value: object) -> str:
+    return f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else repr(value)[:60]
 
 
 def _changed(folder: Path, files: Mapping[str, str]) -> list[Problem]:
@@ -197,7 +211,8 @@ def _changed(folder: Path, files: Mapping[str, str]) -> list[Problem]:
     for name, sha256 in files.items():
         path = folder / name
         if not path.is_file():
-            problems.append(Problem("a file of the exported folder is missing", where=str(path), next=_EXPORT))
+            problems.append(Problem("a file of the exported folder is missing", where=str(path), got="nothing",
+                                    allowed=f"sha256 {sha256[:12]}", next=_EXPORT))
         elif (found := file_sha256(path)) != sha256:
             problems.append(Problem("not the file that was exported: it was edited or swapped", where=str(path),
                                     got=f"sha256 {found[:12]}", allowed=f"sha256 {sha256[:12]}", next=_EXPORT))

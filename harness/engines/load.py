@@ -113,7 +113,8 @@ def load(
     if engine is not None:
         if engine not in ENGINES or (engine.startswith("onnx") and engine not in available):
             raise InputError(Problem("no such engine for this folder", where=str(folder), got=engine,
-                                     allowed=", ".join(dict.fromkeys([*available, *ENGINES[:3]]))))  # fmt: skip
+                                     allowed=", ".join(dict.fromkeys([*available, *ENGINES[:3]])),
+                                     next="name one of these, or add the file to export.onnx"))  # fmt: skip
         names = [engine]
     if len(names) == 1 and threads is not None:
         return _open(folder, Choice(names[0], threads, {}))
@@ -129,7 +130,8 @@ def load(
 def _refuse_threads(threads: object) -> None:
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(Problem("not a number of threads", where="threads", got=repr(threads),
-                                 allowed="a whole number from 1, or None to find the fastest"))  # fmt: skip
+                                 allowed="a whole number from 1, or None to find the fastest",
+                                 next="leave it out"))  # fmt: skip
 
 
 def _available(folder: Path) -> list[str]:
@@ -172,6 +174,11 @@ def _open(folder: Path, choice: Choice) -> QueryEncoder:
     return QueryEncoder(_make(folder, choice.engine, choice.threads), choice)
 
 
+def _failed(name: str, error: RunError) -> Problem:
+    return Problem("the engine can't run here", where=name, got=str(error), allowed="any other engine",
+                   next="name another one, or export the folder again")  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------ measuring
 
 
@@ -189,7 +196,7 @@ def _measure(folder: Path, names: Sequence[str], threads: int | None, texts: Seq
             engines[name] = _make(folder, name, first)
         except (InputError, RunError) as error:
             logger.info("%s is left out: %s", name, error)
-            problems += error.problems if isinstance(error, InputError) else [Problem(str(error), where=name)]
+            problems += error.problems if isinstance(error, InputError) else [_failed(name, error)]
     if not engines:
         raise InputError(problems)
     _drop_wrong(engines, texts)

@@ -43,7 +43,8 @@ class OnnxEngine:
     ) -> None:
         folder = Path(folder)
         if precision not in MODEL_FILES:
-            raise InputError(Problem("no such precision", got=precision, allowed=", ".join(MODEL_FILES)))
+            raise InputError(Problem("no such precision", where="precision", got=precision,
+                                     allowed=", ".join(MODEL_FILES), next="name one of these"))
         if verify:
             check_onnx(folder, [precision])
         self.name = "onnx" if precision == "fp32" else f"onnx-{precision}"
@@ -87,12 +88,14 @@ def open_session(path: Path, threads: int, providers: Sequence[str] | None = Non
         import onnxruntime
     except ImportError:
         advice = "pip install 'harness-retrieval[onnx]'"
-        raise InputError(Problem("onnxruntime is not installed", next=advice)) from None
+        raise InputError(Problem("onnxruntime is not installed", where=str(path), got="no package onnxruntime",
+                                 allowed="onnxruntime, or onnxruntime-gpu", next=advice)) from None
     providers = list(providers or ["CPUExecutionProvider"])
     missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
     if missing:
-        raise InputError(Problem("ONNX Runtime has no such provider", got=", ".join(missing),
-                                 allowed=", ".join(onnxruntime.get_available_providers())))  # fmt: skip
+        raise InputError(Problem("ONNX Runtime has no such provider", where="providers", got=", ".join(missing),
+                                 allowed=", ".join(onnxruntime.get_available_providers()),
+                                 next="name one of these, or install the onnxruntime that has it"))  # fmt: skip
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # it warns of nodes that it leaves on the CPU, and of initialisers that it drops
@@ -101,11 +104,12 @@ def open_session(path: Path, threads: int, providers: Sequence[str] | None = Non
     except Exception as error:  # its own kinds, which derive from nothing narrower
         got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         raise InputError(Problem("ONNX Runtime can't open this file", where=str(path), got=got,
+                                 allowed="a graph that harness exported",
                                  next="export it again")) from error  # fmt: skip
     inputs = sorted(node.name for node in session.get_inputs())
     outputs = [node.name for node in session.get_outputs()]
     if inputs != ["attention_mask", "input_ids"] or OUTPUT not in outputs:
         raise InputError(Problem("not a graph from token ids to vectors", where=str(path),
                                  got=f"{', '.join(inputs)} -> {', '.join(outputs)}",
-                                 allowed=f"attention_mask, input_ids -> {OUTPUT}"))  # fmt: skip
+                                 allowed=f"attention_mask, input_ids -> {OUTPUT}", next="export it again"))  # fmt: skip
     return session

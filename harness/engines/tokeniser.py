@@ -116,4 +116,5 @@ def _pad_id(tokenizer: Tokenizer, told: dict[str, Any], folder: Path) -> int:
         if number is not None:
             return int(number)
     raise InputError(Problem("the tokenizer has no padding token", where=str(folder / "tokenizer_config.json"),
-                             next="add a pad_token"))  # fmt: skip
+                             got="neither pad_token nor eos_token in the vocabulary",
+                             allowed="a token of tokenizer.json", next="add a pad_token"))  # fmt: skip

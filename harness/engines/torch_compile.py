@@ -102,6 +102,7 @@ def require_compiler() -> None:
     if not any(shutil.which(name) for name in names):
         raise InputError(Problem("torch-compile needs a C++ compiler on a CPU", where="CXX" if named else "PATH",
                                  got=f"no {' or '.join(dict.fromkeys(names))}",
+                                 allowed="a compiler that can be called",
                                  next="install g++, or leave this engine out"))  # fmt: skip
 
 

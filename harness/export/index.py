@@ -233,9 +233,10 @@ def open_handed_over(folder: Path) -> HandedOver:
     """
     told = read_json(folder / "manifest.json", next=_AGAIN)
     seal = told.pop("sha256", None)
-    if seal != fingerprint(told) or told["schema"] != SCHEMA:
+    if seal != fingerprint(told) or told.get("schema") != SCHEMA:
+        got = f"schema {told.get('schema')!r}, {'sealed' if seal == fingerprint(told) else 'not as it was sealed'}"
         raise StaleArtefactError(Problem("edited, damaged or of another version", where=str(folder / "manifest.json"),
-                                         next=_AGAIN))  # fmt: skip
+                                         got=got, allowed=f"schema {SCHEMA}, as it was written", next=_AGAIN))
     problems = _changed(folder, told)
     if problems:
         raise StaleArtefactError(problems)
@@ -255,12 +256,20 @@ def _changed(folder: Path, told: dict[str, Any]) -> list[Problem]:
     if told["ids"]:
         wanted.append((IDS, None, told["ids"]))
     return [
-        Problem("missing, damaged or swapped since it was handed over", where=str(folder / name), next=_AGAIN)
-        for name, size, sha256 in wanted
-        if not (folder / name).is_file()
-        or (size is not None and (folder / name).stat().st_size != size)
-        or file_sha256(folder / name) != sha256
-    ]
+        Problem("missing, damaged or swapped since it was handed over", where=str(folder / name), got=got,
+                allowed=f"sha256 {sha256[:12]}", next=_AGAIN)
+        for name, size, sha256 in wanted if (got := _other(folder / name, size, sha256))
+    ]  # fmt: skip
+
+
+def _other(path: Path, size: int | None, sha256: str) -> str:
+    """What a file is instead of the one that was handed over; empty where it is that."""
+    if not path.is_file():
+        return "no such file"
+    if size is not None and path.stat().st_size != size:
+        return f"{path.stat().st_size:,} bytes instead of {size:,}"
+    found = file_sha256(path)
+    return "" if found == sha256 else f"sha256 {found[:12]}"
 
 
 def vector_files(folder: Path, name: str) -> VectorFiles:

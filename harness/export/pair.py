@@ -64,7 +64,7 @@ def _space(folder: Path) -> Space:
     told = read_json(folder / "harness.json", next="name a folder that a run wrote")
     if not isinstance(told, dict) or "space" not in told:
         raise InputError(Problem("the folder does not say which space its vectors are of", where=str(folder),
-                                 got="harness.json without a space",
+                                 got="harness.json without a space", allowed="a folder that a run wrote",
                                  next="name a folder that a run wrote"))  # fmt: skip
     return Space.from_json(told["space"], where=str(folder / "harness.json"))
 

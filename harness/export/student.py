@@ -63,6 +63,7 @@ def check_student(folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = read_json(folder / "harness.json", next="name a folder that `harness export` wrote")
     if not isinstance(told, dict) or not isinstance(told.get("files"), dict):
         raise InputError(Problem("not an exported folder: it does not say what its files were", where=str(folder),
-                                 got="harness.json without files", next="export it with this version"))  # fmt: skip
+                                 got="harness.json without files", allowed="export/student of a run",
+                                 next="export it with this version"))  # fmt: skip
     check_folder(folder)
     return told

@@ -53,10 +53,12 @@ def write_triton(
     """
     folder = Path(folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise InputError(Problem("not a name for a model", got=name, allowed="letters, digits, '.', '_' and '-'"))
+        raise InputError(Problem("not a name for a model", where="name", got=name, next="give another one",
+                                 allowed="letters, digits, '.', '_' and '-', a letter or digit first"))
     precisions = onnx_precisions(folder)
     if not precisions:
-        raise InputError(Problem("no ONNX files to serve", where=str(folder), next="name precisions in export.onnx"))
+        raise InputError(Problem("no ONNX files to serve", where=str(folder), got=f"no {ONNX}/",
+                                 allowed=f"{ONNX}/ as the export writes it", next="name precisions in export.onnx"))
     told = check_onnx(folder, precisions)
     named = {precision: name if precision == "fp32" else f"{name}-{precision}" for precision in precisions}
     size = sum((folder / ONNX / file).stat().st_size for files in told["files"].values() for file in files)

@@ -119,6 +119,8 @@ def _bounds(folder: Path, parity: Mapping[str, Any], precision: str) -> ParitySe
         return ParitySettings.model_validate(parity[precision]["bounds"]) if precision in parity else None
     except (ValueError, KeyError, TypeError):
         raise InputError(Problem("damaged", where=str(folder / "onnx" / "parity.json"),
+                                 got="no bounds that can be read",
+                                 allowed="min_cosine, mean_cosine, overlap, recovery_loss",
                                  next="export the folder again")) from None  # fmt: skip
 
 
@@ -129,7 +131,8 @@ def _check_student(folder: Path) -> dict[str, Any]:
     pair = (folder / "router_config.json").is_file()
     if pair or (folder / "student" / "modules.json").is_file():
         what = "this is the pair (Router), not the student" if pair else "this is the export folder, not the student"
-        raise InputError(Problem(what, where=str(folder),
+        raise InputError(Problem(what, where=str(folder), got="router_config.json" if pair else "student/",
+                                 allowed="the folder of the student",
                                  next=f"name {(folder.parent if pair else folder) / 'student'}"))  # fmt: skip
     return check_student(folder)
 
@@ -143,11 +146,13 @@ def _questions(index: Path, queries: Path | None) -> tuple[Questions, Space, Par
         return _of_run(RunFolder(index), queries)
     if not (index / "manifest.json").is_file():
         raise InputError(
-            Problem("no index here", where=f"--index {index}", allowed="the folder of a run, a store of vectors "
-                    "(vectors/documents), or an index that was handed over (export/index)")
+            Problem("no index here", where=f"--index {index}", got="neither recipe.resolved.yaml nor manifest.json",
+                    allowed="the folder of a run, a store of vectors (vectors/documents), or an index that was handed "
+                    "over (export/index)", next="name one of these")
         )  # fmt: skip
     if queries is None:
-        raise InputError(Problem("these vectors come without queries", where=f"--index {index}",
+        raise InputError(Problem("these vectors come without queries", where=f"--index {index}", got="no --queries",
+                                 allowed="query texts, one a line (.txt), JSONL or Parquet",
                                  next="name a file of query texts: --queries FILE"))  # fmt: skip
     records = read_queries(queries)
     from harness.export.index import is_handed_over, open_handed_over
@@ -196,7 +201,8 @@ def read_queries(path: Path) -> list[Record]:
     pairs = read_unlabelled(DataSettings(source="emoji", unlabelled=[Texts(path=str(path))]), reading)
     problems = [replace(problem, next="correct the file") for problem in reading.problems()]
     if not pairs and not problems:
-        problems = [Problem("no queries", where=str(path), next="give one query a line")]
+        problems = [Problem("no queries", where=str(path), got="no text in it", allowed="at least one",
+                            next="give one query a line")]
     if problems:
         raise InputError(problems)
     records = [Record(f"q{number}", text, language, f"q{number}", {}) for number, (text, language) in enumerate(pairs)]

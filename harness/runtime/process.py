@@ -252,7 +252,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str], *, next: str = "restore it from where it came") -> Any:
-    """Read JSON; ``next`` is what to do when it is damaged.
+    """Read JSON; ``next`` is what to do when it is missing or damaged.
 
     Raises:
         InputError: there is no such file, or it is not JSON (a damaged artefact).
@@ -260,7 +260,7 @@ def read_json(path: str | os.PathLike[str], *, next: str = "restore it from wher
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(Problem("no such file", where=str(path))) from None
+        raise InputError(Problem("no such file", where=str(path), next=next)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
             Problem("not readable as JSON", where=str(path), got=str(error), next=next)

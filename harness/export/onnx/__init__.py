@@ -96,13 +96,15 @@ def _refuse(folder: Path, precisions: Sequence[str], calibration: Sequence[str])
     unknown = sorted(set(precisions) - MODEL_FILES.keys())
     if unknown or not precisions:
         problems.append(Problem("no such precision", where="export.onnx", got=", ".join(unknown) or "none",
-                                allowed=", ".join(MODEL_FILES)))  # fmt: skip
+                                allowed=", ".join(MODEL_FILES), next="correct the recipe"))  # fmt: skip
     if "int8-static" in precisions and not calibration:
-        problems.append(Problem("int8-static needs texts to measure ranges on", where="export.onnx", got="no texts"))
+        problems.append(Problem("int8-static needs texts to measure ranges on", where="export.onnx", got="no texts",
+                                allowed="queries of the kind that will be asked",
+                                next="give some, or take int8-static out"))  # fmt: skip
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if not _installed(name)]
     if missing:
         problems.append(Problem("packages are not installed", where="export.onnx", got=", ".join(missing),
-                                next="pip install 'harness-retrieval[onnx]'"))  # fmt: skip
+                                allowed="all three", next="pip install 'harness-retrieval[onnx]'"))  # fmt: skip
     if problems:
         raise InputError(problems)
     refuse_unusable(folder)
