@@ -93,10 +93,10 @@ STEPS = (
     Step("export.onnx", 1, ("data", "embed", "export"), ("export.onnx", "export.triton", "export.parity",
          "evaluate.resamples", "evaluate.confidence", "seed"), _exports("onnx"), gpu=False, along=True),
     Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED, shared=True),
-    Step("bench", 1, ("data", "student", "align", "refine", "teacher.more", "export.onnx"), ("bench",),
-         lambda r: r.bench is not None),
+    Step("bench", 2, ("data", "embed.base", "embed", "student", "align", "refine", "teacher.more", "embed.more",
+         "export.onnx"), ("bench",), lambda r: r.bench is not None),
     Step("report", 1, ("data.slices", "evaluate", "bench", "export.pair", "export.index", "export.onnx"),
-         ("report", "evaluate", "name"), gpu=False),
+         ("report", "bench price", "evaluate", "name"), gpu=False),
 )  # fmt: skip
 VERBS = tuple(dict.fromkeys(step.verb for step in STEPS))
 
@@ -157,6 +157,12 @@ def _setting(recipe: Recipe, path: str) -> Any:
         return embedded_kinds(recipe)
     if path == "export":  # the student's folder; what else is exported has steps of its own
         return recipe.export and {"system": recipe.export.system}
+    if path == "bench":  # bench.ann is a step of its own, and the report multiplies by the price
+        others = ("ann", "price_per_hour", "currency")
+        return recipe.bench and {key: value for key, value in recipe.bench.keyed().items() if key not in others}
+    if path == "bench price":
+        price = recipe.bench.price_per_hour if recipe.bench else None
+        return [price, recipe.bench.currency] if recipe.bench and price is not None else None
     if path == "encoded streams":
         return encoded_streams(recipe)
     if path == "mixed streams":
@@ -180,7 +186,8 @@ def _setting(recipe: Recipe, path: str) -> Any:
     return node
 
 
-_ADDED = ("mixed streams", "mixed pairs")  # left out where they are None, as the keys of earlier versions had none
+# Left out where they are None, as the keys of earlier versions had none.
+_ADDED = ("mixed streams", "mixed pairs", "bench price")
 
 
 def _settings(recipe: Recipe, step: Step) -> dict[str, Any]:

@@ -1,52 +1,140 @@
-"""What the step ``bench`` does: the systems' query encoders, timed side by side."""
+"""What the step ``bench`` does: the systems' query encoders and whole paths, timed side by side."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.engines.deployed import onnx_precisions
-from harness.evaluation.bench import bench
+from harness.engines.machine import available_cores
+from harness.evaluation.bench import Ramp, Search, bench, priced
 from harness.pipeline.context import Run
-from harness.pipeline.work_evaluation import open_system
-from harness.runtime.process import write_json
+from harness.pipeline.folder import versions
+from harness.pipeline.work_evaluation import index_of_system, open_system, system_folder
+from harness.runtime.process import read_json, write_json
+from harness.vectors.index import require_faiss
+from harness.vectors.space import require_same_space
 
 if TYPE_CHECKING:
     from harness.encoders.encoder import Encoder
     from harness.engines.protocol import Engine
     from harness.recipe import BenchSettings
 
+_OWN_INDEX = ("teacher-base", "teacher-more")  # systems that search document vectors of their own
+_PARALLEL = "TOKENIZERS_PARALLELISM"  # read by the library at each call
 
 
 def do_bench(run: Run) -> list[Path]:
     """Latency and throughput of the systems' query encoders, interleaved, in this process."""
-    import torch
-
     settings = run.recipe.bench
     assert settings is not None, "planned only with the section"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or threads)
-    try:
+    _ = run.device  # now, for it sets the threads of the launch settings
+    indexes = _indexes(run, settings.systems)
+    with _threads(settings.threads, faiss="faiss" in {index.kind for index in indexes.values()}) as told:
         engines = _timed(run, settings)
-        queries = sample_queries(run, settings.queries_per_language)
-        answer = bench({_label(*pair): engine for pair, engine in engines.items()}, queries, warmup=settings.warmup,
-                       repeats=settings.repeats, batch_sizes=settings.batch_sizes)  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
+        answer = bench({_label(*pair): engine for pair, engine in engines.items()},
+                       sample_queries(run, settings.queries_per_language), warmup=settings.warmup,
+                       repeats=settings.repeats, batch_sizes=settings.batch_sizes,
+                       search={_label(*pair): _search(run, indexes[pair[0]], settings.k) for pair in engines},
+                       ramp=Ramp(settings.max_batch, settings.ramp_seconds))  # fmt: skip
     for part in ("latency", "throughput"):
         by_system: dict[str, dict[str, Any]] = {}
         for system, name in engines:
             by_system.setdefault(system, {}).update(answer[part][_label(system, name)])
         answer[part] = by_system
+    answer["conditions"] |= told | _searched(run, indexes, settings.k) | {"versions": versions()}
     write_json(run.folder.bench, answer)
     return [run.folder.bench]
+
+
+def read_bench(run: Run) -> dict[str, Any] | None:
+    """What ``do_bench`` stored, with prices where the recipe has one; None where the recipe times nothing."""
+    settings = run.recipe.bench
+    if settings is None:
+        return None
+    told: dict[str, Any] = read_json(run.folder.bench)
+    if settings.price_per_hour is not None:
+        for rows in told["throughput"].values():
+            rows |= {name: priced(row, settings.price_per_hour, settings.currency) for name, row in rows.items()}
+    return told
 
 
 def _label(system: str, engine: str) -> str:
     """Under what name one system in one engine is timed."""
     return system if engine == "torch" else f"{system} in {engine}"
+
+
+@contextlib.contextmanager
+def _threads(count: int | None, *, faiss: bool) -> Iterator[dict[str, int]]:
+    """As many threads for torch (and what follows it) and for FAISS, and no parallel tokeniser beside a single one.
+
+    Gives what there is of them, as conditions; afterwards all is as it was.
+    """
+    import torch
+
+    library = require_faiss("bench") if faiss else None
+    before, parallel = torch.get_num_threads(), os.environ.get(_PARALLEL)
+    searching, count = library.omp_get_max_threads() if library else before, count or before
+    torch.set_num_threads(count)
+    if library:
+        library.omp_set_num_threads(count)
+    if count == 1:
+        os.environ[_PARALLEL] = "false"
+    alone = os.environ.get(_PARALLEL, "").lower() in ("false", "off", "no", "n", "f", "0")
+    tokenising = 1 if alone else int(os.environ.get("RAYON_NUM_THREADS") or 0) or available_cores()
+    try:
+        yield {"search_threads": count, "tokeniser_threads": tokenising}
+    finally:
+        torch.set_num_threads(before)
+        if library:
+            library.omp_set_num_threads(searching)
+        os.environ.pop(_PARALLEL, None)
+        if parallel is not None:
+            os.environ[_PARALLEL] = parallel
+
+
+def _indexes(run: Run, systems: Sequence[str]) -> dict[str, Any]:
+    """system -> the index that it searches; one in memory for all that search the frozen one.
+
+    Raises:
+        StaleArtefactError: a system's space is not its index's.
+    """
+    found: dict[str, Any] = {}
+    frozen: str | None = None  # the first system that searches it
+    for system in systems:
+        if system in _OWN_INDEX or frozen is None:
+            found[system] = index_of_system(run, system)
+            frozen = frozen or (None if system in _OWN_INDEX else system)
+            continue
+        folder = system_folder(run, system)
+        assert folder is not None
+        require_same_space(run.space(folder), run.store("documents").space, system, "the document vectors")
+        found[system] = found[frozen]
+    return found
+
+
+def _search(run: Run, index: Any, k: int) -> Search:
+    """What a service does with a query's vector: the k best documents, among those of its language where asked for."""
+    within = run.dataset.search_within
+    return lambda vector_1D, language: index.search(vector_1D, k, [language] if within else None)
+
+
+def _searched(run: Run, indexes: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """The conditions of the search."""
+    kinds = {system: index.kind for system, index in indexes.items()}
+    first = next(iter(indexes.values()))
+    return {
+        "searcher": first.kind if len(set(kinds.values())) == 1 else kinds,
+        "documents": len(run.dataset.documents.ids),
+        "dimension": first.dimension,
+        "k": k,
+        "search_within": "one language" if run.dataset.search_within else "all documents",
+    }
 
 
 def _timed(run: Run, settings: BenchSettings) -> dict[tuple[str, str], Engine]:
@@ -97,5 +185,3 @@ def sample_queries(run: Run, per_language: int) -> dict[str, list[str]]:
         language: [texts[i] for i in random.permutation(len(texts))[:per_language]]
         for language, texts in sorted(by_language.items())
     }
-
-

@@ -12,6 +12,7 @@ from harness.evaluation.results import build_results
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
+from harness.pipeline.work_bench import read_bench
 from harness.pipeline.work_evaluation import system_folder
 from harness.pipeline.work_export import do_card, with_exports
 from harness.pipeline.work_pairs import asked_in_streams
@@ -128,7 +129,7 @@ def collect_results(run: Run) -> dict[str, Any]:
     }  # fmt: skip
     if manifest.updates:  # documents came and went after the models were trained
         provenance["updates"] = manifest.updates
-    told = read_json(run.folder.bench) if run.recipe.bench else None
+    told = read_bench(run)
     results = build_results(
         name=run.recipe.name,
         evaluations=evaluations,

@@ -41,18 +41,26 @@ class EvaluateSettings(Section):
 
 
 class BenchSettings(Section):
-    """One process, an idle machine: batch-1 latency, systems interleaved, and throughput.
+    """One process, an idle machine: batch-1 latency of encoder and whole path, systems interleaved, and throughput.
 
     ``engines``: timed beside ``torch``. Those of ONNX run the files of ``export.onnx``, and so the deployed student.
+    ``batch_sizes``: null doubles them from 1 until that brings nothing, memory is short, ``max_batch`` is reached, or
+    ``ramp_seconds`` are up for a system. ``k``: hits that the whole path searches for. ``price_per_hour``: of this
+    machine, in any ``currency``; the report then says what a million queries cost.
     """
 
     systems: Annotated[list[System], Field(min_length=1)] = ["teacher", "student-refined"]
     queries_per_language: Positive = 50
     warmup: Positive = 10
     repeats: Positive = 3
-    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [32, 128]
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)] | None = None
     threads: Positive | None = None
     engines: list[EngineName] = added([])
+    k: Positive = added(10)
+    max_batch: Positive = added(1024)
+    ramp_seconds: PositiveFloat = added(8.0)
+    price_per_hour: PositiveFloat | None = added(None)
+    currency: Name | None = added(None)
 
 
 class Bars(Section):

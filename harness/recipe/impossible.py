@@ -324,6 +324,8 @@ def _impossible_stages(recipe: Recipe) -> list[tuple[str, str, str]]:
         found.append(("align.texts", "data.unlabelled names no file", "add data.unlabelled, or take unlabelled out"))
     if recipe.bench and recipe.teacher.model is None and "teacher" in recipe.bench.systems:
         found.append(("bench.systems", "a teacher without weights can't be timed", "take teacher out of bench.systems"))
+    if recipe.bench and recipe.bench.currency is not None and recipe.bench.price_per_hour is None:
+        found.append(("bench.currency", "there is no price that it would stand beside", "add bench.price_per_hour"))
     for name, stage in {"teacher": recipe.teacher, "align": recipe.align, "refine": recipe.refine}.items():
         found += _impossible_section(f"{name}.training", stage.training) if stage and stage.training else []
     return found

@@ -62,6 +62,8 @@ def test_each_verb_of_a_step_is_a_command() -> None:
     [
         ("report.warn_teacher_gain=0.1", {"report"}),
         ("bench.repeats=2", {"bench", "report"}),
+        ("bench.k=5", {"bench", "report"}),
+        ("bench.price_per_hour=2.5", {"report"}),
         ("evaluate.resamples=300", {"report"}),
         ("evaluate.depth=200", {"evaluate", "report"}),
         ("refine.anchor=2.0", {"refine", "export", "evaluate", "bench", "report"}),
