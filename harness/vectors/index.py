@@ -1,13 +1,13 @@
 """Exact search over document vectors by inner product: FAISS, or torch in bounded memory, with the same answers.
 
-Both return hits sorted by (-score, id). Inside, a hit is one 64-bit key that sorts that way: the score's bits above,
-the document's rank by id below. So merging blocks, breaking ties and padding are all "the k largest keys".
+Both return hits sorted by (-score, id). Inside, a hit is one 64-bit key that sorts that way (``exact.keys``).
 
-Axes: Q queries, N documents, D dimensions, K hits, B queries of a block, M documents of a block.
+Axes: Q queries, N documents, D dimensions, K hits, W processes.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -19,17 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.runtime.distributed import join_rows, rank, share, world_size
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import atomic_file, atomic_folder, file_sha256, fingerprint, read_json, write_json
+from harness.vectors import exact
 from harness.vectors.space import Space, require_same_space
 from harness.vectors.store import StoreRows, name_some
 
 Kind = Literal["auto", "faiss", "exact"]
 SCHEMA = 1
-SCORE_BYTES = 64 * 2**20  # memory for one block of scores
-BLOCK_DOCUMENTS = 16_384  # documents of a block: enough for a fast matrix product
-_LOW = 2**32 - 1
-_NO_HIT = torch.iinfo(torch.int64).min
+GATHERED_KEYS = 4_000_000  # hits of all processes that are merged at a time; 32 MB
 AGAIN = "delete the folder and build the index again"
 
 
@@ -51,7 +50,7 @@ class VectorIndex:
     """
 
     def __init__(self, ids: Sequence[str], kind: str, dimension: int, parts: dict[str | None, _Part]) -> None:
-        assert len(ids) <= _LOW, "an index holds fewer than 2**32 documents"
+        assert len(ids) < 2**32, "an index holds fewer than 2**32 documents"
         self.ids, self.kind, self.dimension, self._parts = list(ids), kind, dimension, parts
         self._row_by_rank = torch.tensor(sorted(range(len(self.ids)), key=self.ids.__getitem__), dtype=torch.int64)
         self._rank_N = torch.empty_like(self._row_by_rank)
@@ -81,8 +80,8 @@ class VectorIndex:
         assert len(vector_ND.shape) == 2, "documents x dimensions"
         assert len(ids) == len(vector_ND) == len(set(ids)), "one vector for every distinct id"
         assert partition_N is None or len(partition_N) == len(ids)
-        for start in range(0, len(ids), BLOCK_DOCUMENTS):
-            broken = np.flatnonzero(~np.isfinite(vector_ND[start : start + BLOCK_DOCUMENTS]).all(axis=1)) + start
+        for start in range(0, len(ids), exact.BLOCK_DOCUMENTS):
+            broken = np.flatnonzero(~np.isfinite(vector_ND[start : start + exact.BLOCK_DOCUMENTS]).all(axis=1)) + start
             if broken.size:
                 raise InputError(Problem("document vectors that are not finite", next="embed the documents again",
                                          got=name_some(ids[row] for row in broken.tolist())))
@@ -108,8 +107,82 @@ class VectorIndex:
         Raises:
             InputError: queries of another dimension, or not finite.
         """
-        query_QD = np.ascontiguousarray(query_QD, dtype=np.float32)
+        return _decoded(self._best(query_QD, k, partition_Q), self._row_by_rank)
+
+    @torch.inference_mode()
+    def search_shared(
+        self, query_QD: np.ndarray, k: int, partition_Q: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``search`` by all processes together, given the same queries: all get all hits.
+
+        Each searches its part of the documents, and reads no other vectors. The answer is exactly that of one process,
+        ties included: documents are parted between whole blocks, so that every score comes from the same product. An
+        index in FAISS, or of a few blocks, is searched whole by each process for its part of the queries.
+
+        Raises:
+            InputError: in every process, queries of another dimension, or not finite.
+        """
+        processes, queries = world_size(), len(query_QD)
+        if processes == 1:
+            return self.search(query_QD, k, partition_Q)
+        query_QD = self._checked(query_QD)  # before anybody waits for anybody
+        if self.kind == "faiss" or len(self._blocks()) < 2 * processes:
+            some = share(queries)
+            found = self.search(query_QD[some], k, None if partition_Q is None else partition_Q[some])
+            score_QK, row_QK = (join_rows(part, queries) for part in found)
+            return score_QK, row_QK
+        key_QK = self.shard(rank(), processes)._best(query_QD, k, partition_Q)
+        step = max(1, GATHERED_KEYS // (processes * k))
+        for start in range(0, queries, step):
+            own_BK = key_QK[start : start + step].numpy()
+            all_WBK = join_rows(own_BK, processes * len(own_BK)).reshape(processes, *own_BK.shape)
+            both_BK = torch.from_numpy(np.concatenate(list(all_WBK), axis=1))
+            key_QK[start : start + step] = both_BK.sort(dim=1, descending=True).values[:, :k]
+        return _decoded(key_QK, self._row_by_rank)
+
+    def shard(self, number: int, of: int) -> VectorIndex:
+        """One of ``of`` parts of an exact index: some whole blocks of its documents, whose hits it finds alone.
+
+        Hits are rows of all ids, as ever. Vectors are not copied.
+        """
+        assert self.kind == "exact" and 0 <= number < of
+        blocks = self._blocks()
+        own: dict[str | None, list[int]] = {}
+        for name, start in blocks[len(blocks) * number // of : len(blocks) * (number + 1) // of]:
+            own.setdefault(name, []).append(start)
+        made = copy.copy(self)
+        made._parts = {}
+        for name, starts in own.items():
+            part, some = self._parts[name], slice(starts[0], starts[-1] + exact.BLOCK_DOCUMENTS)
+            made._parts[name] = _Part(part.row_N[some], part.searcher[some])
+        return made
+
+    def _blocks(self) -> list[tuple[str | None, int]]:
+        """Every block of documents: its partition, and its first place there."""
+        return [(name, start) for name, part in self._parts.items()
+                for start in range(0, len(part.row_N), exact.BLOCK_DOCUMENTS)]  # fmt: skip
+
+    @torch.inference_mode()
+    def _best(self, query_QD: np.ndarray, k: int, partition_Q: Sequence[str] | None) -> Tensor:
+        """The keys of ``search``'s hits, int64 [Q, k], best first."""
+        query_QD = self._checked(query_QD)
         assert k > 0 and (partition_Q is None or len(partition_Q) == len(query_QD))
+        key_QK = torch.full((len(query_QD), k), exact.NO_HIT)
+        if partition_Q is None:
+            for part in self._parts.values():
+                both = torch.cat([key_QK, self._search_part(part, torch.from_numpy(query_QD), k)], dim=1)
+                key_QK = both.sort(dim=1, descending=True).values[:, :k]
+            return key_QK
+        assert None not in self._parts, "the index was built without partitions"
+        name_Q = np.asarray(partition_Q, dtype=object)
+        for name in set(partition_Q) & set(self._parts):
+            query_B = np.flatnonzero(name_Q == name)
+            key_QK[query_B] = self._search_part(self._parts[name], torch.from_numpy(query_QD[query_B]), k)
+        return key_QK
+
+    def _checked(self, query_QD: np.ndarray) -> np.ndarray:
+        """The queries as float32 in one piece, if they are of this dimension and finite."""
+        query_QD = np.ascontiguousarray(query_QD, dtype=np.float32)
         if query_QD.ndim != 2 or query_QD.shape[1] != self.dimension:
             raise InputError(Problem("queries of another dimension than the index", got=str(query_QD.shape),
                                      allowed=f"[queries, {self.dimension}]",
@@ -119,35 +192,18 @@ class VectorIndex:
             raise InputError(Problem(f"{broken.size} query vectors are not finite",
                                      got=f"the first are queries {broken[:5].tolist()}, counted from 0",
                                      next="look at these queries, or encode them in higher precision"))
-        if partition_Q is None:
-            found = [self._search_part(part, torch.from_numpy(query_QD), k) for part in self._parts.values()]
-            return self._decode(torch.cat(found, dim=1).sort(dim=1, descending=True).values[:, :k])
-        assert None not in self._parts, "the index was built without partitions"
-        key_QK = torch.full((len(query_QD), k), _NO_HIT)
-        name_Q = np.asarray(partition_Q, dtype=object)
-        for name in set(partition_Q) & set(self._parts):
-            query_B = np.flatnonzero(name_Q == name)
-            key_QK[query_B] = self._search_part(self._parts[name], torch.from_numpy(query_QD[query_B]), k)
-        return self._decode(key_QK)
+        return query_QD
 
-    @torch.inference_mode()
     def _search_part(self, part: _Part, query_QD: Tensor, k: int) -> Tensor:
         """The keys of the k best documents, int64 [Q, k], best first."""
         rank_N = self._rank_N[torch.from_numpy(part.row_N)]
         if self.kind == "faiss":
             score, column = part.searcher.search(query_QD.numpy(), min(k, len(rank_N)))
-            best_QK = _keys(torch.from_numpy(score), rank_N[torch.from_numpy(column)])
+            best_QK = exact.keys(torch.from_numpy(score), rank_N[torch.from_numpy(column)])
         else:
-            best_QK = _exact_search(query_QD, part.searcher, rank_N, k)
+            best_QK = exact.search(query_QD, part.searcher, rank_N, k)
         best_QK = best_QK.sort(dim=1, descending=True).values
-        return torch.nn.functional.pad(best_QK, (0, k - best_QK.shape[1]), value=_NO_HIT)
-
-    def _decode(self, key_QK: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        none_QK = key_QK == _NO_HIT
-        bits_QK = (key_QK >> 32).to(torch.int32)
-        score_QK = (bits_QK ^ ((bits_QK >> 31) & 0x7FFFFFFF)).view(torch.float32)
-        row_QK = self._row_by_rank[(_LOW - (key_QK & _LOW)).masked_fill(none_QK, 0)]
-        return score_QK.masked_fill(none_QK, -torch.inf).numpy(), row_QK.masked_fill(none_QK, -1).numpy()
+        return torch.nn.functional.pad(best_QK, (0, k - best_QK.shape[1]), value=exact.NO_HIT)
 
     def save(self, folder: Path | str, space: Space, *, store_sha256: str = "") -> None:
         """Write the index as a folder that needs nothing else: ids, and each partition's FAISS file or vectors.
@@ -221,6 +277,13 @@ class VectorIndex:
         return cls(own_ids, manifest["kind"], space.dimension, parts)
 
 
+def _decoded(key_QK: Tensor, row_by_rank: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(score_QK, row_QK) of keys."""
+    none_QK = key_QK == exact.NO_HIT
+    row_QK = row_by_rank[exact.ranks_of(key_QK).masked_fill(none_QK, 0)]
+    return exact.scores_of(key_QK).masked_fill(none_QK, -torch.inf).numpy(), row_QK.masked_fill(none_QK, -1).numpy()
+
+
 def _rows_by_partition(documents: int, partition_N: Sequence[str] | None) -> dict[str | None, np.ndarray]:
     if partition_N is None:
         return {None: np.arange(documents)}
@@ -242,52 +305,6 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return manifest, ids
 
 
-# ------------------------------------------------------------------------------------------------- the exact searcher
-
-
-def _keys(score: Tensor, rank: Tensor) -> Tensor:
-    """One int64 per hit that is larger for a higher score and, between equal scores, for a smaller rank."""
-    bits = (score + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
-    return (ordered.to(torch.int64) << 32) | (_LOW - rank)
-
-
-def _exact_search(query_QD: Tensor, vector_ND: np.ndarray, rank_N: Tensor, k: int) -> Tensor:
-    """Keys of the k best documents, int64 [Q, min(k, N)], in no order; scores of one block at a time are in memory."""
-    documents = min(len(vector_ND), BLOCK_DOCUMENTS)
-    queries = max(1, SCORE_BYTES // (4 * documents))
-    best_QK = torch.empty((len(query_QD), 0), dtype=torch.int64)
-    for start in range(0, len(vector_ND), documents):
-        document_MD = _as_tensor(vector_ND[start : start + documents])
-        rank_M = rank_N[start : start + documents]
-        found = []
-        with torch.autocast("cpu", enabled=False):  # a caller's bf16 must not reach the scores
-            for query_BD, best_BK in zip(torch.split(query_QD, queries), torch.split(best_QK, queries), strict=True):
-                both = torch.cat([best_BK, _block_best(query_BD @ document_MD.T, rank_M, k)], dim=1)
-                found.append(both.topk(min(k, both.shape[1]), dim=1, sorted=False).values)
-        best_QK = torch.cat(found) if found else best_QK
-    return best_QK
-
-
-def _block_best(score_BM: Tensor, rank_M: Tensor, k: int) -> Tensor:
-    """Keys of the k best documents of a block, int64 [B, min(k, M)]."""
-    if score_BM.shape[1] <= k:
-        return _keys(score_BM, rank_M)
-    value_BK, column_BK = score_BM.topk(k + 1, dim=1)
-    best_BK = _keys(value_BK[:, :k], rank_M[column_BK[:, :k]])
-    # Where the k-th and the next score are equal, topk chose among them by chance; the ids must choose.
-    tied = torch.nonzero(value_BK[:, k - 1] == value_BK[:, k]).squeeze(1)
-    for query_A in torch.split(tied, max(1, len(score_BM) // 8)):
-        best_BK[query_A] = _keys(score_BM[query_A], rank_M).topk(k, dim=1).values
-    return best_BK
-
-
-def _as_tensor(vector_MD: np.ndarray) -> Tensor:
-    """float32 in memory: without a copy where it is that already."""
-    ready = vector_MD.dtype == np.float32 and vector_MD.flags.writeable and vector_MD.flags.c_contiguous
-    return torch.from_numpy(vector_MD if ready else np.array(vector_MD, dtype=np.float32, order="C"))
-
-
 # --------------------------------------------------------------------------------------------------------- back ends
 
 
@@ -299,8 +316,8 @@ def _exact_part(vector_ND: np.ndarray | StoreRows, row_N: np.ndarray) -> _Part:
 def _faiss_part(vector_ND: np.ndarray | StoreRows, row_N: np.ndarray) -> _Part:
     faiss = require_faiss("VectorIndex")
     index = faiss.IndexFlatIP(vector_ND.shape[1])
-    for start in range(0, len(row_N), BLOCK_DOCUMENTS):
-        index.add(np.ascontiguousarray(vector_ND[row_N[start : start + BLOCK_DOCUMENTS]], dtype=np.float32))
+    for start in range(0, len(row_N), exact.BLOCK_DOCUMENTS):
+        index.add(np.ascontiguousarray(vector_ND[row_N[start : start + exact.BLOCK_DOCUMENTS]], dtype=np.float32))
     return _Part(row_N, index)
 
 

@@ -9,6 +9,7 @@ import torch
 from builders.vectors import toy_encode, toy_rows, toy_space, unit_vectors
 
 from harness.runtime.errors import InputError, StaleArtefactError
+from harness.vectors import exact
 from harness.vectors import index as index_module
 from harness.vectors.index import VectorIndex
 from harness.vectors.store import StoreRows
@@ -57,8 +58,8 @@ def require_right(
 def test_search_equals_a_float64_reference(
     kind: str, k: int, partitioned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "BLOCK_DOCUMENTS", 64)
-    monkeypatch.setattr(index_module, "SCORE_BYTES", 64 * 4 * 11)  # blocks of 11 queries
+    monkeypatch.setattr(exact, "BLOCK_DOCUMENTS", 64)
+    monkeypatch.setattr(exact, "SCORE_BYTES", 64 * 4 * 11)  # blocks of 11 queries
     vector_ND, query_QD, ids = unit_vectors(300, 32), unit_vectors(50, 32, seed=1), shuffled_ids(300)
     vector_ND[100:200] = vector_ND[:100] + np.random.default_rng(2).normal(0, 3e-8, (100, 32))  # near-ties and ties
     part_N, part_Q = np.arange(300) % 7, np.arange(50) % 8  # partition 7 holds no document
@@ -77,7 +78,7 @@ def test_search_equals_a_float64_reference(
 def test_exact_ties_go_to_the_smaller_id_even_at_the_last_rank_and_across_blocks(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "BLOCK_DOCUMENTS", block)
+    monkeypatch.setattr(exact, "BLOCK_DOCUMENTS", block)
     random = np.random.default_rng(0)
     vector_ND = random.integers(-1, 2, (200, 3)).astype(np.float32)  # whole numbers: scores are exact, ties everywhere
     query_QD = random.integers(-2, 3, (40, 3)).astype(np.float32)
@@ -185,7 +186,7 @@ def test_a_saved_index_of_anything_else_is_refused(tmp_path: Path) -> None:
 def test_an_index_over_a_stores_rows_is_that_over_their_vectors(
     kind: str, partitions: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "BLOCK_DOCUMENTS", 4)
+    monkeypatch.setattr(exact, "BLOCK_DOCUMENTS", 4)
     ids, texts = toy_rows(30)
     store = write_store(tmp_path / "store", ids, texts, toy_encode, toy_space(), shard_rows=7)
     row_N = np.random.default_rng(0).permutation(30)
