@@ -17,7 +17,7 @@ import pytest
 from builders.results import LANGUAGES, example_results
 from rich.console import Console
 
-from harness.evaluation.report import plots, tables, terminal_tables, write_report
+from harness.evaluation.report import curves, dots, plots, tables, terminal_tables, write_report
 from harness.evaluation.report.markdown import escaped as escaped_markdown
 from harness.evaluation.report.markdown import markdown
 from harness.evaluation.report.page import page
@@ -320,7 +320,7 @@ PARTS = ("latency", "recovery", "tests", "bars", "training", "sets", "quality", 
 @pytest.mark.parametrize("without", PARTS)
 def test_absent_parts_leave_no_empty_frames(without: str, tmp_path: Path) -> None:
     results = example_results()
-    removed = {"latency": ("latency", "throughput", "conditions")}.get(without, (without,))
+    removed = {"latency": ("latency", "throughput", "conditions", "ann")}.get(without, (without,))
     for key in removed:
         results[key] = type(results[key])()
     html, short = written(results, tmp_path)
@@ -354,8 +354,8 @@ def test_unknown_intervals_leave_the_estimate(tmp_path: Path) -> None:
 
 
 def test_dots_and_whiskers_stand_where_their_numbers_are() -> None:
-    dots = [plots.Dot("a", Interval(0.9, 0.8, 1.0)), plots.Dot("b", Interval(1.1, 1.05, 1.2), "worst")]
-    drawn = ElementTree.fromstring(str(plots.whiskers(dots, width=960, reference=1.0, title="t")))
+    rows = [dots.Dot("a", Interval(0.9, 0.8, 1.0)), dots.Dot("b", Interval(1.1, 1.05, 1.2), "worst")]
+    drawn = ElementTree.fromstring(str(dots.whiskers(rows, width=960, reference=1.0, title="t")))
     marks = [float(str(mark.get("cx"))) for mark in drawn.iter("circle")]
     lines = {str(part.get("class")).strip(): part for part in drawn.iter("line")}
     low, high = (float(str(lines["whisker"].get(key))) for key in ("x1", "x2"))
@@ -393,6 +393,6 @@ def test_labels_of_close_points_do_not_cover_each_other() -> None:
 
 
 def test_long_curves_are_thinned_and_keep_their_end() -> None:
-    curve = plots._thinned([(float(i), float(i % 7)) for i in range(10_001)])
+    curve = curves._thinned([(float(i), float(i % 7)) for i in range(10_001)])
     assert len(curve) <= 161 and curve[-1] == (10_000.0, 10_000 % 7)
-    assert plots._thinned(curve[:50]) == curve[:50]
+    assert curves._thinned(curve[:50]) == curve[:50]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import re
 
-from harness.evaluation.report import tables
+from harness.evaluation.report import disagree, evidence, tables
 from harness.evaluation.report.tables import Grid
-from harness.evaluation.report.view import View, clean
+from harness.evaluation.report.values import clean
+from harness.evaluation.report.view import View
 
 
 def escaped(text: str) -> str:
@@ -34,12 +35,46 @@ def _section(grid: Grid | None, folded: bool = False) -> str:
     return f"### {escaped(grid.title)}\n\n{table(grid)}"
 
 
-def markdown(view: View) -> str:
-    """The whole report: verdict, bars, warnings, then every table, the longer ones folded."""
-    verdict, lead = view.verdict, tables.by_language(view, view.lead)
-    question = f"Can {escaped(view.candidate)} ship?" if view.candidate else "Can it ship?"
+def folded_tables(view: View) -> list[Grid | None]:
+    """What a reader of a pull request opens where the first lines make him ask."""
     others = [metric for metric in (*view.metrics, *tables.AGREEMENT) if metric != view.lead]
+    return [
+        tables.recovery(view),
+        *(evidence.claims(view, metric) for metric in view.metrics),
+        evidence.ledger(view),
+        evidence.slices(view),
+        evidence.leakage(view),
+        evidence.languages(view),
+        evidence.bias(view),
+        evidence.alike_tests(view),
+        tables.gains(view),
+        tables.by_language(view, view.lead),
+        *(tables.by_language(view, metric) for metric in others),
+        tables.recovery_of_all_metrics(view),
+        tables.latency_by_language(view),
+        evidence.batches(view),
+        evidence.effort(view),
+        evidence.outside(view),
+        disagree.short_table(view),
+        tables.parity(view),
+        tables.hand_over(view),
+        tables.systems(view),
+        tables.sets(view),
+    ]
+
+
+def markdown(view: View) -> str:
+    """The report: verdict, bars, warnings, the few tables that a decision rests on; all others are folded."""
+    verdict = view.verdict
+    question = f"Can {escaped(view.candidate)} ship?" if view.candidate else "Can it ship?"
     facts = "; ".join(f"{escaped(key)}: {escaped(text)}" for key, text in tables.provenance(view))
+    told = [
+        *evidence.claim_sentences(view),
+        *evidence.alike(view),
+        *evidence.leakage_note(view),
+        *evidence.bias_note(view),
+        *evidence.effort_note(view),
+    ]
     parts = [
         f"## {escaped(view.name)}",
         f"**{question} {verdict.word}.** {verdict.sentence} "
@@ -47,18 +82,10 @@ def markdown(view: View) -> str:
         "\n".join(f"- {escaped(note)}" for note in tables.verdict_notes(view)),
         "\n".join(f"> **Warning:** {escaped(text)}\n>" for text in view.warnings),
         _section(tables.bars(view)),
-        _section(tables.recovery(view)),
         _section(tables.macro(view)),
-        _section(lead),
-        *(_section(tables.by_language(view, metric), folded=True) for metric in others),
-        _section(tables.recovery_of_all_metrics(view), folded=True),
-        _section(tables.gains(view)),
-        _section(tables.parity(view)),
-        _section(tables.hand_over(view)),
         _section(tables.cost(view)),
-        _section(tables.latency_by_language(view), folded=True),
-        _section(tables.systems(view), folded=True),
-        _section(tables.sets(view), folded=True),
+        "\n".join(f"- {escaped(text)}" for text in told),
+        *(_section(found, folded=True) for found in folded_tables(view)),
         f"<sub>{facts}</sub>" if facts else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,14 +1,15 @@
-"""The report's plots: from a ``View`` to SVG text, or None where there is nothing to draw.
+"""The report's plots of quality: from a ``View`` to SVG text, or None where there is nothing to draw.
 
 Plots that need room take a ``width``: the page holds a narrow and a wide drawing and shows the one that fits, so that
-text keeps its size on a phone. Small multiples have one size and flow.
+text keeps its size on a phone. Small multiples (curves.py) have one size and flow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
+from harness.evaluation.report.dots import ABREAST, Dot, Pair, dumbbells, whiskers
 from harness.evaluation.report.svg import (
     Scale,
     circle,
@@ -20,88 +21,33 @@ from harness.evaluation.report.svg import (
     path,
     short,
     svg,
+    tag,
     ticks,
 )
-from harness.evaluation.report.view import Interval, View, branch, clean, decimals, items, number
+from harness.evaluation.report.values import Interval, branch, clean, count, decimals, dig, items, number
+from harness.evaluation.report.view import View
 
-ROW = 24  # height of a row in a dot-and-whisker plot
-Curve = list[tuple[float, float]]
-
-
-# --------------------------------------------------------------------------------------------- dots and whiskers
-
-
-@dataclass(frozen=True, slots=True)
-class Dot:
-    """A row of a dot-and-whisker plot; ``kind``: "summary", "worst" or "" for the rest."""
-
-    name: str
-    interval: Interval
-    kind: str = ""
-
-
-def _dot(dot: Dot, y: float, scale: Scale, reference: float) -> str:
-    """One row's marks: hollow where the interval holds the reference, a diamond for a summary."""
-    value, low, high = dot.interval.value, dot.interval.low, dot.interval.high
-    assert value is not None
-    tip = f"{dot.name}: {dot.interval.text()}"
-    hollow = " hollow" if dot.interval.side(reference) in (0, None) else ""
-    whisker = line(scale(low), y, scale(high), y, f"whisker {dot.kind}") if low is not None and high is not None else ""
-    shape = diamond(scale(value), y, 7, f"mark {dot.kind}{hollow}", tip) if dot.kind == "summary" else circle(
-        scale(value), y, 5, f"mark {dot.kind}{hollow}", tip
-    )  # fmt: skip
-    return whisker + shape
-
-
-def whiskers(dots: Sequence[Dot], *, width: int, reference: float, title: str, bar: float | None = None) -> str | None:
-    """Dots with their intervals, a line at ``reference`` and a dotted one at ``bar``; summaries stand first."""
-    dots = [dot for dot in dots if dot.interval.value is not None]
-    if not dots:
-        return None
-    edges = [v for d in dots for v in (d.interval.value, d.interval.low, d.interval.high) if v is not None]
-    edges += [reference] if bar is None else [reference, bar]
-    wide = width > 500
-    right = 158 if wide else 48
-    longest = max(len(cut(dot.name, 28 if wide else 14)) for dot in dots)
-    left = max(56, 16 + 7.4 * longest)
-    marks = ticks(min(edges), max(edges), 8 if wide else 5)
-    scale = Scale(marks[0], marks[-1], left, width - right)
-    summaries = sum(dot.kind == "summary" for dot in dots)
-    gap = 10 if 0 < summaries < len(dots) else 0
-    top, bottom = 22, 22 + ROW * len(dots) + gap
-    parts = [line(scale(m), top, scale(m), bottom, "grid") + label(scale(m), bottom + 13, short(m), "tick", "middle")
-             for m in marks]  # fmt: skip
-    meaning = "as the reference" if reference else "no change"
-    parts += [line(scale(reference), top - 4, scale(reference), bottom, "reference"),
-              label(scale(reference), 9, meaning, "tick", "middle")]  # fmt: skip
-    if bar is not None:
-        parts.append(line(scale(bar), top - 4, scale(bar), bottom, "bar"))
-        if abs(scale(bar) - scale(reference)) > 80:
-            parts.append(label(scale(bar), 9, f"bar {short(bar)}", "tick", "middle"))
-    for index, dot in enumerate(dots):
-        y = top + ROW * (index + 0.5) + (gap if index >= summaries else 0)
-        strong = "strong" if dot.kind else ""
-        shown = dot.interval.text(sign=not reference) if wide else decimals(dot.interval.value, sign=not reference)
-        parts += [line(left, y, width - right, y, "grid"), _dot(dot, y, scale, reference),
-                  label(left - 12, y, cut(dot.name, 28 if wide else 14), strong, "end"),
-                  label(width - 2, y, shown, f"value {strong}", "end")]  # fmt: skip
-    told = "; ".join(f"{dot.name} {dot.interval.text(sign=not reference)}" for dot in dots)
-    return svg(width, bottom + 24, title, parts, told)
+MOST_VALUES = 12  # of one slice in the plot; the table has all
+STEP = 34  # height of a step in the waterfall
 
 
 def recovery(view: View, width: int) -> str | None:
     """Recovery of the candidate: macro and worst first, then the languages from the best kept to the least."""
     known = [(lang, view.recovery(view.candidate, lang, view.lead)) for lang in view.languages]
-    ordered = sorted(known, key=lambda pair: -(pair[1].value or 0))
-    names = {"macro": "macro", "worst": f"worst ({view.worst_language})" if view.worst_language else "worst"}
+    ordered = sorted(known, key=lambda pair: (pair[0] in view.small, -(pair[1].value or 0)))
+    worst = f"worst ({view.worst_language})" if view.worst_language else "worst"
+    names = {"macro": "macro", "worst": worst, "weighted": "weighted"}
     dots = [Dot(name, view.recovery(view.candidate, scope, view.lead), "summary") for scope, name in names.items()]
-    dots += [Dot(lang or "(none)", interval, "worst" if lang == view.worst_language and len(known) > 1 else "")
-             for lang, interval in ordered]  # fmt: skip
+    for lang, interval in ordered:
+        queries = view.queries(lang)
+        more = f"{count(queries)} queries" if queries is not None else ""
+        kind = "few" if lang in view.small else "worst" if lang == view.worst_language and len(known) > 1 else ""
+        dots.append(Dot(lang or "(none)", interval, kind, more=more))
     title = f"Recovery of {view.lead} per language, {view.candidate} over {view.reference}"
-    return whiskers(dots, width=width, reference=1.0, title=title, bar=_recovery_bar(view))
+    return whiskers(dots, width=width, reference=1.0, title=title, bar=recovery_bar(view))
 
 
-def _recovery_bar(view: View) -> float | None:
+def recovery_bar(view: View) -> float | None:
     """The bar that the recipe sets for recovery of the metric in front."""
     for entry in items(view.results.get("bars")):
         name = str(entry.get("name", ""))
@@ -116,17 +62,125 @@ def gains(view: View, width: int) -> str | None:
     for test in view.gains:
         if test.get("metric") != view.lead:
             continue
-        interval = Interval(*(number(test.get(key)) for key in ("difference", "low", "high")))
         systems = [clean(name).removeprefix("student-") for name in test.get("systems") or []]
-        name = " over ".join(systems if width > 500 else systems[:1])
-        dots.append(Dot(name or clean(test.get("name", "")), interval))
+        name = " over ".join(systems if width > ABREAST else systems[:1])
+        dots.append(Dot(name or clean(test.get("name", "")), Interval.of(test, "difference")))
     return whiskers(dots, width=width, reference=0.0, title=f"Gain in {view.lead} of each stage")
+
+
+def slices(view: View, width: int) -> str | None:
+    """Recovery of the candidate within every slice, the mean over languages above them."""
+    dots = [Dot("all languages", view.recovery(view.candidate, "macro", view.lead), "summary")]
+    for name, values in branch(view.results, "slices", view.candidate, view.set).items():
+        known = [(value, row) for value, row in branch({"": values}, "").items() if isinstance(row, Mapping)]
+        if len(known) > MOST_VALUES:
+            known.sort(key=lambda pair: -(number(pair[1].get("queries")) or 0))
+        heading = clean(name)
+        for value, row in known[:MOST_VALUES]:
+            interval = Interval.of(dig(row, "recovery", view.lead))
+            if interval.value is not None:
+                kind = "few" if row.get("undecided") is True else ""
+                more = f"{count(row.get('queries'))} queries"
+                dots.append(Dot(clean(value) or "(none)", interval, kind, heading, more))
+                heading = ""
+    if len(dots) == 1:
+        return None
+    return whiskers(dots, width=width, reference=1.0, title=f"Recovery of {view.lead} by slice")
+
+
+def bias(view: View, width: int) -> str | None:
+    """Per document language: its share of the candidate's first hits beside its share of the relevant documents."""
+    pairs = []
+    for language, row in branch(view.results, "bias", view.candidate, view.set, "documents").items():
+        found, wanted = number(dig(row, "share_of_top")), number(dig(row, "share_of_relevant"))
+        if found is not None and wanted is not None:
+            pairs.append(Pair(clean(language) or "(none)", found, wanted))
+    pairs.sort(key=lambda pair: -pair.wanted)
+    title = f"Share of the first hits beside share of the relevant documents, {view.candidate}"
+    return dumbbells(pairs, width=width, title=title, names=("of the first hits", "of the relevant"))
+
+
+# ------------------------------------------------------------------------------------------------- the waterfall
+
+
+def ledger_rows(view: View, scope: str = "macro") -> list[Mapping[str, Any]]:
+    """What every step cost or won of the metric in front, in the order of the steps."""
+    found = [
+        row
+        for row in items(view.results.get("ledger"))
+        if row.get("set") == view.set and row.get("metric") == view.lead and row.get("scope") == scope
+    ]
+    return [row for row in found if number(row.get("before")) is not None and number(row.get("after")) is not None]
+
+
+def ledger(view: View, width: int) -> str | None:
+    """From the reference to what is served: a floating bar per step, with the interval of its difference."""
+    rows = ledger_rows(view)
+    if not rows:
+        return None
+    wide = width > ABREAST
+    left, right = (178.0, 232.0) if wide else (104.0, 64.0)
+    levels = [float(row[key]) for row in rows for key in ("before", "after")]
+    spans = [float(row["before"]) + bound for row in rows for key in ("low", "high")
+             if (bound := number(row.get(key))) is not None]  # fmt: skip
+    marks = ticks(max(0.0, min(levels + spans)), max(levels + spans), 8 if wide else 5)
+    scale = Scale(marks[0], marks[-1], left, width - right)
+    top, bottom = 8, 8 + STEP * (len(rows) + 2)
+    parts = [line(scale(m), top, scale(m), bottom, "grid") + label(scale(m), bottom + 13, short(m), "tick", "middle")
+             for m in marks]  # fmt: skip
+    start, end = rows[0], rows[-1]
+    parts += _level(start["before"], (start.get("systems") or ["", view.reference])[-1], top, scale, width)
+    x = scale(float(start["before"]))
+    parts.append(line(x, top + STEP / 2 + 8, x, top + STEP * 1.5 - 8, "joint"))
+    told = []
+    for index, row in enumerate(rows):
+        parts += _step(row, top + STEP * (index + 1), scale, width)
+        told.append(f"{clean(row.get('step'))} {Interval.of(row, 'difference').text(sign=True)}")
+    share = f"  {100 * end['after'] / start['before']:.1f} % of it" if wide and start["before"] else ""
+    parts += _level(end["after"], (end.get("systems") or [view.candidate])[0], bottom - STEP, scale, width, share)
+    return svg(width, bottom + 24, f"What every step cost or won of macro {view.lead}", parts, "; ".join(told))
+
+
+def _level(value: float, name: object, top: float, scale: Scale, width: int, more: str = "") -> list[str]:
+    """A row of the waterfall that says where it stands."""
+    y, wide = top + STEP / 2, width > ABREAST
+    return [diamond(scale(value), y, 7, "mark summary", f"{clean(name)}: {value:.3f}"),
+            label(scale.start - 12, y, cut(name, 24 if wide else 13), "strong", "end"),
+            label(width - 2, y, decimals(value) + more, "value strong", "end")]  # fmt: skip
+
+
+def _step(row: Mapping[str, Any], top: float, scale: Scale, width: int) -> list[str]:
+    """One step: a bar from before to after, hollow where it is undecided, and the interval around its end."""
+    wide, y = width > ABREAST, top + STEP / 2
+    before, after = float(row["before"]), float(row["after"])
+    change = Interval.of(row, "difference")
+    side = change.side(0.0)
+    kind = "loss" if after < before else "gain"
+    doubt = " hollow" if side in (0, None) or row.get("verdict") == "undecided" else ""
+    tip = f"{clean(row.get('step'))}: {before:.3f} to {after:.3f}, {change.text(sign=True)}"
+    x1, x2 = sorted((scale(before), scale(after)))
+    parts = [
+        tag(
+            "rect", tag("title", tip), x=x1, y=y - 8, width=max(x2 - x1, 1.5), height=16.0, class_=f"step {kind}{doubt}"
+        )
+    ]
+    if change.low is not None and change.high is not None:
+        ends = [scale(min(max(before + bound, scale.low), scale.high)) for bound in (change.low, change.high)]
+        parts.append(line(ends[0], y, ends[1], y, "whisker summary"))
+    parts.append(line(scale(after), y + 8, scale(after), y + STEP - 8, "joint"))
+    shown = change.text(sign=True) if wide else decimals(change.value, sign=True)
+    step = str(row.get("step", "")).replace("approximate", "approximate" if wide else "approx.")
+    verdict = "  " + clean(row.get("verdict") or "") if wide else " ?" if doubt else ""
+    parts += [label(scale.start - 12, y, cut(step, 24 if wide else 13), "", "end"),
+              label(width - 2, y, shown + verdict, "value", "end")]  # fmt: skip
+    return parts
 
 
 # ------------------------------------------------------------------------------------------- quality and latency
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+Point = tuple[str, str, float, float, float]  # system, engine, p50, p99, quality
 
 
 def _free_place(x: float, y: float, wide: float, taken: Sequence[Box], limits: Box) -> tuple[float, float]:
@@ -142,13 +196,35 @@ def _free_place(x: float, y: float, wide: float, taken: Sequence[Box], limits: B
     return within[0]
 
 
-def quality_and_latency(view: View, width: int) -> str | None:
-    """Macro quality against p50 latency (logarithmic, whisker to p99) of every timed system."""
+def timed_points(view: View) -> list[Point]:
+    """Every timed system that was also evaluated."""
     points = []
     for system, engine in view.timed:
-        p50, quality = view.latency(system, engine, "p50_ms"), view.quality(system, "macro", view.lead)
+        # What an int8 engine answers was evaluated as a system of its own, where it was.
+        measured = "student-int8" if system == view.candidate and engine.endswith("int8") else system
+        measured = measured if measured in view.systems else system
+        p50, quality = (
+            view.latency(system, engine, f"{view.path_key}p50_ms"),
+            view.quality(measured, "macro", view.lead),
+        )
         if p50 and p50 > 0 and quality is not None:
-            points.append((system, engine, p50, max(p50, view.latency(system, engine, "p99_ms") or p50), quality))
+            p99 = view.latency(system, engine, f"{view.path_key}p99_ms")
+            points.append((system, engine, p50, max(p50, p99 or p50), quality))
+    return points
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in both: faster and at least as good, from the fastest on."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p[2], -p[4])):
+        if not front or point[4] > front[-1][4]:
+            front.append(point)
+    return front
+
+
+def quality_and_latency(view: View, width: int) -> str | None:
+    """Macro quality against p50 latency (logarithmic, whisker to p99) of every timed system, and the Pareto line."""
+    points = timed_points(view)
     if not points:
         return None
     height, left, right, top, bottom = 310, 48, 20, 30, 262
@@ -162,120 +238,36 @@ def quality_and_latency(view: View, width: int) -> str | None:
              for m in x_marks]  # fmt: skip
     parts += [line(left, y(m), width - right, y(m), "grid") + label(left - 8, y(m), f"{m:.2f}", "tick", "end")
               for m in y_marks]  # fmt: skip
-    parts += [label((left + width - right) / 2, height - 10, "encoder p50 at batch 1, ms (log)", "tick", "middle"),
+    path_name = "whole path" if view.path_key else "encoder"
+    parts += [label((left + width - right) / 2, height - 10, f"{path_name} p50 at batch 1, ms (log)", "tick", "middle"),
               label(0, 9, f"macro {view.lead}", "tick")]  # fmt: skip
+    front = pareto(points)
+    if len(front) > 1:
+        corners = [(x(front[0][2]), y(front[0][4]))]
+        for before, after in zip(front, front[1:], strict=False):
+            corners += [(x(after[2]), y(before[4])), (x(after[2]), y(after[4]))]
+        parts.append(path(corners, "front"))
     points.sort(key=lambda p: -p[4])
     taken = [(x(p50) - 8, y(q) - 8, max(x(p50) + 8, x(p99)), y(q) + 8) for _, _, p50, p99, q in points]
-    engines = {engine for _, engine, *_ in points}
-    for system, engine, p50, p99, quality in points:
-        kind = "candidate" if system == view.candidate else "origin" if system == view.reference else "other"
-        name = clean(system) + (f" · {clean(engine)}" if len(engines) > 1 else "")
-        tip = f"{name}: {view.lead} {quality:.3f}, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
-        shown = cut(name, 30)
-        wide = 7.6 * len(shown)
-        at_x, at_y = _free_place(x(p50), y(quality), wide, taken, (left, top - 14, width, bottom))
-        taken.append((at_x - wide / 2, at_y - 8, at_x + wide / 2, at_y + 8))
-        mark = diamond(x(p50), y(quality), 8, f"mark {kind}", tip) if kind == "origin" else circle(
-            x(p50), y(quality), 6.5, f"mark {kind}", tip)  # fmt: skip
-        parts += [line(x(p50), y(quality), x(p99), y(quality), f"whisker {kind}"), mark,
-                  label(at_x, at_y, shown, "strong", "middle")]  # fmt: skip
+    several = len({engine for _, engine, *_ in points}) > 1
+    for point in points:
+        parts += _point(view, point, (x, y), several, taken, (left, top - 14, width, bottom))
     told = "; ".join(f"{s} with {e}: {view.lead} {q:.3f} at {p50:.2f} ms" for s, e, p50, _, q in points)
-    return svg(width, height, f"Macro {view.lead} against encoder latency", parts, told)
+    return svg(width, height, f"Macro {view.lead} against latency", parts, told)
 
 
-# ---------------------------------------------------------------------------------------------- small multiples
-
-
-def stages(view: View) -> list[str]:
-    """A small slope per language (the mean first): quality of the student after each stage, beside the reference."""
-    steps = view.students
-    scopes = ["macro", *view.languages]
-    known = {(n, s): view.quality(n, s, view.lead) for n in [view.reference, *steps] for s in scopes}
-    values = [value for value in known.values() if value is not None]
-    if not steps or not values:
-        return []
-    top_value = max(values) * 1.05 or 1.0
-    drawn = []
-    for scope in scopes:
-        found = [(i, value) for i, n in enumerate(steps) if (value := known[n, scope]) is not None]
-        if found:
-            drawn.append(_slope(view, scope, found, known[view.reference, scope], top_value))
-    return drawn
-
-
-def _slope(view: View, scope: str, found: list[tuple[int, float]], reference: float | None, top_value: float) -> str:
-    """One panel: x = stage, y = the metric from 0; the dashed line is the reference."""
-    width, height, left, right, top, bottom = 168, 128, 30, 24, 28, 106
-    count = len(view.students)
-    y = Scale(0.0, top_value, bottom, top)
-    xs = [left + 16 + (width - left - right - 16) * (i / (count - 1) if count > 1 else 0.5) for i in range(count)]
-    name = "mean over languages" if scope == "macro" else scope or "(none)"
-    parts = [label(left, 12, cut(name, 20), "strong"), line(left, bottom, width, bottom, "axis")]
-    parts += [label(left - 5, y(m), short(m), "tick", "end") + line(left, y(m), width, y(m), "grid")
-              for m in ticks(0.0, top_value, 5) if m <= top_value]  # fmt: skip
-    if reference is not None:
-        parts.append(line(left, y(reference), width, y(reference), "reference"))
-    parts.append(path([(xs[i], y(v)) for i, v in found], f"curve {'summary' if scope == 'macro' else ''}"))
-    for i, value in found:
-        student = view.students[i]
-        parts += [circle(xs[i], y(value), 4, "mark", f"{student}: {value:.3f}"),
-                  label(xs[i], bottom + 12, cut(student.removeprefix("student-"), 9 if count < 4 else 5), "tick small",
-                        "middle")]  # fmt: skip
-    told = "; ".join(f"{view.students[i]} {value:.3f}" for i, value in found)
-    told += f"; {view.reference} {reference:.3f}" if reference is not None else ""
-    return svg(width, height, f"{view.lead}, {name}", parts, told)
-
-
-# -------------------------------------------------------------------------------------------------- training
-
-
-def _thinned(points: Curve, most: int = 160) -> Curve:
-    """A curve of at most ``most`` points: neighbours are averaged, the last one is kept as it is."""
-    size = -(-len(points) // most)
-    if size <= 1:
-        return points
-    parts = [points[i : i + size] for i in range(0, len(points) - 1, size)]
-    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts] + [points[-1]]
-
-
-def _curve(entries: object, key: str) -> Curve:
-    pairs = [(number(entry.get("step")), number(entry.get(key))) for entry in items(entries)]
-    return sorted((step, value) for step, value in pairs if step is not None and value is not None)
-
-
-def _panel(title: str, points: Curve, dots: bool) -> str | None:
-    """One training curve; rare points (evaluations) get dots, and the last value is written out."""
-    if not points:
-        return None
-    width, height, left, right, top, bottom = 300, 170, 44, 12, 32, 138
-    x_marks = ticks(0, max(step for step, _ in points) or 1, 5)
-    y_marks = ticks(min(v for _, v in points), max(v for _, v in points), 5)
-    x = Scale(x_marks[0], max(points[-1][0], x_marks[0] + 1), left, width - right)
-    y = Scale(y_marks[0], y_marks[-1], bottom, top)
-    parts = [label(0, 12, cut(title, 30), "strong"),
-             label(width - 2, 12, f"last {points[-1][1]:.3f}", "value", "end")]  # fmt: skip
-    parts += [line(left, y(m), width - right, y(m), "grid") + label(left - 6, y(m), short(m), "tick", "end")
-              for m in y_marks]  # fmt: skip
-    parts += [label(x(m), bottom + 13, short(m), "tick", "middle") for m in x_marks if m <= points[-1][0]]
-    parts.append(line(left, bottom, width - right, bottom, "axis"))
-    parts.append(path([(x(step), y(v)) for step, v in _thinned(points)], "curve"))
-    if dots and len(points) <= 40:
-        parts += [circle(x(s), y(v), 3.5, "mark", f"step {s:.0f}: {v:.4f}") for s, v in points]
-    parts.append(label((left + width - right) / 2, height - 7, "step", "tick", "middle"))
-    told = f"from {points[0][1]:.4f} at step {points[0][0]:.0f} to {points[-1][1]:.4f} at step {points[-1][0]:.0f}"
-    return svg(width, height, title, parts, told)
-
-
-def training(view: View) -> list[str]:
-    """Per stage its metric on ``select`` and its loss."""
-    drawn = []
-    for stage, part in branch(view.results, "training").items():
-        if not isinstance(part, Mapping):
-            continue
-        by_metric: dict[str, list[Mapping[str, object]]] = {}
-        for entry in items(part.get("curve")):
-            by_metric.setdefault(str(entry.get("metric") or "metric"), []).append(entry)
-        for metric, found in by_metric.items():
-            drawn.append(_panel(f"{stage}: {metric} on select", _curve(found, "value"), True))
-        drawn.append(_panel(f"{stage}: loss", _curve(part.get("loss"), "loss"), False))
-    return [panel for panel in drawn if panel]
+def _point(
+    view: View, point: Point, scales: tuple[Scale, Scale], several: bool, taken: list[Box], limits: Box
+) -> list[str]:
+    """One system: its mark, the line to its p99, and its name where nothing stands yet."""
+    system, engine, p50, p99, quality = point
+    x, y = scales[0](p50), scales[1](quality)
+    kind = "candidate" if system == view.candidate else "origin" if system == view.reference else "other"
+    name = clean(system) + (f" · {clean(engine)}" if several else "")
+    tip = f"{name}: {view.lead} {quality:.3f}, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+    shown = cut(name, 30)
+    wide = 7.6 * len(shown)
+    at_x, at_y = _free_place(x, y, wide, taken, limits)
+    taken.append((at_x - wide / 2, at_y - 8, at_x + wide / 2, at_y + 8))
+    mark = diamond(x, y, 8, f"mark {kind}", tip) if kind == "origin" else circle(x, y, 6.5, f"mark {kind}", tip)
+    return [line(x, y, scales[0](p99), y, f"whisker {kind}"), mark, label(at_x, at_y, shown, "strong", "middle")]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.evaluation.report.view import clean
+from harness.evaluation.report.values import clean
 
 
 def escaped(text: object) -> str:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from harness.evaluation.report.view import (
+from harness.evaluation.report.values import (
     MISSING,
-    STATUS_MARKS,
     Interval,
-    Status,
-    View,
     branch,
     clean,
     count,
@@ -19,9 +16,11 @@ from harness.evaluation.report.view import (
     dig,
     listed,
     number,
+    rate,
 )
+from harness.evaluation.report.view import STATUS_MARKS, Status, View
 
-AGREEMENT = ("overlap@10", "cosine")
+AGREEMENT = ("overlap@10", "rbo@100", "cosine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,9 @@ def verdict_notes(view: View) -> list[str]:
     doubtful = [bar.what for bar in view.bars if bar.doubtful]
     if doubtful:
         notes.append("Reached, but the interval reaches below the bar: " + "; ".join(doubtful) + ".")
+    if view.small:
+        few = listed(view.small)
+        notes.append(f"Undecided languages, too small to tell: {few} ({len(view.small)} of {len(view.languages)}).")
     below, ours, theirs = view.sides[-1], clean(view.candidate), clean(view.reference)
     if below and len(view.languages) > 1:
         notes.append(f"{ours} is clearly below {theirs} in {listed(below)} ({len(below)} of {len(view.languages)}).")
@@ -127,7 +129,7 @@ def macro(view: View) -> Grid | None:
 def recovery(view: View, systems: Sequence[str] | None = None) -> Grid | None:
     """The share of the reference that is kept, of the metric in front: a row per language and for each summary."""
     systems = view.compared if systems is None else systems
-    means = [(scope, scope) for scope in ("macro", "worst", "micro")]
+    means = [(scope, scope) for scope in ("macro", "worst", "weighted", "micro")]
     scopes = [*means, *((lang, clean(lang) or "(none)") for lang in view.languages)]
     rows = []
     for scope, label in scopes:
@@ -179,17 +181,24 @@ def training_note(view: View) -> str:
 def cost(view: View) -> Grid | None:
     """Latency at batch 1 and throughput of every timed system, and the ratio to the reference."""
     base = view.latency(view.reference, view.first_engine(view.reference), "p50_ms")
+    keys = {"p50_ms": "p50 ms", "p99_ms": "p99 ms", "p99_9_ms": "p99.9 ms", "tokenise_p50_ms": "tokeniser p50",
+            "search_p50_ms": "search p50", "whole_p50_ms": "whole p50", "whole_p99_ms": "whole p99"}  # fmt: skip
+    always = ("p50_ms", "p99_ms", "tokenise_p50_ms")
+    keys = {key: name for key, name in keys.items()
+            if key in always or any(view.latency(s, e, key) is not None for s, e in view.timed)}  # fmt: skip
     rows = []
     for system, engine in view.timed:
         p50 = view.latency(system, engine, "p50_ms")
         ratio = f"{p50 / base:.2f}" if p50 is not None and base and system != view.reference else MISSING
-        ms = (decimals(view.latency(system, engine, key), 2) for key in ("p50_ms", "p99_ms", "tokenise_p50_ms"))
-        rate, batch = view.throughput(system, engine), view.throughput(system, engine, "batch")
-        speed = count(rate) if rate is None or rate >= 100 else decimals(rate, 1)
-        rows.append(Row([clean(system), clean(engine), *ms, count(view.latency(system, engine, "calls")), ratio, speed,
-                         count(batch)], system == view.candidate))  # fmt: skip
-    header = ["system", "engine", "p50 ms", "p99 ms", "tokeniser p50", "calls", "p50 ratio", "queries/s", "at batch"]
-    note = "Latency: one query at a time, systems interleaved." + (f" {view.conditions}." if view.conditions else "")
+        ms = (decimals(view.latency(system, engine, key), 2) for key in keys)
+        rows.append(Row([clean(system), clean(engine), *ms, count(view.latency(system, engine, "calls")), ratio,
+                         rate(view.throughput(system, engine)), count(view.throughput(system, engine, "batch"))],
+                        system == view.candidate))  # fmt: skip
+    header = ["system", "engine", *keys.values(), "calls", "p50 ratio", "queries/s", "at batch"]
+    path = " Whole: tokenise, encode and search." if "whole_p50_ms" in keys else ""
+    note = f"Latency: one query at a time, systems interleaved.{path}" + (
+        f" {view.conditions}." if view.conditions else ""
+    )
     return grid("Latency and throughput", header, rows, note, left=(0, 1))
 
 

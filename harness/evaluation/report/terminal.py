@@ -11,7 +11,8 @@ from rich.text import Text
 
 from harness.evaluation.report import tables as plain
 from harness.evaluation.report.tables import Grid, Row
-from harness.evaluation.report.view import MISSING, View, clean, count, decimals
+from harness.evaluation.report.values import MISSING, clean, count, decimals
+from harness.evaluation.report.view import View
 
 METRICS = ("P@1", "P@10", "nDCG@10", "MRR@10")
 STYLES = {"reached": "green", "missed": "red", "undecided": "yellow"}

@@ -2,104 +2,56 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-AGGREGATES = ("macro", "micro", "worst", "all")
-METRICS = ("P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100")
-SYSTEMS = ("teacher-base", "teacher", "teacher-more", "student-untrained", "student-aligned", "student-refined")
+from harness.evaluation.report.values import (
+    MISSING,
+    Interval,
+    branch,
+    clean,
+    count,
+    decimals,
+    described,
+    dig,
+    in_order,
+    items,
+    listed,
+    number,
+)
+
+__all__ = ["MISSING", "Bar", "Interval", "Status", "Verdict", "View",
+           "branch", "clean", "count", "decimals", "described", "dig", "items", "listed", "number"]  # fmt: skip
+
+AGGREGATES = ("macro", "micro", "worst", "all", "weighted")
+METRICS = ("P@1", "P@10", "nDCG@10", "MRR@10", "Hit@10", "Recall@100", "judged@10")
+SYSTEMS = (
+    "teacher-base", "teacher", "teacher-more", "student-untrained", "student-aligned", "student-refined",
+    "student-int8", "student-ann",
+)  # fmt: skip
 SETS = ("test", "report", "select")
-MISSING = "–"
 STATUS_MARKS = {"reached": "✓", "missed": "✗", "undecided": "?"}
+NON_INFERIORITY = "non-inferiority"
 Status = Literal["reached", "missed", "undecided"]
-
-
-def clean(value: object) -> str:
-    """``value`` as one line of printable text: no control or direction-changing character passes."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
-
-
-def number(value: object) -> float | None:
-    """A finite number, or None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def decimals(value: object, digits: int = 3, sign: bool = False) -> str:
-    """``value`` with a fixed count of decimals, or a dash."""
-    found = number(value)
-    if found is None:
-        return MISSING
-    return f"{found:{'+' if sign else ''}.{digits}f}"
-
-
-def count(value: object) -> str:
-    """A whole number with thousands apart, or a dash."""
-    found = number(value)
-    return MISSING if found is None else f"{found:,.0f}"
-
-
-def dig(tree: object, *keys: str) -> Any:
-    """The value under ``keys``, or None as soon as one is missing."""
-    for key in keys:
-        if not isinstance(tree, Mapping) or key not in tree:
-            return None
-        tree = tree[key]
-    return tree
-
-
-def branch(tree: object, *keys: str) -> Mapping[str, Any]:
-    """The mapping under ``keys``, or an empty one."""
-    found = dig(tree, *keys)
-    return found if isinstance(found, Mapping) else {}
-
-
-def in_order(names: Iterable[str], order: tuple[str, ...]) -> list[str]:
-    """``names`` without repeats: those of ``order`` first, the rest as they come."""
-    found = list(dict.fromkeys(names))
-    return [name for name in dict.fromkeys(order) if name in found] + [name for name in found if name not in order]
-
-
-def items(value: object) -> list[Mapping[str, Any]]:
-    """The mappings of a list, or an empty list."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and its bounds; the bounds may be unknown."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    def text(self, sign: bool = False, mark: str = "") -> str:
-        """``0.989 [0.975, 1.002]``; without known bounds only the estimate."""
-        if self.value is None or self.low is None or self.high is None:
-            return decimals(self.value, sign=sign)
-        low, high = decimals(self.low, sign=sign), decimals(self.high, sign=sign)
-        return f"{decimals(self.value, sign=sign)} [{low}, {high}]{mark}"
-
-    def side(self, of: float) -> int | None:
-        """-1 or 1 where the whole interval lies below or above ``of``, 0 where it holds it, None if unknown."""
-        if self.low is None or self.high is None:
-            return None
-        return -1 if self.high < of else 1 if self.low > of else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One thing the recipe asks for, and whether the run reached it; ``what`` ends with the number it asks for."""
+    """One thing the recipe asks for, and whether the run reached it; ``what`` ends with the number it asks for.
+
+    ``numbers``: the value, its lower bound and the bar; ``at_most``: whether less is better; ``doubtful``: reached, yet
+    the interval reaches below the bar (only where the entry itself does not tell a status).
+    """
 
     what: str
     value: str
     low: str
     status: Status
-    doubtful: bool  # reached, yet the interval reaches below the bar
+    doubtful: bool
+    numbers: tuple[float | None, float | None, float | None] = (None, None, None)
+    at_most: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +65,15 @@ class Verdict:
 
 def _bar(entry: Mapping[str, Any]) -> Bar:
     value, low, bar = (number(entry.get(key)) for key in ("value", "low", "bar"))
-    passed = entry.get("passed")
-    what = clean(entry.get("what") or entry.get("name") or "bar") + ("" if bar is None else f" {bar:g}")
+    passed, told = entry.get("passed"), entry.get("status")
+    asked = clean(entry.get("what") or entry.get("name") or "bar")
+    what = asked + ("" if bar is None else f" {bar:g}")
     status: Status = "reached" if passed is True else "missed" if passed is False else "undecided"
-    doubtful = passed is True and low is not None and bar is not None and low < bar
-    return Bar(what, decimals(value), decimals(low), status, doubtful)
+    if told == "reached" or told == "missed" or told == "undecided":
+        status = told
+    doubtful = told is None and passed is True and low is not None and bar is not None and low < bar
+    at_most = asked.endswith("at most")
+    return Bar(what, decimals(value), decimals(low), status, doubtful, (value, low, bar), at_most)
 
 
 class View:
@@ -200,7 +156,7 @@ class View:
     def metrics(self) -> list[str]:
         scopes = [(name, scope) for name in self.systems for scope in branch(self.results, "quality", name, self.set)]
         found = [key for name, scope in scopes for key in branch(self.results, "quality", name, self.set, scope)]
-        return [key for key in in_order(found, METRICS) if key != "queries"]
+        return [key for key in in_order(found, METRICS) if key not in ("queries", "groups")]
 
     @cached_property
     def lead(self) -> str:
@@ -217,9 +173,36 @@ class View:
         return [clean(text) for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
     @cached_property
-    def gains(self) -> list[Mapping[str, Any]]:
-        """The paired tests on this set; ``difference`` is the first of ``systems`` less the second."""
+    def tests(self) -> list[Mapping[str, Any]]:
+        """The statistical tests on this set."""
         return [test for test in items(self.results.get("tests")) if test.get("set") == self.set]
+
+    @cached_property
+    def gains(self) -> list[Mapping[str, Any]]:
+        """The paired differences; ``difference`` is the first of ``systems`` less the second."""
+        return [test for test in self.tests if test.get("kind", "difference") == "difference"]
+
+    @cached_property
+    def claims(self) -> list[Mapping[str, Any]]:
+        """Whether the candidate "loses less than x %": one entry a metric and scope."""
+        found = [test for test in self.tests if test.get("kind") == NON_INFERIORITY]
+        return [test for test in found if self.candidate in (test.get("systems") or [self.candidate])]
+
+    @cached_property
+    def small(self) -> list[str]:
+        """The languages that are too small to tell: they are undecided, never passed."""
+        told = {str(test.get("scope")): test.get("verdict") for test in self.claims if test.get("metric") == self.lead}
+        recovery = {lang: self.recovery(self.candidate, lang, self.lead) for lang in self.languages}
+        return [
+            lang for lang, found in recovery.items()
+            if found.value is not None and (told.get(lang) == "undecided" or (self.has_joint and found.joint is None))
+        ]  # fmt: skip
+
+    @cached_property
+    def has_joint(self) -> bool:
+        """Whether any language has a lower bound that holds for all languages at once."""
+        found = branch(self.results, "recovery", self.candidate, self.set)
+        return any(number(dig(found, lang, self.lead, "simultaneous_low")) is not None for lang in self.languages)
 
     # -------------------------------------------------------------------------------------------- single numbers
 
@@ -242,8 +225,7 @@ class View:
 
     def recovery(self, system: str, scope: str, metric: str) -> Interval:
         """Student over reference, with its interval."""
-        entry = branch(self.results, "recovery", system, self.set, scope, metric)
-        return Interval(*(number(dig(entry, key)) for key in ("value", "low", "high")))
+        return Interval.of(branch(self.results, "recovery", system, self.set, scope, metric))
 
     def latency(self, system: str, engine: str, key: str, scope: str = "all") -> float | None:
         """Milliseconds (or calls, or the batch) of one engine."""
@@ -258,6 +240,13 @@ class View:
         return next((engine for name, engine in self.timed if name == system), "")
 
     # ------------------------------------------------------------------------------------------------ in a sentence
+
+    @cached_property
+    def path_key(self) -> str:
+        """What latency is shown: of the whole path (tokenise, encode, search) where all were timed so, or encoding."""
+        timed = [(s, e) for s, e in self.timed if self.latency(s, e, "p50_ms") is not None]
+        whole = timed and all(self.latency(s, e, "whole_p50_ms") is not None for s, e in timed)
+        return "whole_" if whole else ""
 
     @cached_property
     def worst_language(self) -> str | None:
@@ -300,21 +289,3 @@ class View:
             if side is not None:
                 found[side].append(lang)
         return found
-
-
-def listed(names: list[str], most: int = 12) -> str:
-    """Names with commas, the rest counted."""
-    shown = ", ".join(clean(name) for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def described(value: object) -> str:
-    """A mapping or list of plain values as one line of text."""
-    if isinstance(value, Mapping):
-        nested = {key: f"({described(v)})" if isinstance(v, Mapping) else described(v) for key, v in value.items()}
-        return ", ".join(f"{clean(key).replace('_', ' ')} {entry}" for key, entry in nested.items() if entry)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(described(entry) for entry in value)
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else clean(value)

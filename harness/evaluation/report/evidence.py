@@ -1,0 +1,409 @@
+"""Tables and sentences behind the verdict: claims, ledger, slices, leakage, languages, bias, effort, outside sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.evaluation.report.curves import INDEX_NAMES, by_batch
+from harness.evaluation.report.plots import ledger_rows
+from harness.evaluation.report.tables import Grid, Row, grid
+from harness.evaluation.report.values import (
+    MISSING,
+    Interval,
+    branch,
+    clean,
+    count,
+    decimals,
+    described,
+    dig,
+    in_order,
+    items,
+    listed,
+    number,
+    percent,
+    probability,
+    rate,
+)
+from harness.evaluation.report.view import METRICS, SYSTEMS, Status, View
+
+CLAIMED: dict[str, Status] = {"shown": "reached", "not shown": "missed", "undecided": "undecided"}
+CLAIM_MARKS = {"shown": "✓ shown", "not shown": "✗ not shown", "undecided": "? undecided"}
+
+
+# ------------------------------------------------------------------------------------------------------- claims
+
+
+def _claim_scope(test: Mapping[str, Any]) -> str:
+    scope = str(test.get("scope", ""))
+    names = {"macro": "mean over languages", "all languages": "every language at once"}
+    return names.get(scope, clean(scope) or "(none)")
+
+
+def claims(view: View, metric: str) -> Grid | None:
+    """Whether the candidate loses less than the margin: one row a scope, the summaries first."""
+    order = {"macro": 0, "all languages": 1}
+    found = sorted(
+        (t for t in view.claims if t.get("metric") == metric), key=lambda t: order.get(str(t.get("scope")), 2)
+    )
+    rows = []
+    for test in found:
+        verdict = str(test.get("verdict", ""))
+        cells = [_claim_scope(test), CLAIM_MARKS.get(verdict, clean(verdict) or MISSING), decimals(test.get("value")),
+                 decimals(test.get("low")), probability(test.get("p")), probability(test.get("p_adjusted")),
+                 count(test.get("queries"))]  # fmt: skip
+        rows.append(Row(cells, test.get("scope") in order, CLAIMED.get(verdict)))
+    margins = list(dict.fromkeys(percent(test.get("margin"), 0) for test in found))
+    header = ["scope", "verdict", "recovery", "lower bound", "p", "p (Holm)", "queries"]
+    note = (
+        "Shown: the one-sided lower bound of the ratio lies above 1 less the margin. Every language at once holds only "
+        "if each holds; single languages are corrected for their number (Holm)."
+    )
+    title = f"Does {clean(view.candidate)} lose less than {' or '.join(margins)} of {clean(metric)}?"
+    return grid(title, header, rows, note, left=(0, 1))
+
+
+def claim_sentences(view: View) -> list[str]:
+    """The claims of the metric in front, as one says them."""
+    found: dict[str, list[str]] = {}
+    margin = MISSING
+    for test in view.claims:
+        if test.get("metric") == view.lead:
+            found.setdefault(str(test.get("verdict")), []).append(_claim_scope(test))
+            margin = percent(test.get("margin"), 0)
+    head = f"That {clean(view.candidate)} loses less than {margin} of {clean(view.lead)}"
+    words = {"shown": "is shown for", "not shown": "is not shown for", "undecided": "can't be told for"}
+    parts = [f"{text} {listed(found[verdict])}" for verdict, text in words.items() if verdict in found]
+    return [f"{head} {'; '.join(parts)}."] if parts else []
+
+
+def small_note(view: View) -> list[str]:
+    """Which languages are too small to tell."""
+    if not view.small:
+        return []
+    named = [f"{lang} ({count(view.queries(lang))} queries)" for lang in view.small]
+    return [f"Too small to tell, so undecided: {listed(named)}."]
+
+
+# ------------------------------------------------------------------------------------------------------- alike
+
+
+def alike(view: View) -> list[str]:
+    """Whether compression treats languages alike: a sentence for the metric in front, numbers in it."""
+    told = branch(view.results, "alike", view.candidate, view.set, view.lead)
+    if not told:
+        return []
+    spread = Interval.of(told.get("sd_recovery"))
+    parts = []
+    chance = {words: number(dig(told, key, "p")) for key, words in (("permutation", "for what is lost"),
+              ("permutation_of_recovery", "for the share that is kept"))}  # fmt: skip
+    known = [f"p = {probability(p)} {words}" for words, p in chance.items() if p is not None]
+    if known:
+        many = number(dig(told, "permutation", "permutations"))
+        of = f" in {count(many)} permutations" if many is not None else ""
+        parts.append(
+            f"with languages relabelled at random{of}, as large a difference turns up with {' and '.join(known)}"
+        )
+    if spread.value is not None:
+        parts.append(f"recovery differs between languages by a standard deviation of {spread.text()}")
+    share = {key: percent(dig(told, "variance", key)) for key in ("language", "slice", "rest")}
+    known = [f"{key} {text}" for key, text in share.items() if text != MISSING]
+    if known:
+        parts.append(f"of the variance of per-query differences: {', '.join(known)}")
+    head = f"Are languages treated alike ({clean(view.lead)})? {clean(told.get('verdict') or 'Not told').capitalize()}"
+    note = clean(told.get("note") or "")
+    return [
+        head + (": " if parts else "") + "; ".join(parts) + "." + (f" {note[0].upper()}{note[1:]}." if note else "")
+    ]
+
+
+def alike_tests(view: View) -> Grid | None:
+    """The same for every metric, with the rank tests where the set is parallel."""
+    rows = []
+    for metric, told in branch(view.results, "alike", view.candidate, view.set).items():
+        p = [probability(dig(told, test, "p")) for test in ("permutation", "friedman", "kruskal")]
+        spread = Interval.of(dig(told, "sd_recovery")).text()
+        langs = dig(told, "languages")
+        many = count(len(langs) if isinstance(langs, (list, tuple)) else langs)
+        rows.append(Row([clean(metric), many, count(dig(told, "queries")), *p, spread,
+                         clean(dig(told, "verdict") or MISSING)]))  # fmt: skip
+    header = ["metric", "languages", "queries", "permutation p", "Friedman p", "Kruskal-Wallis p",
+              "deviation of recovery", "verdict"]  # fmt: skip
+    note = (
+        "Friedman: which language loses more often, within groups that hold every language. Kruskal-Wallis, where "
+        "these are too few: whether a group's mean difference tends to be larger in one language."
+    )
+    return grid("Treated alike, by metric", header, rows, note, left=(0, 7))
+
+
+# ------------------------------------------------------------------------------------------------------- ledger
+
+
+def _steps(view: View) -> list[str]:
+    rows = [row for row in items(view.results.get("ledger"))
+            if row.get("set") == view.set and row.get("metric") == view.lead]  # fmt: skip
+    return list(dict.fromkeys(str(row.get("step")) for row in rows))
+
+
+def ledger(view: View) -> Grid | None:
+    """What every step cost or won: a row per language and slice, a column per step."""
+    steps = _steps(view)
+    rows = [row for row in items(view.results.get("ledger"))
+            if row.get("set") == view.set and row.get("metric") == view.lead]  # fmt: skip
+    scopes = in_order([str(row.get("scope")) for row in rows], ("macro", *view.languages))
+    cells: dict[tuple[str, str], str] = {}
+    for row in rows:
+        doubt = " ?" if row.get("verdict") == "undecided" else ""
+        cells[str(row.get("scope")), str(row.get("step"))] = Interval.of(row, "difference").text(sign=True) + doubt
+    found = [Row([clean(scope) or "(none)", *(cells.get((scope, step), MISSING) for step in steps)], scope == "macro")
+             for scope in scopes]  # fmt: skip
+    title = f"Gap ledger: {view.lead} that each step cost or won, on {view.set_label}"
+    note = (
+        "Paired differences, after less before. A question mark: the interval holds 0, so the step is undecided there."
+    )
+    return grid(title, ["scope", *map(clean, steps)], found, note)
+
+
+def has_ledger(view: View) -> bool:
+    return bool(ledger_rows(view))
+
+
+# ------------------------------------------------------------------------------------------------ slices, leakage
+
+
+def slices(view: View) -> Grid | None:
+    """Every slice of every value: the reference, the candidate, and what is kept."""
+    rows = []
+    for name, values in branch(view.results, "slices", view.candidate, view.set).items():
+        for value, row in branch({"": values}, "").items():
+            metric = {key: decimals(dig(row, key, view.lead)) for key in ("reference", "system")}
+            doubt = "? undecided" if dig(row, "undecided") is True else ""
+            rows.append(Row([f"{clean(name)}: {clean(value) or '(none)'}", count(dig(row, "queries")),
+                             count(dig(row, "groups")), *metric.values(),
+                             Interval.of(dig(row, "recovery", view.lead)).text(mark=view.mark), doubt]))  # fmt: skip
+    header = ["slice", "queries", "groups", clean(view.reference), clean(view.candidate), "recovery", ""]
+    return grid(f"Slices: {view.lead} on {view.set_label}", header, rows, left=(0, 6))
+
+
+def leakage(view: View) -> Grid | None:
+    """How many queries of every set occur in what was trained on."""
+    where = list(dict.fromkeys(k for told in branch(view.results, "leakage").values() for k in branch(told, "seen")))
+    where = [key for key in where if key != "any"]
+    rows = []
+    for name, told in branch(view.results, "leakage").items():
+        seen = branch(told, "seen")
+        rows.append(Row([clean(name), count(dig(told, "queries")), *(count(seen.get(key)) for key in where),
+                         count(seen.get("any")), percent(dig(told, "share"))], name == view.set))  # fmt: skip
+    header = ["set", "queries", *(f"in {clean(key)}" for key in where), "in any", "share"]
+    return grid("Leakage: evaluation queries that training has seen", header, rows)
+
+
+def leakage_note(view: View) -> list[str]:
+    """Leakage of the set in front, and what is kept on queries that were never seen."""
+    told = branch(view.results, "leakage", view.set)
+    share = number(told.get("share"))
+    if share is None:
+        return []
+    unseen = Interval.of(dig(view.results, "slices", view.candidate, view.set, "seen", "no", "recovery", view.lead))
+    kept = (
+        f" On the others, {clean(view.candidate)} keeps {unseen.text()} of {clean(view.lead)}."
+        if unseen.value is not None
+        else ""
+    )
+    any_seen, of = number(dig(told, "seen", "any")), number(told.get("queries"))
+    many = f" ({count(any_seen)} of {count(of)})" if any_seen is not None and of is not None else ""
+    return [f"{percent(share)} of the queries of {clean(view.set)}{many} occur in text that was trained on.{kept}"]
+
+
+# ------------------------------------------------------------------------------------------- languages and bias
+
+
+def languages(view: View) -> Grid | None:
+    """What may explain a language's recovery, beside it."""
+    told = branch(view.results, "languages", view.set)
+    rows = []
+    for lang in in_order(told, tuple(view.languages)):
+        row = branch(told, lang)
+        kept = number(dig(row, "recovery", view.candidate))
+        kept = view.recovery(view.candidate, lang, view.lead).value if kept is None else kept
+        small = lang in view.small
+        rows.append(Row([clean(lang) or "(none)", clean(row.get("script") or MISSING), count(view.queries(lang)),
+                         decimals(row.get("tokens_per_query"), 1), percent(row.get("unknown_share")),
+                         percent(row.get("train_share")), decimals(dig(row, "cosine", view.candidate)),
+                         decimals(kept) + (" ?" if small else "")], lang == view.worst_language))  # fmt: skip
+    header = ["language", "script", "queries", "tokens per query", "unknown tokens", "share of training",
+              f"cosine with {clean(view.reference)}", f"recovery of {clean(view.lead)}"]  # fmt: skip
+    note = "A question mark: too small to tell." if view.small else ""
+    return grid("Languages", header, rows, note, left=(0, 1))
+
+
+def bias(view: View) -> Grid | None:
+    """Per document language: what each system finds beside what is relevant."""
+    told = {name: branch(sets, view.set, "documents") for name, sets in branch(view.results, "bias").items()}
+    told = {name: told[name] for name in in_order([n for n, rows in told.items() if rows], SYSTEMS)}
+    langs = list(dict.fromkeys(lang for rows in told.values() for lang in rows))
+    rows = []
+    for lang in langs:
+        first: Any = next(iter(rows_of[lang] for rows_of in told.values() if lang in rows_of), {})
+        rows.append(Row([clean(lang) or "(none)", percent(dig(first, "share_of_pool")),
+                         percent(dig(first, "share_of_relevant")),
+                         *(percent(dig(rows_of, lang, "share_of_top")) for rows_of in told.values())]))  # fmt: skip
+    header = ["document language", "of the pool", "of the relevant", *(f"of the first hits, {clean(n)}" for n in told)]
+    return grid("Which languages are found", header, rows)
+
+
+def bias_note(view: View) -> list[str]:
+    """How much more of its own language and of English a query brings up than is relevant, and the ranks' variance."""
+    told = branch(view.results, "bias", view.candidate, view.set)
+    theirs = clean(view.reference)
+    found = []
+    for key, words in (("own_language", "documents of the query's own language"), ("english", "English documents")):
+        part = branch(told, key)
+        lean, beside = number(part.get("inclination")), number(part.get("reference"))
+        if lean is not None:
+            than = f" ({theirs} {100 * beside:+.1f})" if beside is not None else ""
+            found.append(f"{words} take {100 * lean:+.1f} points more of the first hits than of the relevant{than}")
+    variance = branch(told, "rank_variance")
+    if number(variance.get("value")) is not None:
+        beside = number(variance.get("reference"))
+        than = f" ({theirs} {beside:.2f})" if beside is not None else ""
+        found.append(
+            f"the rank of a document varies by {variance['value']:.2f} over the languages that ask for it{than}"
+        )
+    return [f"{clean(view.candidate)}: {'; '.join(found)}."] if found else []
+
+
+# ----------------------------------------------------------------------------------- effort, batches, outside sets
+
+
+def effort_note(view: View) -> list[str]:
+    """What the approximate indexes cost, or that this index is too small to tell."""
+    told = branch(view.results, "ann")
+    verdict, documents = clean(told.get("verdict") or ""), number(told.get("documents"))
+    size = f" ({count(documents)} documents)" if documents is not None else ""
+    if verdict == "too small to tell":
+        return [f"The cost of an approximate index: {verdict}{size}. Under 100,000 documents no conclusion is drawn."]
+    return [f"The cost of an approximate index: {verdict}{size}."] if verdict else []
+
+
+def effort(view: View) -> Grid | None:
+    """At which effort each system comes within 1 % of its own exact search."""
+    rows = []
+    indexes = branch(view.results, "ann", "indexes")
+    names = in_order([name for about in indexes.values() for name in branch(about, "systems")], SYSTEMS)
+    for index, about in indexes.items():
+        efforts = [dig(about, "systems", name, "within_1_percent") for name in names]
+        shown = [
+            count(value)
+            if number(value) is not None
+            else "not reached"
+            if name in branch(about, "systems")
+            else MISSING
+            for name, value in zip(names, efforts, strict=True)
+        ]
+        built = branch(about, "built")
+        end = dig(about, "end_to_end")
+        speed = number(dig(end, "speed_up"))
+        rows.append(
+            Row(
+                [
+                    INDEX_NAMES.get(index, clean(index)),
+                    decimals(built.get("seconds"), 1),
+                    _megabytes(built.get("bytes")),
+                    described(built.get("parameters")),
+                    *shown,
+                    _ratio(dig(about, "effort_ratio")),
+                    MISSING if speed is None else f"{speed:.2f}×",
+                ]
+            )
+        )
+    header = [
+        "index",
+        "built in s",
+        "MB",
+        "parameters",
+        *(f"effort within 1 %, {clean(n)}" for n in names),
+        "effort ratio",
+        "end to end",
+    ]
+    note = (
+        "Effort within 1 %: from which on each system stays so near its own exact search. End to end: encoding and "
+        "searching with the reference over the same with the student, each at that effort."
+    )
+    return grid("Approximate indexes", header, rows, note, left=(0, 3))
+
+
+def _ratio(entry: object) -> str:
+    """The student's effort over the reference's, with its interval and what that shows."""
+    found = Interval.of(entry)
+    if found.value is None:
+        return clean(dig(entry, "verdict") or MISSING)
+    bounds = "" if found.low is None or found.high is None else f" [{found.low:g}, {found.high:g}]"
+    return f"{found.value:g}{bounds} {clean(dig(entry, 'verdict') or '')}".strip()
+
+
+def _megabytes(value: object) -> str:
+    found = number(value)
+    return MISSING if found is None else f"{found / 1e6:,.1f}"
+
+
+def batches(view: View) -> Grid | None:
+    """Queries per second by batch size, why it stopped, peak memory and price."""
+    curves = {(s, e): dict(by_batch(dig(view.results, "throughput", s, e, "by_batch"))) for s, e in view.timed}
+    sizes = sorted({size for curve in curves.values() for size in curve})
+    rows = []
+    for (system, engine), curve in curves.items():
+        told = branch(view.results, "throughput", system, engine)
+        price = number(told.get("cost_per_million"))
+        money = MISSING if price is None else f"{price:.2f} {clean(told.get('currency') or '')}".strip()
+        rows.append(Row([clean(system), clean(engine), *(rate(curve.get(size)) for size in sizes),
+                         decimals(told.get("peak_memory_mb"), 0), money, clean(told.get("stopped") or MISSING)],
+                        system == view.candidate))  # fmt: skip
+    header = ["system", "engine", *(f"batch {size:g}" for size in sizes), "peak MB", "per million queries", "stopped"]
+    if not any(curves.values()) and all(set(row.cells[2:]) <= {MISSING} for row in rows):
+        return None
+    return grid("Queries per second by batch size", header, rows, left=(0, 1, len(header) - 1))
+
+
+def outside(view: View) -> Grid | None:
+    """Public and other sets: a row a set and system, and what is kept of the reference's first metric."""
+    tasks = {task: told for task, told in branch(view.results, "outside").items() if isinstance(told, Mapping)}
+    values = {(task, name): own for task, told in tasks.items() for name, own in told.items()
+              if name != "recovery" and isinstance(own, Mapping) and _has_numbers(own)}  # fmt: skip
+    metrics = in_order([m for own in values.values() for m, v in own.items() if number(v) is not None], METRICS)[:5]
+    rows = []
+    for task, told in tasks.items():
+        for name in in_order([name for of, name in values if of == task], SYSTEMS):
+            kept = branch(told, "recovery", name)
+            first = next(
+                (m for m in in_order(kept, ("nDCG@10", *METRICS)) if Interval.of(kept[m]).value is not None), None
+            )
+            share = f"{clean(first)} {Interval.of(kept[first]).text()}" if first is not None else MISSING
+            rows.append(
+                Row(
+                    [
+                        clean(task),
+                        clean(name),
+                        *(decimals(values[task, name].get(m)) for m in metrics),
+                        share,
+                        count(told.get("queries")),
+                        count(told.get("documents")),
+                        described(told.get("source")) or MISSING,
+                    ],
+                    name == view.candidate,
+                )
+            )
+    header = ["set", "system", *map(clean, metrics), "recovery", "queries", "documents", "source"]
+    return grid("Outside sets", header, rows, left=(0, 1, len(header) - 1))
+
+
+def _has_numbers(values: Mapping[str, Any]) -> bool:
+    return any(number(value) is not None for value in values.values())
+
+
+# ------------------------------------------------------------------------------------------------ disagreements
+
+
+def disagreements(view: View) -> Sequence[Mapping[str, Any]]:
+    """The candidate's queries on which it and the reference differ most."""
+    return items(dig(view.results, "disagreements", view.candidate, view.set))

@@ -1,0 +1,186 @@
+"""The report in a real browser: Chromium lays it out at the widths of phones and desktops, in light, dark and print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from builders.browser import Browser, chromium
+from builders.results import example_results
+from builders.rich_results import SCRIPTED, rich_results
+
+from harness.evaluation.report import write_report
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium() is None, reason="no chromium here: Debian's package chromium brings it"),
+]
+
+WIDTHS = (360, 390, 768, 1280)
+FIFTY_ONE = tuple(f"l{number:02d}" for number in range(49)) + ("zh-Hant-TW", "sr-Latn")
+
+# What is wrong with the layout, as a list of sentences. Only what is shown is looked at.
+LOOK = """
+(() => {
+  const told = [], shown = e => e.checkVisibility() && e.getClientRects().length > 0;
+  const name = e => e.tagName.toLowerCase() + '.' + (e.className.baseVal ?? e.className) + ' "'
+    + (e.textContent || '').trim().slice(0, 40) + '"';
+  const root = document.documentElement;
+  if (root.scrollWidth > innerWidth) told.push(`the page scrolls sideways: ${root.scrollWidth} of ${innerWidth}`);
+  for (const e of document.querySelectorAll('body *')) {
+    if (!shown(e) || e.closest('svg') || e.closest('.box')) continue;
+    const box = e.getBoundingClientRect();
+    if (box.right > innerWidth + 1 || box.left < -1) told.push(`beyond the page: ${name(e)}`);
+    if (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')
+      told.push(`wider than its box: ${name(e)}`);
+  }
+  for (const drawing of document.querySelectorAll('svg')) {
+    if (!shown(drawing)) continue;
+    const frame = drawing.getBoundingClientRect();
+    if (frame.width < 40 || frame.height < 15) told.push(`an empty drawing: ${name(drawing)}`);
+    if (![...drawing.querySelectorAll('circle,polygon,polyline,rect')].some(m => m.getBoundingClientRect().width > 0.5))
+      told.push(`a drawing without marks: ${name(drawing)}`);
+    const texts = [...drawing.querySelectorAll('text')].filter(t => t.textContent.trim());
+    const boxes = texts.map(t => t.getBoundingClientRect());
+    boxes.forEach((a, i) => {
+      if (a.left < frame.left - 2 || a.right > frame.right + 2 || a.top < frame.top - 2 || a.bottom > frame.bottom + 2)
+        told.push(`text beyond its drawing: ${name(texts[i])}`);
+      for (let j = 0; j < i; j++) {
+        const b = boxes[j];
+        const over = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+        const deep = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+        if (over > 1 && deep > 4) told.push(`texts over each other: ${name(texts[i])} and ${name(texts[j])}`);
+      }
+    });
+  }
+  return JSON.stringify([...new Set(told)]);
+})()
+"""
+DRAWN = "[...document.querySelectorAll('svg')].filter(e => e.checkVisibility()).length"
+OPENED = "document.querySelectorAll('details').forEach(e => e.open = true)"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = chromium()
+    assert program is not None
+    running = Browser(program)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The whole report, one of many languages, an earlier one, and one with next to nothing."""
+    told = {"whole": rich_results(), "many": rich_results(FIFTY_ONE), "earlier": example_results(),
+            "nothing": {"schema": 1}}  # fmt: skip
+    folder = tmp_path_factory.mktemp("pages")
+    for name, results in told.items():
+        write_report(results, folder / name)
+    return {name: folder / name / "report.html" for name in told}
+
+
+def seen(browser: Browser, path: Path, width: int) -> list[str]:
+    """What is wrong with a page at a width, all its folded parts open."""
+    browser.size(width, 844 if width < 600 else 900)
+    browser.open(path)
+    found = json.loads(browser.ask(LOOK))
+    browser.ask(OPENED)
+    return [*found, *json.loads(browser.ask(LOOK)), *browser.complaints()]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["whole", "many", "earlier", "nothing"])
+def test_it_is_laid_out_without_a_fault(name: str, width: int, browser: Browser, pages: dict[str, Path]) -> None:
+    assert seen(browser, pages[name], width) == []
+    if name != "nothing":
+        assert browser.ask(DRAWN) >= 15
+        small, large = (browser.ask(f"document.querySelector('figure .{kind}').checkVisibility()")
+                        for kind in ("narrow", "wide"))  # fmt: skip
+        assert (small, large) == (width < 760, width >= 760)
+
+
+def test_the_answer_stands_on_the_first_screen(browser: Browser, pages: dict[str, Path]) -> None:
+    for width, height in ((390, 844), (1280, 900)):
+        browser.size(width, height)
+        browser.open(pages["whole"])
+        for what in (".answer", ".notes", ".bars li"):
+            assert browser.ask(f"document.querySelector('{what}').getBoundingClientRect().bottom") < height, what
+
+
+def test_a_query_with_a_script_is_text(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.size(1280, 900)
+    browser.open(pages["whole"])
+    assert browser.ask("document.title") == "quickstart: Undecided"
+    assert browser.ask("document.querySelectorAll('script, img, iframe').length") == 0
+    queries = browser.ask("[...document.querySelectorAll('.pair h3')].map(e => e.textContent)")
+    assert SCRIPTED in queries
+    # Even if markup came in, it could not run: the page's policy allows no script.
+    browser.ask("(() => { const s = document.createElement('script'); s.textContent = \"document.title = 'ran'\";"
+                "document.body.append(s); })()")  # fmt: skip
+    assert browser.ask("document.title") == "quickstart: Undecided"
+    assert "Content Security Policy" in " ".join(browser.complaints())
+
+
+def test_right_to_left_text_reads_so(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.size(390, 844)
+    browser.open(pages["whole"])
+    directions = browser.ask(
+        "[...document.querySelectorAll('.pair h3')].map(e => e.matches(':dir(rtl)') ? 'rtl' : 'ltr')"
+    )
+    assert directions[:3] == ["ltr", "rtl", "ltr"]
+
+
+def test_dark_is_dark_and_both_can_be_read(browser: Browser, pages: dict[str, Path]) -> None:
+    """Contrast as WCAG has it: at least 4.5 for every text that is shown."""
+    contrast = """
+    (() => {
+      const light = c => { const [r, g, b] = c.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92
+        : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+      const parts = c => (c.match(/[\\d.]+/g) || []).map(Number);
+      const ground = e => { for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor);
+        if (c.length === 3 || c[3] === 1) return c.slice(0, 3); } return [255, 255, 255]; };
+      const told = [];
+      for (const e of document.querySelectorAll('body *')) {
+        const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+        if (!own || !e.checkVisibility() || e.closest('title, desc, style')) continue;
+        const style = getComputedStyle(e);
+        const [a, b] = [parts(e.closest('svg') ? style.fill : style.color), ground(e)].map(light).sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 4.5) told.push(`${((a + 0.05) / (b + 0.05)).toFixed(2)} ${e.className} `
+          + e.textContent.slice(0, 30));
+      }
+      return JSON.stringify([...new Set(told)]);
+    })()
+    """
+    browser.size(1280, 900)
+    grounds = []
+    for scheme in ("dark", "light"):
+        browser.scheme(scheme)
+        browser.open(pages["whole"])
+        grounds.append(browser.ask("getComputedStyle(document.body).backgroundColor"))
+        assert json.loads(browser.ask(contrast)) == [], scheme
+    assert grounds == ["rgb(18, 21, 26)", "rgb(251, 250, 247)"]
+
+
+def test_nothing_is_loaded_from_elsewhere(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.size(1280, 900)
+    browser.open(pages["whole"])
+    assert browser.requests() == [pages["whole"].resolve().as_uri()]
+
+
+def test_print_opens_what_is_folded(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    browser.size(794, 1123)
+    browser.scheme("dark", media="print")
+    browser.open(pages["whole"])
+    try:
+        assert json.loads(browser.ask(LOOK)) == []
+        assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        heights = browser.ask("[...document.querySelectorAll('details table')].map(e => e.offsetHeight)")
+        assert min(heights) > 30
+        assert browser.ask("document.querySelectorAll('details:not([open]) table').length") > 5
+    finally:
+        browser.scheme("light")
+    browser.print(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes()[:5] == b"%PDF-"
