@@ -135,12 +135,17 @@ def test_the_verb_runs_all_that_is_exported(path: Path) -> None:
 
 
 def test_settings_that_came_later_leave_the_keys_of_older_runs() -> None:
-    """The number is that of the first version. It may move only when a step's version rises, for a reason."""
+    """The number is that of the first version. It may move only when a step's version rises, for a reason.
+
+    ``bench`` has risen to 2: it searches, and finds the batch sizes itself. ``report`` reads what it stores.
+    """
     training = {"steps": 10, "batch_size": 4, "learning_rate": 1e-3}
     stages = {name: {"training": training} for name in ("align", "refine")}
     tree = {"name": "old", "data": {"source": "beir", "path": "data"}, **stages}
     recipe = Recipe.model_validate({**tree, "teacher": {"model": "m", "training": training}})
-    assert fingerprint(keys(recipe, {})) == "6edc36bff9910be15d6d20816639bbfa94e1ebbc2238c1a25b34f9f805ea2ad5"
+    found = {name: key for name, key in keys(recipe, {}).items() if name not in ("bench", "report")}
+    assert fingerprint(found) == "3a0ee8ca3a926b752de07958a9ce35a29391116b040d18f1b324a9b794f12226"
+    assert fingerprint(keys(recipe, {})) == "fc8f47e1636659094c15aee9151ef750b71b4718013fbbb2a2e7551c8a276b52"
 
 
 def test_processes_that_tokenise_stay_out_of_keys_and_storage_types_don_t(path: Path) -> None:
