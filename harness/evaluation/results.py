@@ -20,6 +20,7 @@ from harness.evaluation.statistics import (
     require_same_queries,
     resample,
 )
+from harness.metrics import is_quality
 from harness.recipe import Bars
 
 Evaluations = Mapping[str, Mapping[str, PerQuery]]
@@ -155,9 +156,9 @@ def _timed(bench: Tree | None, conditions: Tree) -> Tree:
 
 
 def _metrics(systems: Mapping[str, PerQuery]) -> list[str]:
-    """The metrics that all systems of a set have."""
+    """The qualities that all systems of a set have."""
     first, *others = systems.values()
-    return [metric for metric in first.metrics if all(metric in other.metrics for other in others)]
+    return [metric for metric in first.metrics if is_quality(metric) and all(metric in o.metrics for o in others)]
 
 
 def _each(evaluations: Evaluations, summary: Any) -> Tree:
