@@ -229,6 +229,57 @@ def embed(
     typer.echo("`harness run RECIPE` evaluates on the new index.")
 
 
+@app.command()
+def evaluate(
+    recipe: RecipePath,
+    set_: Set = None,
+    output: Output = None,
+    trec: Annotated[
+        Path | None, typer.Option("--trec", metavar="DIR", help="Also write TREC run files and qrels into a folder.")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", hidden=True)] = None,
+) -> None:
+    """Search with every system and store what was found. The steps before it must be done."""
+    from harness.pipeline.controller import run_verb
+
+    loaded, root = _load(recipe, set_, output)
+    run_verb(loaded, root, "evaluate", only=only)
+    if trec is not None and is_main_process():
+        from harness.pipeline.trec import write_trec
+
+        for path in write_trec(root, trec):
+            typer.echo(str(path))
+
+
+@app.command()
+def pool(
+    root: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. outputs/quickstart.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="A new .jsonl or .tsv (default RUN/pool.jsonl).")
+    ] = None,
+    depth: Annotated[int, typer.Option("--depth", min=1, max=1000, help="How many hits of each system.")] = 10,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="SET", help="test, report or select (default: that of the tables).")
+    ] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Hide who found what, and shuffle.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the shuffling.")] = 0,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE", help="Read a pool back whose grades are filled in.")
+    ] = None,
+) -> None:
+    """Write what was found and nobody has judged, for raters or a relevance model; or read their labels back."""
+    from harness.pipeline.pool import label_run, pool_run
+
+    if labels is not None:
+        count, empty = label_run(root, labels)
+        typer.echo(f"{count:,} new labels; {empty:,} pairs have no grade yet.")
+        typer.echo(f"`harness run {root / 'recipe.resolved.yaml'}` judges what was found anew, and encodes nothing.")
+        return
+    written = pool_run(root, output or root / "pool.jsonl", depth=depth, set_name=on, blind=blind, seed=seed)
+    typer.echo(f"{written.path}: {written.pairs:,} pairs of {written.queries:,} queries of {written.set_name}, found "
+               f"by {', '.join(written.systems)} and not judged.")  # fmt: skip
+
+
 for _verb, _text in {
     "data": "Read, check, split and write the data.",
     "mine": "Find hard negatives: the index's top hits without the positives.",
@@ -237,7 +288,6 @@ for _verb, _text in {
     "align": "Stage 2: align the student to the teacher's query vectors.",
     "refine": "Stage 3: refine the student against the frozen documents.",
     "export": "Write what is deployed.",
-    "evaluate": "Search with every system and store what was found.",
     "bench": "Time the encoders, interleaved, on an idle machine.",
     "report": "Write results.json, report.md and report.html.",
 }.items():

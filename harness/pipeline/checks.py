@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.data.columns import read_columns
+from harness.data.outside import preview_outside
 from harness.data.columns import read_columns
 from harness.data.prepare import check_data_files
 from harness.data.reading import PREVIEW_LINES
@@ -19,6 +24,7 @@ from harness.pipeline.streams import check_streams
 from harness.pipeline.surroundings import device_problems, package_problems, trainings
 from harness.recipe import EncoderSettings, Recipe, StudentSettings, TeacherSettings, VectorFiles
 from harness.runtime.errors import InputError, Problem, gather_problems
+from harness.vectors.approximate import misfits, resolved
 
 
 def check_models(recipe: Recipe) -> None:
@@ -178,6 +184,7 @@ def check_inputs(recipe: Recipe) -> None:
     gather_problems(
         lambda: check_data_files(recipe.data),
         lambda: check_streams(recipe),
+        *(functools.partial(preview_outside, given) for given in recipe.evaluate.outside if given.beir),
         lambda: _refuse(package_problems(recipe)),
         lambda: _check_vectors(recipe, None),
     )
@@ -257,10 +264,28 @@ def check_data(recipe: Recipe, dataset: Dataset, *, complete: bool = True) -> No
     gather_problems(
         lambda: _refuse(_training_problems(recipe, dataset, complete)),
         lambda: _refuse(_context_problems(recipe, dataset, complete)),
+        lambda: _refuse(_ann_problems(recipe, dataset) if complete else []),
         lambda: evaluated_sets(recipe, dataset),
         lambda: check_unknown_shares(recipe, dataset),
         lambda: _check_vectors(recipe, dataset),
     )
+
+
+def _ann_problems(recipe: Recipe, dataset: Dataset) -> list[Problem]:
+    """Approximate indexes that so few documents can't train; where partitions are searched, the smallest one counts."""
+    ann, teacher, documents = recipe.bench and recipe.bench.ann, recipe.teacher, dataset.documents
+    if not ann:
+        return []
+    sizes = Counter(documents.languages if dataset.search_within else ["all"] * len(documents))
+    smallest, dimension = min(sizes.values()), teacher.dimension
+    if dimension is None and teacher.model:
+        dimension = describe_model(teacher.model, teacher.revision)[1]["dimension"]
+    found = []
+    for kind in ann.indexes:
+        own = resolved(kind, ann.parameters(kind), smallest, dimension or 4)
+        where = f"bench.ann.{kind.replace('-', '_')}"
+        found += [replace(problem, where=where) for problem in misfits(kind, own, smallest, dimension)]
+    return found
 
 
 def check_slices(recipe: Recipe, dataset: Dataset, *, full: bool) -> None:

@@ -18,6 +18,7 @@ from harness.pipeline.folder import (
     refuse_foreign_folder,
 )
 from harness.pipeline.foresight import foresee
+from harness.pipeline.labels import label_sources
 from harness.pipeline.launch import (
     alone_in,
     check_launch,
@@ -76,9 +77,11 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
 
 def _work() -> dict[str, Callable[[Any], list[Path]]]:
     """What each step does; imported late, for this is where torch comes in."""
+    from harness.pipeline import work_ann as ann
     from harness.pipeline import work_bench as timing
     from harness.pipeline import work_evaluation as evaluation
     from harness.pipeline import work_export as export
+    from harness.pipeline import work_outside as outside
     from harness.pipeline import work_pairs as pairs
     from harness.pipeline import work_report as reporting
     from harness.pipeline import work_slices as slicing
@@ -105,7 +108,10 @@ def _work() -> dict[str, Callable[[Any], list[Path]]]:
         "export.pair": export.do_pair,
         "export.index": export.do_index,
         "export.onnx": export.do_onnx,
+        "embed.outside": outside.do_embed_outside,
         "evaluate": evaluation.do_evaluate,
+        "evaluate.outside": outside.do_evaluate_outside,
+        "bench.ann": ann.do_ann,
         "bench": timing.do_bench,
         "report": reporting.do_report,
     }
@@ -142,6 +148,7 @@ class Controller:
             lambda: refuse_edited_recipe(folder),
         )
         self.files = known_files(folder)
+        sources |= label_sources(folder)
         sources |= sources_of_streams(recipe, self.files)  # last: what is new of large logs is read
         self.sources, self.keys = sources, keys(recipe, sources)
         self.manifest = Manifest(folder)
@@ -295,7 +302,9 @@ def run_recipe(
     steps = plan(recipe)
     if last:
         steps = steps[: steps.index(_find(recipe, last)[-1]) + 1]
-    forced = set(depends_on(_find(recipe, first)[0].name, recipe)) if first else set()
+    named = _find(recipe, first) if first else []
+    named = [step for step in named if step.name == first] or named[:1]
+    forced = {name for step in named for name in depends_on(step.name, recipe)}
     if first and not any(step.name in forced for step in steps):
         raise InputError(Problem("--to stands before --from", got=f"--from {first} --to {last}", next="swap them"))
     with alone_in(output), signals(output) as stop:

@@ -48,6 +48,10 @@ class RunFolder:
     triton = property(lambda self: self.export / "triton-models")  # "triton" would be taken for the package
     evaluations = property(lambda self: self.root / "evaluations")
     slices = property(lambda self: self.root / "slices.json")
+    outside = property(lambda self: self.root / "outside")
+    labels = property(lambda self: self.root / "labels.json")
+    approximate = property(lambda self: self.root / "approximate")
+    ann = property(lambda self: self.root / "ann.json")
     bench = property(lambda self: self.root / "bench.json")
     results = property(lambda self: self.root / "results.json")
     manifest = property(lambda self: self.root / "manifest.json")
@@ -82,8 +86,8 @@ class RunFolder:
 ARTEFACTS = (
     "data", "slices.json", "teacher", "teacher-more", "student", "vectors", "index", "mined", "streams", "checkpoints",
     "logs",
-    "export", "evaluations", "bench.json", "results.json", "report.md", "report.html", "recipe.resolved.yaml",
-    "manifest.json",
+    "export", "evaluations", "outside", "labels.json", "approximate", "ann.json", "bench.json", "results.json",
+    "report.md", "report.html", "recipe.resolved.yaml", "manifest.json",
 )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def _exports(artefact: str) -> Callable[[Recipe], bool]:
 
 SAMPLING = ("seed", "data.language_temperature", "evaluate.select_metric")  # what every training also depends on
 
-SEARCHED = tuple(f"evaluate.{key}" for key in ("systems", "reference", "sets", "searcher", "depth"))
+SEARCHED = tuple(f"evaluate.{key}" for key in ("systems", "reference", "sets", "searcher", "metrics", "depth"))
 
 # In running order; an input that a recipe does not want is left out of the key.
 STEPS = (
@@ -86,17 +86,26 @@ STEPS = (
     Step("teacher.more", 1, ("teacher",), ("teacher", "refine.training.steps", "mixed pairs", *SAMPLING),
          _wants("teacher-more"), trains=True, shared=True),
     Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more"), shared=True),
+    Step("embed.outside", 1, ("teacher",), ("embed", "evaluate.outside"), lambda r: bool(r.evaluate.outside),
+         shared=True, along=True),
     Step("export", 1, ("align", "refine"), ("export",), lambda r: r.export is not None, gpu=False),
     Step("export.pair", 1, ("teacher", "align", "refine"), ("export.system",), _exports("pair"), gpu=False, along=True),
     Step("export.index", 1, ("data", "embed", "align", "refine"), ("export.system", "export.index", "seed"),
          _exports("index"), gpu=False, along=True),
     Step("export.onnx", 1, ("data", "embed", "export"), ("export.onnx", "export.triton", "export.parity",
          "evaluate.resamples", "evaluate.confidence", "seed"), _exports("onnx"), gpu=False, along=True),
-    Step("evaluate", 1, ("embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED, shared=True),
+    Step("bench.ann", 1, ("data", "embed", "student", "align", "refine"),
+         ("bench.ann", "export.system", "evaluate.searcher", "evaluate.select_metric", "seed"),
+         lambda r: r.bench is not None and r.bench.ann is not None, along=True),
+    Step("evaluate", 2, ("bench.ann", "embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED,
+         shared=True),
+    Step("evaluate.outside", 1, ("embed.outside", "student", "align", "refine"), ("evaluate.outside",
+         "evaluate.systems", "evaluate.searcher", "evaluate.depth"), lambda r: bool(r.evaluate.outside), shared=True,
+         along=True),
     Step("bench", 2, ("data", "embed.base", "embed", "student", "align", "refine", "teacher.more", "embed.more",
          "export.onnx"), ("bench",), lambda r: r.bench is not None),
-    Step("report", 1, ("data.slices", "evaluate", "bench", "export.pair", "export.index", "export.onnx"),
-         ("report", "bench price", "evaluate", "name"), gpu=False),
+    Step("report", 1, ("data.slices", "evaluate", "evaluate.outside", "bench", "bench.ann", "export.pair",
+         "export.index", "export.onnx"), ("report", "bench price", "evaluate", "name"), gpu=False),
 )  # fmt: skip
 VERBS = tuple(dict.fromkeys(step.verb for step in STEPS))
 
@@ -107,7 +116,9 @@ def plan(recipe: Recipe) -> list[Step]:
 
 
 def _as_read(step: Step, recipe: Recipe) -> Step:
-    """``bench`` opens ONNX files only for engines that run them."""
+    """``bench`` opens ONNX files only for engines that run them, ``evaluate`` approximate indexes for one system."""
+    if step.name == "evaluate" and "student-ann" not in recipe.evaluate.systems:
+        return replace(step, inputs=tuple(name for name in step.inputs if name != "bench.ann"))
     engines = recipe.bench.engines if recipe.bench else []
     if step.name != "bench" or any(engine.startswith("onnx") for engine in engines):
         return step

@@ -9,12 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.data.outside import outside_files
 from harness.data.shards import Identity
 from harness.data.streams import stream_files
 from harness.encoders.sources import resolve_model
 from harness.pipeline.folder import Manifest, RunFolder
 from harness.pipeline.plan import keys, plan
-from harness.recipe import MineSettings, Recipe, VectorFiles
+from harness.recipe import MineSettings, OutsideSet, Recipe, VectorFiles
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import file_sha256, progress, read_json, write_json
 
@@ -78,6 +79,16 @@ def _model_scores(settings: MineSettings | None, where: str) -> Any:
     return [_content(path) for path in _paths(settings.model_scores.path, f"{where}.model_scores.path")]
 
 
+def _outside(given: OutsideSet) -> Any:
+    """A set from elsewhere: its files, or the version of ``mteb``, which fixes the revision of a task's data."""
+    if given.beir is None:
+        try:
+            return ["mteb", metadata.version("mteb")]
+        except metadata.PackageNotFoundError:  # told by check_surroundings
+            return ["mteb", None]
+    return [_content(path) for path in outside_files(given)]
+
+
 def sources_of(recipe: Recipe, *, models: bool = True) -> dict[str, Any]:
     """Step name -> fingerprint of its outside inputs; without ``models``, what else is missing is told all the same.
 
@@ -98,6 +109,7 @@ def sources_of(recipe: Recipe, *, models: bool = True) -> dict[str, Any]:
         ],
         "mine.base": lambda: _model_scores(recipe.mine.base, "mine.base"),
         "mine.refine": lambda: _model_scores(recipe.mine.refine, "mine.refine"),
+        "embed.outside": lambda: [_outside(given) for given in recipe.evaluate.outside],
         "student": lambda: (
             _model(recipe.student.model, recipe.student.revision)
             if models and recipe.student.model != "teacher" else None
@@ -249,6 +261,7 @@ def input_paths(recipe: Recipe) -> list[Path]:
     names = [*_listed(data.path), *_listed(data.dev_path), *(texts.path for texts in data.unlabelled)]
     names += [name for given in files if given for name in (given.path, given.ids) if name]
     names += [mine.model_scores.path for mine in (recipe.mine.base, recipe.mine.refine) if mine and mine.model_scores]
+    names += [given.beir for given in recipe.evaluate.outside if given.beir]
     names += [name for stream in data.streams.values() for name in _listed(stream.path)]
     names += [name for name in (recipe.teacher.model, recipe.student.model) if name and name != "teacher"]
     return [Path(name) for name in names if Path(name).exists()]

@@ -59,6 +59,8 @@ def package_problems(recipe: Recipe) -> list[Problem]:
                                                for name in recipe.tracking.trackers]  # fmt: skip
     if recipe.evaluate.searcher == "faiss":
         wanted.append(("evaluate.searcher", "faiss", "cpu", "set evaluate.searcher: exact"))
+    if any(given.mteb for given in recipe.evaluate.outside):
+        wanted.append(("evaluate.outside", "mteb", "mteb", "take its tasks out"))
     if recipe.data.source == "emoji":
         wanted.append(("data.source", "emoji", "quickstart", "choose another source"))
     if recipe.export and recipe.export.onnx:
@@ -66,6 +68,8 @@ def package_problems(recipe: Recipe) -> list[Problem]:
         wanted += [("export.onnx", name, "onnx", "take export.onnx out") for name in packages]
     if recipe.export and any("faiss" in name for name in recipe.export.index):
         wanted.append(("export.index", "faiss", "cpu", "set export.index: [npy]"))
+    if recipe.bench and recipe.bench.ann:
+        wanted.append(("bench.ann", "faiss", "cpu", "remove bench.ann"))
     wanted += [(f"{key}.format", "faiss", "cpu", "give the vectors as npy or parquet")
                for key, given in files.items() if given and given.format == "faiss"]  # fmt: skip
     return [

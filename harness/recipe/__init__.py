@@ -4,8 +4,9 @@ Every key has a type, a range and a default; an unknown key is refused with the 
 that can't work are refused with the reason. ``load_recipe`` lists all problems together.
 """
 
+from harness.recipe.ann_settings import AnnSettings
 from harness.recipe.data_settings import Columns, DataSettings, QrelsNames, StreamSettings, Texts
-from harness.recipe.evaluation_settings import Bars, BenchSettings, EvaluateSettings, ReportSettings
+from harness.recipe.evaluation_settings import Bars, BenchSettings, EvaluateSettings, OutsideSet, ReportSettings
 from harness.recipe.export_settings import ExportSettings, ParitySettings
 from harness.recipe.impossible import impossible, impossible_with
 from harness.recipe.reading import (
@@ -40,6 +41,7 @@ from harness.recipe.settings import (
 
 __all__ = [
     "AlignSettings",
+    "AnnSettings",
     "Bars",
     "BenchSettings",
     "Columns",
@@ -57,6 +59,7 @@ __all__ = [
     "MineSections",
     "MineSettings",
     "ModelScores",
+    "OutsideSet",
     "ParitySettings",
     "Pooling",
     "Prompts",

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from harness.recipe.ann_settings import AnnSettings
 from harness.recipe.export_settings import EngineName
 from harness.recipe.section import (
+    Measured,
     Metric,
     Name,
     NonNegativeFloat,
@@ -19,6 +21,22 @@ from harness.recipe.section import (
     System,
     added,
 )
+
+
+class OutsideSet(Section):
+    """A set from elsewhere: a ``beir`` folder, or a ``subset`` of a retrieval task of ``mteb`` (an extra).
+
+    The teacher encodes its documents, the teacher and every student its queries, each with its own prompts.
+    ``split``: null is ``test`` in a folder, and the task's own. ``ignore_identical_ids``: a hit with the id of its
+    query is no hit; null: so in a folder, as BEIR has it, and as the task says.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    beir: Name | None = None
+    mteb: Name | None = None
+    subset: Name | None = None
+    split: Name | None = None
+    ignore_identical_ids: bool | None = None
 
 
 class EvaluateSettings(Section):
@@ -34,10 +52,14 @@ class EvaluateSettings(Section):
     sets: Annotated[list[SetName], Field(min_length=1)] | None = None
     select_metric: Metric = "nDCG@10"
     searcher: Literal["auto", "faiss", "exact"] = "auto"
-    depth: Annotated[int, Field(ge=100)] = 100  # Recall@100 needs as many
+    metrics: Annotated[list[Measured], Field(min_length=1)] = added(
+        ["P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100", "Hit@10", "judged@10"]
+    )
+    depth: Annotated[int, Field(ge=100)] = 100  # Recall@100 needs as many, and so does rbo@100
     resamples: Annotated[int, Field(ge=100)] = 10_000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     slices: list[Name] = added([])
+    outside: list[OutsideSet] = added([])
 
 
 class BenchSettings(Section):
@@ -61,6 +83,7 @@ class BenchSettings(Section):
     ramp_seconds: PositiveFloat = added(8.0)
     price_per_hour: PositiveFloat | None = added(None)
     currency: Name | None = added(None)
+    ann: AnnSettings | None = added(None)
 
 
 class Bars(Section):

@@ -10,20 +10,23 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Combinations that can't work, as (key, reason, what to do)."""
     found = [*_impossible_data(recipe.data), *_impossible_models(recipe), *_impossible_loss(recipe)]
     found += [*_impossible_stages(recipe), *_impossible_streams(recipe), *_impossible_targets(recipe)]
-    found += _impossible_export(recipe)
+    found += [*_impossible_export(recipe), *_impossible_outside(recipe), *_impossible_ann(recipe)]
     for name, mine in (("mine.base", recipe.mine.base), ("mine.refine", recipe.mine.refine)):
         found += _impossible_mining(name, mine) if mine else []
     if recipe.student.dimension is not None:
         found.append(
             ("student.dimension", "the student takes the teacher's dimension", "set teacher.dimension, or remove it")
         )
+    found += _impossible_metrics(recipe)
     lists = {
+        "evaluate.metrics": recipe.evaluate.metrics,
         "data.languages": recipe.data.languages, "align.texts": recipe.align and recipe.align.texts,
         "align.streams": recipe.align and recipe.align.streams, "teacher.streams": recipe.teacher.streams,
         "student.layers": recipe.student.layers, "evaluate.systems": recipe.evaluate.systems,
         "evaluate.sets": recipe.evaluate.sets, "bench.systems": recipe.bench and recipe.bench.systems,
         "export.onnx": recipe.export and recipe.export.onnx, "export.index": recipe.export and recipe.export.index,
         "bench.engines": recipe.bench and recipe.bench.engines,
+        "bench.ann.indexes": recipe.bench and recipe.bench.ann and recipe.bench.ann.indexes,
     }  # fmt: skip
     lists["evaluate.slices"] = recipe.evaluate.slices
     for key, values in lists.items():
@@ -223,6 +226,56 @@ def _impossible_export(recipe: Recipe) -> list[tuple[str, str, str]]:
     if recipe.bench and recipe.bench.engines and export and export.system not in recipe.bench.systems:
         found.append(("bench.engines", f"{export.system} is deployed, and is not among bench.systems",
                       f"add {export.system} to bench.systems, or take the engines out"))  # fmt: skip
+    return found
+
+
+def _impossible_outside(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Outside sets without a source or with two, of one name, or without a teacher that encodes them."""
+    found: list[tuple[str, str, str]] = []
+    sets = recipe.evaluate.outside
+    for at, given in enumerate(sets):
+        key = f"evaluate.outside.{at}"
+        if (given.beir is None) == (given.mteb is None):
+            found.append((key, "one of beir and mteb says where the set comes from", "name one of the two"))
+        if given.subset is not None and given.mteb is None:
+            found.append((f"{key}.subset", "only tasks of mteb have subsets", "remove it"))
+        if given.name.casefold() in [other.name.casefold() for other in sets[:at]]:
+            found.append((f"{key}.name", f"another outside set is called {given.name}", "give each its own name"))
+    if sets and recipe.teacher.model is None:
+        found.append(("evaluate.outside", "a teacher without weights can't encode other documents", "remove it"))
+    return found
+
+
+def _impossible_ann(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Efforts that are measured nowhere, and a system without the index that it searches."""
+    found, ann = [], recipe.bench.ann if recipe.bench else None
+    if ann is None and "student-ann" in recipe.evaluate.systems:
+        found.append(("evaluate.systems", "student-ann searches an approximate index, and bench.ann builds none",
+                      "add bench.ann, or take student-ann out"))  # fmt: skip
+    if recipe.bench and "student-ann" in recipe.bench.systems:
+        found.append(("bench.systems", "student-ann has the encoder of the deployed student, and bench.ann times it",
+                      "take it out of bench.systems"))  # fmt: skip
+    found += [
+        (f"bench.ann.efforts.{kind}", f"{kind} is not among bench.ann.indexes", "add it there, or remove its efforts")
+        for kind in (ann.efforts if ann else {}) if ann and kind not in ann.indexes
+    ]  # fmt: skip
+    return found
+
+
+def _impossible_metrics(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Metrics that look deeper than is searched, that compare nothing, or that bars ask for and nobody measures."""
+    evaluate, bars = recipe.evaluate, recipe.report.bars
+    found, deepest = [], max(evaluate.metrics, key=lambda metric: int(metric.split("@")[1]))
+    if int(deepest.split("@")[1]) > evaluate.depth:
+        found.append(("evaluate.metrics", f"{deepest} looks deeper than evaluate.depth, which is {evaluate.depth}",
+                      f"set evaluate.depth: {deepest.split('@')[1]}, or take {deepest} out"))  # fmt: skip
+    if all(metric.startswith("judged@") for metric in evaluate.metrics):
+        found.append(("evaluate.metrics", "judged@k tells how much is known of the hits, and not how good they are",
+                      "add a quality such as P@1"))  # fmt: skip
+    found += [
+        (f"report.bars.{name}.{metric}", f"{metric} is not among evaluate.metrics", "add it there, or remove the bar")
+        for name in ("teacher", "recovery") for metric in getattr(bars, name) if metric not in evaluate.metrics
+    ]  # fmt: skip
     return found
 
 
