@@ -52,7 +52,7 @@ def test_every_row_of_the_teachers_table_is_a_valid_recipe(quality: Any) -> None
 
 
 def test_the_teachers_table_gives_values_and_paired_differences(quality: Any) -> None:
-    zero, trained = [0, 1] * 20, [1, 1, 0, 1] * 10
+    zero, trained = [0, 1] * 40, [1, 1, 0, 1] * 20
     rows = [
         {"name": quality.ZERO_SHOT, "above": None, "per_query": answers(quality, zero), "runs": []},
         {"name": "trained", "above": quality.ZERO_SHOT, "per_query": answers(quality, trained), "runs": []},
@@ -62,7 +62,7 @@ def test_the_teachers_table_gives_values_and_paired_differences(quality: Any) ->
     assert second["values"]["P@1"]["difference"] == 0.75
     gain = second["over_zero_shot"]["P@1"]
     assert gain["difference"] == 0.25 and 0 < gain["low"] < 0.25 < gain["high"] < 0.5 and gain["verdict"] == "gain"
-    assert (first["queries"], first["groups"], first["languages"]) == (40, 20, ["de", "en"])
+    assert (first["queries"], first["groups"], first["languages"]) == (80, 40, ["de", "en"])
     assert "| trained less zero-shot | +0.250 [" in quality.table(rows)
 
 

@@ -118,7 +118,7 @@ def measure_parity(
     if questions.judged:
         found = recovery(own, student, metrics=METRICS, resamples=resamples, confidence=confidence, seed=seed)
         answer["recovery"] = {
-            metric: {name: rows[metric] for name, rows in found.items() if name not in ("micro", "worst")}
+            metric: {name: rows[metric] for name, rows in found.items() if name not in ("micro", "worst", "weighted")}
             for metric in METRICS
         }
     reasons = [*_too_far(answer["languages"], bounds), *_lost(answer["recovery"], bounds)]

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from builders.evaluations import per_query, random_pair
+from scipy.stats import beta
 
-from harness.evaluation import statistics
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.statistics import agreement, paired_difference, quality, recovery, resample
+from harness.evaluation.statistics import samples as drawing
 from harness.metrics import METRICS
 from harness.runtime.errors import InputError
 
@@ -21,9 +22,11 @@ UNKNOWN = {"value": None, "low": None, "high": None}
 
 
 def one(student: PerQuery, reference: PerQuery, **options: Any) -> dict[str, dict[str, Any]]:
-    """Recovery of P@1 alone: row -> estimate."""
+    """Recovery of P@1 alone: row -> value, low, high; the lowest language's also with its name."""
     settings = {"resamples": 500, "seed": 3, **options}
-    return {row: found["P@1"] for row, found in recovery(student, reference, metrics=["P@1"], **settings).items()}
+    found = recovery(student, reference, metrics=["P@1"], **settings)
+    kept = ("value", "low", "high", "language")
+    return {row: {key: by["P@1"][key] for key in kept if key in by["P@1"]} for row, by in found.items()}
 
 
 # ------------------------------------------------------------------------------------------------ means
@@ -81,15 +84,15 @@ def test_equals_a_plain_loop_over_the_same_draws() -> None:
 def test_a_group_is_resampled_jointly_over_languages() -> None:
     """Four languages that repeat each other are no more evidence than one of them."""
     student, reference = random_pair(1, groups=60, languages=["xx"])
-    alone = one(student, reference)
+    alone = one(student, reference, resamples=5_000)
     copies = [per_query(["de", "en", "fr", "it"] * 60, np.repeat(np.arange(60), 4).tolist(),
                         np.repeat(system.metrics["P@1"], 4).tolist()) for system in (student, reference)]  # fmt: skip
-    together = one(*copies)
-    for row in ("macro", "micro", "worst", "fr"):
-        # Numbers of groups sort as text in both, so that the draws are the same too.
+    together = one(*copies, resamples=5_000)
+    for row in ("macro", "micro", "fr"):
+        # Numbers of groups sort as text in both, so that the draws are the same too; but not those of the added group.
         assert together[row]["value"] == pytest.approx(alone["xx"]["value"])
-        assert together[row]["low"] == pytest.approx(alone["xx"]["low"])
-        assert together[row]["high"] == pytest.approx(alone["xx"]["high"])
+        assert together[row]["low"] == pytest.approx(alone["xx"]["low"], abs=0.01)
+        assert together[row]["high"] == pytest.approx(alone["xx"]["high"], abs=0.01)
     apart = one(*(replace(system, groups=[f"{i}" for i in range(240)]) for system in copies))
     assert apart["macro"]["high"] - apart["macro"]["low"] < 0.7 * (alone["xx"]["high"] - alone["xx"]["low"])
 
@@ -106,9 +109,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 def test_the_seed_decides_and_threads_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     student, reference = random_pair(0, groups=80, languages=["de", "en"])
-    monkeypatch.setattr(statistics, "_COUNTS_AT_ONCE", 800)
+    monkeypatch.setattr(drawing, "_COUNTS_AT_ONCE", 800)
     several = one(student, reference)
-    monkeypatch.setattr(statistics.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(drawing.os, "cpu_count", lambda: 1)
     assert one(student, reference) == several
     assert one(student, reference, seed=4)["macro"] != several["macro"]
     assert one(student, reference, seed=4)["macro"]["value"] == several["macro"]["value"]
@@ -117,11 +120,12 @@ def test_the_seed_decides_and_threads_do_not(monkeypatch: pytest.MonkeyPatch) ->
 def test_bounds_are_the_percentiles_of_the_resamples() -> None:
     student, reference = random_pair(0, groups=80, languages=["de", "en"])
     samples = resample({"s": student, "r": reference}, metrics=["P@1"], resamples=500, seed=3)
-    macro_S = samples.macro("s", "P@1") / samples.macro("r", "P@1")
+    kept_S, base_S = samples.macro("s", "P@1"), samples.macro("r", "P@1")
+    more_S = samples.more_SP[:, 2] / 80  # a group that the reference finds in both languages adds 1/80 to its mean
     found = one(student, reference, confidence=0.9)["macro"]
-    assert found["value"] == macro_S[0]
-    assert found["low"] == np.quantile(macro_S[1:], 0.05, method="lower")
-    assert found["high"] == np.quantile(macro_S[1:], 0.95, method="higher")
+    assert found["value"] == kept_S[0] / base_S[0] and more_S[0] == 0 < more_S[1:].min()
+    assert found["low"] == pytest.approx(np.quantile((kept_S / (base_S + more_S))[1:], 0.05, method="lower"))
+    assert found["high"] == pytest.approx(np.quantile(((kept_S + more_S) / base_S)[1:], 0.95, method="higher"))
 
 
 def test_a_wider_confidence_gives_a_wider_interval() -> None:
@@ -130,11 +134,29 @@ def test_a_wider_confidence_gives_a_wider_interval() -> None:
     assert wide["low"] < narrow["low"] < narrow["value"] < narrow["high"] < wide["high"]
 
 
-def test_a_student_equal_to_its_reference_keeps_everything() -> None:
+def test_a_student_equal_to_its_reference_keeps_everything_as_far_as_so_many_queries_tell() -> None:
     _, reference = random_pair(0, groups=50, languages=["de", "en"])
-    assert one(reference, reference)["macro"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    found = one(reference, reference)["macro"]
+    assert found["value"] == 1 and 0.75 < found["low"] < 0.95 and 1.05 < found["high"] < 1.25
     verdict = paired_difference(reference, reference, "P@1", resamples=200)
-    assert verdict == {"difference": 0.0, "low": 0.0, "high": 0.0, "verdict": "undecided"}
+    assert verdict["difference"] == 0 and verdict["verdict"] == "undecided"
+    assert -0.1 < verdict["low"] < -0.04 and 0.04 < verdict["high"] < 0.1
+
+
+def test_without_any_loss_the_bound_is_the_exact_one() -> None:
+    """60 of 60 kept: Clopper and Pearson's lower bound for 95 % on one side is 0.05 ** (1 / 60)."""
+    everything = per_query(["de"] * 60, range(60), [1.0] * 60)
+    found = recovery(everything, everything, metrics=["P@1"], seed=1)
+    assert found["de"]["P@1"]["simultaneous_low"] == pytest.approx(0.05 ** (1 / 60), abs=0.004)
+    assert found["de"]["P@1"]["low"] == pytest.approx(0.025 ** (1 / 60), abs=0.006)
+
+
+@pytest.mark.parametrize(("lost", "of"), [(1, 60), (3, 150), (20, 400)])
+def test_with_losses_the_bound_is_close_to_the_exact_one(lost: int, of: int) -> None:
+    reference, student = (per_query(["de"] * of, range(of), [0.0] * n + [1.0] * (of - n)) for n in (0, lost))
+    found = recovery(student, reference, metrics=["P@1"], seed=1)["de"]["P@1"]["simultaneous_low"]
+    exact = float(beta.ppf(0.05, of - lost, lost + 1))
+    assert found == pytest.approx(exact, abs=0.15 * (1 - exact))
 
 
 def test_a_reference_at_zero_has_no_recovery() -> None:
@@ -175,14 +197,14 @@ def test_one_query() -> None:
 
 
 def test_paired_difference_is_macro_and_paired() -> None:
-    languages = ["de"] * 50 + ["en"] * 150
-    before = np.random.default_rng(0).integers(0, 2, size=200).astype(float)
+    languages = ["de"] * 100 + ["en"] * 150
+    before = np.random.default_rng(0).integers(0, 2, size=250) / 2
     after = before.copy()
-    after[:10] += 0.5  # 10 of 50 in German: .1; none in English: 0
-    a, b = per_query(languages, range(200), after.tolist()), per_query(languages, range(200), before.tolist())
+    after[:20] += 0.5  # 20 of 100 in German: .1; none in English: 0
+    a, b = per_query(languages, range(250), after.tolist()), per_query(languages, range(250), before.tolist())
     gain = paired_difference(a, b, "nDCG@10", resamples=500)
     assert gain["difference"] == pytest.approx(0.05) and gain["verdict"] == "gain"
-    assert 0.01 < gain["low"] < 0.05 < gain["high"] < 0.1  # unpaired noise would be .06 wide on either side
+    assert 0 < gain["low"] < 0.05 < gain["high"] < 0.1  # unpaired noise would be .06 wide on either side
     loss = paired_difference(b, a, "nDCG@10", resamples=500)
     assert loss["verdict"] == "loss" and loss["difference"] == pytest.approx(-0.05)
     assert paired_difference(a, b, "P@1", resamples=500)["verdict"] == "gain"
@@ -220,7 +242,7 @@ def test_different_queries_are_refused_by_count_and_first_difference() -> None:
     assert len(caught.value.problems) == 2
 
 
-@pytest.mark.parametrize("name", ["macro", "all", "worst", "micro"])
+@pytest.mark.parametrize("name", ["macro", "all", "worst", "micro", "weighted"])
 def test_a_language_named_like_a_summary_is_refused(name: str) -> None:
     evaluated = per_query(["de", name], range(2), [1, 1])
     for call in (lambda: quality(evaluated), lambda: recovery(evaluated, evaluated, resamples=10)):
@@ -228,10 +250,16 @@ def test_a_language_named_like_a_summary_is_refused(name: str) -> None:
             call()
 
 
-def test_a_metric_that_is_not_a_number_is_our_mistake() -> None:
-    broken = per_query(["de"] * 2, range(2), [1, float("nan")])
-    with pytest.raises(AssertionError, match="not a number"):
-        recovery(broken, broken)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+def test_a_metric_or_weight_that_is_not_a_number_is_refused_by_system_and_query(wrong: float) -> None:
+    whole = per_query(["de"] * 3, range(3), [1, 0, 1])
+    broken = per_query(["de"] * 3, range(3), {"P@1": [1, 0, 1], "nDCG@10": [1, wrong, wrong]})
+    with pytest.raises(InputError, match=r"student: nDCG@10 is not .*\n.*at query 'q1' \(2 of 3 queries\)"):
+        recovery(broken, whole, metrics=["P@1", "nDCG@10"], resamples=10)
+    assert recovery(broken, whole, metrics=["P@1"], resamples=10)["de"]["P@1"]["value"] == 1, "nobody asks for nDCG"
+    heavy = [replace(system, weights=np.array([1, wrong, 1])) for system in (whole, whole)]
+    with pytest.raises(InputError, match="weight is not a number"):
+        recovery(*heavy, metrics=["P@1"], resamples=10)
 
 
 # ------------------------------------------------------------------------------------------ speed and memory
