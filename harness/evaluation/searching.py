@@ -13,7 +13,7 @@ from harness import metrics
 from harness.data.records import Documents, Record
 from harness.evaluation.per_query import PerQuery
 from harness.runtime.distributed import join_rows, share
-from harness.vectors.index import VectorIndex
+from harness.vectors.approximate import Searcher
 
 
 def judgments(records: Sequence[Record], documents: Documents) -> list[dict[int, float]]:
@@ -22,7 +22,7 @@ def judgments(records: Sequence[Record], documents: Documents) -> list[dict[int,
 
 
 def search(
-    index: VectorIndex, query_QD: np.ndarray, records: Sequence[Record], depth: int, within: bool
+    index: Searcher, query_QD: np.ndarray, records: Sequence[Record], depth: int, within: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hits of every query as (score_QK, row_QK); ``within``: only documents of the query's language.
 
@@ -41,7 +41,7 @@ def macro(value_Q: np.ndarray, records: Sequence[Record]) -> float:
 
 
 def quick_quality(
-    index: VectorIndex,
+    index: Searcher,
     query_QD: np.ndarray,
     records: Sequence[Record],
     documents: Documents,
@@ -58,7 +58,7 @@ def quick_quality(
 
 
 def judge(
-    index: VectorIndex,
+    index: Searcher,
     query_QD: np.ndarray,
     records: Sequence[Record],
     documents: Documents,

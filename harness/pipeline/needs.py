@@ -72,6 +72,7 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
         online = {f"teacher's {what}": size for what, size in encoding.items()}
         found["align"] = replace(found["align"], memory={**found["align"].memory, **online})
     found["teacher.more"] = found["teacher"]
+    found["bench.ann"] = _approximate(recipe, counts, dimension, encoding)
     return {step.name: _with_texts(found.get(step.name, Need()), counts) for step in plan(recipe)}
 
 
@@ -91,6 +92,18 @@ def _exports(
         "export.index": Need({"index": sum(vectors.values())}, {"weights": own, "index in memory": in_memory}),
         "export.onnx": Need({"model": own * files * (2 if recipe.export.triton else 1)}, {"weights": 2 * own}),
     }
+
+
+def _approximate(recipe: Recipe, counts: Counts, dimension: int, encoding: Mapping[str, float]) -> Need:
+    """Approximate indexes, all in memory beside the exact one; a graph has 2 M neighbours of 4 bytes a vector."""
+    ann = recipe.bench and recipe.bench.ann
+    if not ann:
+        return Need()
+    matrix = counts.documents * dimension * 4
+    sizes = {"hnsw": matrix + counts.documents * 8 * ann.hnsw.neighbours, "ivf": matrix,
+             "ivf-pq": counts.documents * (ann.ivf_pq.parts or dimension / 4) + matrix * (ann.ivf_pq.rerank > 0)}
+    kept = {f"{kind} index": sizes[kind] for kind in ann.indexes}
+    return Need(kept, {**encoding, **kept, "exact index": matrix})
 
 
 def _with_texts(need: Need, counts: Counts) -> Need:

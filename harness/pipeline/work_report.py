@@ -12,6 +12,7 @@ from harness.evaluation.results import build_results
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
+from harness.pipeline.work_ann import with_ann
 from harness.pipeline.work_bench import read_bench
 from harness.pipeline.work_evaluation import system_folder
 from harness.pipeline.work_export import do_card, with_exports
@@ -147,4 +148,4 @@ def collect_results(run: Run) -> dict[str, Any]:
         warn_teacher_gain=run.recipe.report.warn_teacher_gain,
     )
     results |= slice_sections(run, evaluations, slice_queries(run, names), results["recovery"])
-    return with_exports(run, results)
+    return with_exports(run, with_ann(run, results))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,8 +17,9 @@ Pooling = Literal["mean", "cls", "lasttoken"]
 TextKind = Literal["queries", "documents", "unlabelled"]
 SetName = Literal["select", "report", "test"]
 Metric = Literal["P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100"]
-SYSTEMS = ("teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined")
-System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined"]
+System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined",
+                 "student-ann"]  # fmt: skip
+SYSTEMS: tuple[str, ...] = get_args(System)
 
 
 _ADDED: dict[str, Any] = {"added": True}
