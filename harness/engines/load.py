@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.encoders.chain import weights_sha256
+from harness.engines.choice import Choice, choose, first_threads, keep_choice, read_choice
 from harness.engines.deployed import (
+    PROBE,
     check_folder,
     check_onnx,
     deciding_files,
@@ -28,31 +28,21 @@ from harness.engines.machine import available_cores, cpu_name, gpus
 from harness.engines.onnx_runtime import OnnxEngine
 from harness.engines.protocol import Engine
 from harness.runtime.errors import InputError, Problem, RunError, gather_problems
-from harness.runtime.process import fingerprint, logger, read_json, write_json
+from harness.runtime.process import fingerprint, logger
 
 ENGINES = ("torch", "torch-compile", "cuda-graphs", "onnx", "onnx-fp16", "onnx-int8", "onnx-int8-static")
+_PACKAGES = ("numpy", "tokenizers", "torch", "transformers", "onnxruntime")
 _EXACT = ("torch", "torch-compile", "cuda-graphs", "onnx")
 _SAMPLE = (
     "wireless headphones", "ein lachendes Gesicht mit Brille", "red running shoes for women size 42", "東京 ホテル",
     "meilleur restaurant italien près de la gare centrale", "hdmi cable", "how do I reset the password of my router",
     "مقهى",
 )  # fmt: skip
-_TURNS, _CALLS, _WARM_UP = 3, 8, 2  # calls of a turn, after so many that are not timed
-_ENOUGH = 500_000_000  # nanoseconds
 _BATCH = 32  # texts of like length together
-_FIRST_THREADS = 4  # what engines are compared at; the winner alone is then tried with others
 # What int8 may cost is decided where it is exported; here a file that this machine's kernels get wrong is found.
-_LEAST_COSINE = {"onnx": 0.9999, "torch-compile": 0.9999, "cuda-graphs": 0.999, "onnx-fp16": 0.999}
+_LEAST_COSINE = {"torch": 0.9999, "onnx": 0.9999, "torch-compile": 0.9999, "cuda-graphs": 0.999, "onnx-fp16": 0.999}
 _LEAST_INT8 = 0.85
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """An engine, its threads, and what was measured: engine and threads -> median milliseconds of one query."""
-
-    engine: str
-    threads: int
-    milliseconds: Mapping[str, float]
+_UNSTEADY = 2.0
 
 
 class QueryEncoder:
@@ -60,7 +50,7 @@ class QueryEncoder:
 
     Attributes:
         engine: what runs (see ``harness.engines.protocol.Engine``).
-        choice: its name, its threads, and what was measured, if anything was.
+        choice: its name, its threads, and what was measured, if anything was; ``choice.why`` in a sentence.
         dimension: D.
     """
 
@@ -86,13 +76,17 @@ def load(
     threads: int | None = None,
     exact: bool = False,
     queries: Sequence[str] | None = None,
+    refresh: bool = False,
 ) -> QueryEncoder:
     """Open a student's folder with the engine that answers a single query fastest on this machine.
 
-    At first use every engine that the folder and the machine allow is timed for a moment (torch, ONNX files, CUDA
-    graphs on a GPU; not ``torch-compile``, which compiles anew in every process), then the fastest with more and fewer
-    threads. The choice is kept in the user's cache folder, for this machine and these files: the folder itself may be
-    read-only. Where torch is chosen, its number of threads is set for the whole process.
+    At first use what the folder and the machine allow is raced for a second or two: ONNX files; on a GPU, torch and
+    CUDA graphs; torch on a CPU only where no ONNX file runs, for it was never the faster one there and takes seconds to
+    import. Then the fastest with fewer or more threads (``engines.choice``). The choice is logged, and kept in the
+    user's cache folder for this machine, its cores, these versions and these files: the folder itself may be
+    read-only. ``refresh=True`` measures again: after a first use beside other work, say. Where torch is chosen, its
+    number of threads is set for the whole process. ``torch-compile``, which compiles anew in every process, must be
+    named.
 
     Args:
         folder: what ``harness`` exported, or any sentence-transformers folder that it can open.
@@ -100,6 +94,7 @@ def load(
         threads: a whole number from 1, instead of trying.
         exact: leave out fp16 and int8.
         queries: time with these instead of a few that are built in; lengths decide.
+        refresh: measure again, whatever was kept.
 
     Raises:
         InputError: no folder, no tokenizer, an unmerged adapter, an engine that can't run here, no number of threads;
@@ -120,10 +115,14 @@ def load(
         return _open(folder, Choice(names[0], threads, {}))
     given = None if queries is None else fingerprint(list(queries))
     key = fingerprint([_machine(), _files(folder, names), names, threads, given])
-    kept = _read_choice(key, names)
+    kept = None if refresh else read_choice(key, names)
     if kept is None:
-        kept = _measure(folder, names, threads, [*(queries or _SAMPLE)][: _TURNS * _CALLS])
-        _keep_choice(key, kept)
+        kept = _measure(folder, names, threads, list(queries or _SAMPLE))
+        keep_choice(key, kept)
+        logger.info("harness.load: %s. Kept for this machine and folder; refresh=True measures again", kept.why)
+        if (unsteady := kept.measured["unsteady"]) > _UNSTEADY:
+            logger.info("harness.load: the machine was busy (the same calls took up to %.1f times as long): when it is "
+                        "idle, load once with refresh=True", unsteady)  # fmt: skip
     return _open(folder, kept)
 
 
@@ -183,71 +182,73 @@ def _failed(name: str, error: RunError) -> Problem:
 
 
 def _measure(folder: Path, names: Sequence[str], threads: int | None, texts: Sequence[str]) -> Choice:
-    """The fastest engine, then its best number of threads.
+    """The fastest engine, and its best number of threads.
 
     Raises:
         InputError: none can be opened; it says why of each.
     """
-    first = threads or min(_FIRST_THREADS, available_cores())
+    first, left_out, problems = threads or first_threads(), {}, []
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else None
+
+    def opened(wanted: Sequence[str]) -> dict[str, Engine]:
+        found: dict[str, Engine] = {}
+        for name in wanted:
+            try:
+                found[name] = _make(folder, name, first)
+            except (InputError, RunError) as error:
+                logger.info("%s is left out: %s", name, error)
+                left_out[name] = str(error).splitlines()[0]
+                problems.extend(error.problems if isinstance(error, InputError) else [_failed(name, error)])
+        return found
+
+    probe = _probe(folder, names)
+    onnx = [name for name in names if name.startswith("onnx")]
     engines: dict[str, Engine] = {}
-    problems = []
-    for name in names:
-        try:
-            engines[name] = _make(folder, name, first)
-        except (InputError, RunError) as error:
-            logger.info("%s is left out: %s", name, error)
-            problems += error.problems if isinstance(error, InputError) else [_failed(name, error)]
+    if onnx and probe and not gpus():
+        engines = opened(onnx)
+        left_out |= _drop_wrong(engines, *probe)
+        if engines and "torch" in names:
+            left_out["torch"] = "on a CPU slower than ONNX Runtime wherever it was measured"
     if not engines:
-        raise InputError(problems)
-    _drop_wrong(engines, texts)
-    found = {f"{name} {first}": taken for name, taken in time_engines(engines, texts).items()}
-    best = min(engines, key=lambda name: found[f"{name} {first}"])
-    del engines
-    if threads is None:
-        for count in thread_counts(available_cores()):
-            if count != first:
-                engine = _make(folder, best, count)
-                found[f"{best} {count}"] = time_engines({best: engine}, texts)[best]
-        first = min(thread_counts(available_cores(), first), key=lambda count: found[f"{best} {count}"])
-    return Choice(best, first, found)
+        engines = opened([name for name in names if name not in left_out])
+        if "torch" in engines and probe is None:
+            probe = list(PROBE), engines["torch"].encode(PROBE)
+        left_out |= _drop_wrong(engines, *probe) if probe else {}
+    if not engines:
+        raise InputError(problems or [_all_wrong(folder, left_out)])
+    choice = choose(engines, lambda name, count: _make(folder, name, count), texts, threads, left_out)
+    if before is not None and torch is not None and choice.engine.startswith("onnx"):
+        torch.set_num_threads(before)
+    return choice
 
 
-def thread_counts(cores: int, *more: int) -> list[int]:
-    """The numbers of threads worth trying: powers of two up to all cores."""
-    return sorted({*(2**power for power in range(cores.bit_length()) if 2**power <= cores), cores, *more})
+def _probe(folder: Path, names: Sequence[str]) -> tuple[list[str], NDArray[np.float32]] | None:
+    """Texts and the student's vectors of them, as the export noted them; None where it did not."""
+    told = read_onnx_manifest(folder).get("probe") if any(name.startswith("onnx") for name in names) else None
+    return (list(told["texts"]), np.array(told["vectors"], dtype=np.float32)) if told else None
 
 
-def _drop_wrong(engines: dict[str, Engine], texts: Sequence[str]) -> None:
-    """Leave out what does not give torch's vectors; without torch's weights there is nothing to compare with."""
-    if "torch" not in engines:
-        return
-    expected_ND = engines["torch"].encode(texts)
-    for name in [name for name in engines if name != "torch"]:
-        found_ND = engines[name].encode(texts)
+def _drop_wrong(
+    engines: dict[str, Engine], texts: Sequence[str], expected_ND: NDArray[np.float32]
+) -> dict[str, str]:
+    """Leave out what does not give the student's vectors on this machine; who, and why."""
+    dropped = {}
+    for name, engine in list(engines.items()):
+        found_ND = engine.encode(texts)
         lengths_N = np.linalg.norm(found_ND, axis=1) * np.linalg.norm(expected_ND, axis=1)
         worst = float(((found_ND * expected_ND).sum(axis=1) / lengths_N).min())
         if not worst >= _LEAST_COSINE.get(name, _LEAST_INT8):
-            logger.warning("%s is left out: its vectors differ from torch's (cosine %.4f)", name, worst)
+            dropped[name] = f"its vectors differ from the student's (cosine {worst:.4f})"
+            logger.warning("%s is left out: %s", name, dropped[name])
             del engines[name]
+    return dropped
 
 
-def time_engines(engines: Mapping[str, Engine], texts: Sequence[str]) -> dict[str, float]:
-    """Median milliseconds of one text, tokenised too.
-
-    In turns, so that a busy moment strikes all, but in blocks: threads of the one before go on spinning for a while.
-    An engine that is hopelessly slow gets no second block.
-    """
-    taken: dict[str, list[int]] = {name: [] for name in engines}
-    for turn in range(_TURNS):
-        for name, engine in engines.items():
-            if sum(taken[name]) > _ENOUGH:
-                continue
-            for call in range(-_WARM_UP, _CALLS):
-                started = perf_counter_ns()
-                engine.encode([texts[(turn * _CALLS + call) % len(texts)]])
-                if call >= 0:
-                    taken[name].append(perf_counter_ns() - started)
-    return {name: float(np.median(several)) / 1e6 for name, several in taken.items()}
+def _all_wrong(folder: Path, left_out: Mapping[str, str]) -> Problem:
+    return Problem("no engine gives the student's vectors on this machine", where=str(folder),
+                   got="; ".join(f"{name}: {why}" for name, why in left_out.items()), allowed="one that does",
+                   next="export the folder again, and run harness verify here")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- remembering
@@ -261,7 +262,7 @@ def _installed(name: str) -> bool:
 
 
 def _machine() -> dict[str, Any]:
-    versions = {name: metadata.version(name) for name in ("numpy", "torch", "onnxruntime") if _installed(name)}
+    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     return {"host": platform.node(), "cpu": cpu_name(), "cores": available_cores(), "gpus": gpus(),
             "versions": versions}  # fmt: skip
 
@@ -270,27 +271,3 @@ def _files(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     onnx = read_onnx_manifest(folder)["files"] if any(name.startswith("onnx") for name in names) else None
     return {"weights": weights_sha256(folder) if has_weights(folder) else None, "onnx": onnx,
             "beside": deciding_files(folder)}  # fmt: skip
-
-
-def _cache_file(key: str) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "harness" / "engines" / f"{key}.json"
-
-
-def _read_choice(key: str, names: Sequence[str]) -> Choice | None:
-    """What was chosen before; None where it was not, or can't be read."""
-    make: Callable[..., Choice] = Choice
-    try:
-        choice = make(**read_json(_cache_file(key)))
-        usable = choice.engine in names and isinstance(choice.threads, int) and choice.threads > 0
-        return choice if usable else None
-    except (InputError, TypeError, OSError, RuntimeError):  # no such file, or not ours; no home
-        return None
-
-
-def _keep_choice(key: str, choice: Choice) -> None:
-    value = {"engine": choice.engine, "threads": choice.threads, "milliseconds": dict(choice.milliseconds)}
-    try:
-        write_json(_cache_file(key), value)
-    except (OSError, RuntimeError) as error:  # a read-only home, or none: measured again next time
-        logger.info("the choice of an engine can't be kept: %s", error)

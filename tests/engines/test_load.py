@@ -16,8 +16,11 @@ from builders.deployable import TEXTS, exported, write_deployable
 
 import harness
 from harness.encoders.folder import open_encoder
+from harness.engines import choice as choice_module
 from harness.engines import load as load_module
-from harness.engines.load import Choice, QueryEncoder, thread_counts, time_engines
+from harness.engines.choice import Candidate, Choice, choose, race, thread_counts
+from harness.engines.deployed import PROBE, read_onnx_manifest, seal
+from harness.engines.load import QueryEncoder
 from harness.engines.onnx_runtime import OnnxEngine
 from harness.engines.torch_eager import TorchEngine
 from harness.export.onnx import remove_onnx
@@ -54,33 +57,87 @@ def test_two_lines_give_the_students_vectors(folder: Path, cache: Path) -> None:
     vector_ND = encoder.encode(TEXTS)
     assert vector_ND.dtype == np.float32 and vector_ND.shape == (len(TEXTS), encoder.dimension)
     np.testing.assert_allclose(vector_ND, TorchEngine(open_encoder(folder)).encode(TEXTS), atol=1e-5)
-    assert encoder.choice.engine in ("torch", "onnx")
-    assert {name.split()[0] for name in encoder.choice.milliseconds} == {"torch", "onnx"}
+    assert encoder.choice.engine == "onnx"
+    assert {name.split()[0] for name in encoder.choice.milliseconds} == {"onnx"}, "torch is not opened in vain"
+    assert "torch" in encoder.choice.measured["left_out"] and "torch" in encoder.choice.why
     np.testing.assert_array_equal(encoder.encode("hat"), encoder.encode(["hat"]))
     assert encoder.encode([]).shape == (0, encoder.dimension)
     assert len(kept(cache)) == 1
 
 
-def test_the_fastest_is_taken_and_remembered(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the race would find on a machine of three cores; who took part in each."""
     times = {"torch": 3.0, "onnx": 2.0, "onnx-int8": 1.0}
     threads = {1: 1.0, 2: 0.5, 3: 0.7, 4: 0.9}
-    asked = []
+    asked: list[list[str]] = []
 
-    def measured(engines: dict[str, OnnxEngine], texts: list[str]) -> dict[str, float]:
-        asked.append(sorted(engines))
-        return {name: times[name] * threads[engine.describe()["threads"]] for name, engine in engines.items()}
+    def found(candidates: list[Candidate], texts: list[str]) -> Candidate:
+        asked.append([one.label for one in candidates])
+        for one in candidates:
+            assert one.name == "torch" or one.engine.describe()["threads"] == one.threads
+            one.blocks.append(times[one.name] * threads[one.threads])
+        return min(candidates, key=lambda one: one.best)
 
-    monkeypatch.setattr(load_module, "available_cores", lambda: 3)
-    monkeypatch.setattr(load_module, "time_engines", measured)
+    monkeypatch.setattr(choice_module, "available_cores", lambda: 3)
+    monkeypatch.setattr(choice_module, "race", found)
+    return asked
+
+
+def test_the_fastest_is_taken_and_remembered(folder: Path, cache: Path, timed: list[list[str]]) -> None:
     first = harness.load(folder)
     assert (first.choice.engine, first.choice.threads) == ("onnx-int8", 2)
     assert first.engine.name == "onnx-int8" and first.engine.describe()["threads"] == 2
-    assert asked == [["onnx", "onnx-int8", "torch"], ["onnx-int8"], ["onnx-int8"]]
-    assert harness.load(folder).choice == first.choice and len(asked) == 3, "it was not measured again"
+    assert timed == [["onnx 3", "onnx-int8 3"], ["onnx-int8 2", "onnx-int8 3"], ["onnx-int8 1", "onnx-int8 2"]]
+    assert harness.load(folder).choice == first.choice and len(timed) == 3, "it was not measured again"
     assert harness.load(folder, exact=True).choice.engine == "onnx"  # another question
-    kept(cache)[0].write_text("{broken")
-    kept(cache)[1].write_text('{"engine": "abacus", "threads": 1, "milliseconds": {}}')
-    assert harness.load(folder).choice == first.choice
+    for path, content in zip(kept(cache), ("{broken", '{"schema": 2, "engine": "abacus", "threads": 1}'), strict=True):
+        path.write_text(content)
+    again = harness.load(folder).choice
+    assert (again.engine, again.threads, again.milliseconds) == ("onnx-int8", 2, first.choice.milliseconds)
+
+
+def test_refresh_measures_again_and_keeps_the_new_choice(
+    folder: Path, cache: Path, timed: list[list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="harness"):
+        harness.load(folder)
+    assert "onnx-int8 with 2 threads: 0.50 ms a query" in caplog.text, "what was chosen, and why"
+    assert "onnx 3 1.40" in caplog.text and "torch: on a CPU slower" in caplog.text and "refresh=True" in caplog.text
+    (path,) = kept(cache)
+    told = json.loads(path.read_text())
+    assert told["measured"]["when"] and told["measured"]["seconds"] >= 0 and "unsteady" in told["measured"]
+    path.write_text(json.dumps({**told, "engine": "onnx", "threads": 3}))  # as a noisy measurement would have it
+    count = len(timed)
+    assert harness.load(folder).choice.engine == "onnx" and len(timed) == count
+    assert harness.load(folder, refresh=True).choice.engine == "onnx-int8" and len(timed) > count
+    assert harness.load(folder).choice.engine == "onnx-int8", "it is kept"
+
+
+@pytest.mark.parametrize("what", ["versions", "cores", "cpu"])
+def test_a_choice_of_another_machine_or_version_does_not_count(
+    folder: Path, cache: Path, timed: list[list[str]], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    harness.load(folder)
+    count = len(timed)
+    if what == "versions":
+        monkeypatch.setattr(load_module.metadata, "version", lambda name: "0.0.1")
+    elif what == "cores":
+        monkeypatch.setattr(load_module, "available_cores", lambda: 64)
+    else:
+        monkeypatch.setattr(load_module, "cpu_name", lambda: "another processor")
+    harness.load(folder)
+    assert len(timed) > count and len(kept(cache)) == 2
+
+
+def test_without_the_exports_vectors_torch_is_asked(folder: Path, timed: list[list[str]]) -> None:
+    """As earlier versions exported it."""
+    path = folder / "onnx" / "harness.json"
+    told = read_onnx_manifest(folder)
+    assert told["probe"]["texts"] == list(PROBE)
+    path.write_text(json.dumps(seal({name: told[name] for name in told if name not in ("probe", "sealed")})))
+    harness.load(folder)
+    assert timed[0] == ["torch 3", "onnx 3", "onnx-int8 3"]
 
 
 def test_another_folder_is_measured_anew(folder: Path, cache: Path, tmp_path: Path) -> None:
@@ -227,7 +284,68 @@ def test_order_is_kept_and_batches_are_bounded() -> None:
     assert engine.texts[1:] == sorted(texts, key=len)
 
 
-def test_all_engines_are_timed_on_the_same_texts() -> None:
-    first, second = Slow(), Slow()
-    found = time_engines({"a": first, "b": second}, ["x", "yy", "zzz"])  # type: ignore[dict-item]
-    assert set(found) == {"a", "b"} and min(found.values()) >= 0 and first.texts == second.texts
+# ------------------------------------------------------------------------------------------------------- the race
+
+
+class Ticking:
+    """An engine whose calls take what they are told to, on a clock of its own."""
+
+    name = "onnx"
+    now = 0.0
+
+    def __init__(self, milliseconds: float, noise: dict[int, float] | None = None) -> None:
+        self.milliseconds, self.noise, self.calls = milliseconds, noise or {}, 0
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        assert len(texts) == 1
+        Ticking.now += self.milliseconds * self.noise.get(self.calls, 1.0)
+        self.calls += 1
+        return np.zeros((1, 1), dtype=np.float32)
+
+    def describe(self) -> dict[str, int]:
+        return {"threads": 1}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_module, "perf_counter_ns", lambda: int(Ticking.now * 1e6))
+
+
+def entered(**engines: Ticking) -> list[Candidate]:
+    return [Candidate(name, 1, engine) for name, engine in engines.items()]  # type: ignore[arg-type]
+
+
+def test_the_fastest_wins_and_who_is_slower_is_asked_no_more(clock: None) -> None:
+    hopeless, slow, near, fast = Ticking(50), Ticking(2), Ticking(1.1), Ticking(1)
+    assert race(entered(a=hopeless, b=slow, c=near, d=fast), ["x", "y"]).name == "d"
+    assert hopeless.calls < 6 < slow.calls < near.calls == fast.calls < 60
+
+
+def test_a_busy_moment_does_not_decide(clock: None) -> None:
+    """Whatever runs beside it makes an engine slow for a while: its best block counts."""
+    fast = Ticking(1.0, dict.fromkeys(range(20), 2.5))
+    assert race(entered(a=Ticking(1.4), b=fast), ["x"]).name == "b"
+
+
+def test_of_equals_the_first_is_taken(clock: None) -> None:
+    assert race(entered(a=Ticking(1.03), b=Ticking(1.0)), ["x"]).name == "a"
+    assert race(entered(a=Ticking(1.1), b=Ticking(1.0)), ["x"]).name == "b"
+
+
+def test_more_and_fewer_threads_are_tried_as_long_as_they_win(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_module, "available_cores", lambda: 32)
+    for taken, wanted, tried in (
+        ({4: 1.0, 2: 0.8, 1: 0.9}, 2, {4, 2, 1}),
+        ({4: 1.0, 2: 1.5, 8: 0.7, 16: 0.9}, 8, {4, 2, 8, 16}),
+        ({4: 1.0, 2: 1.5, 8: 1.2}, 4, {4, 2, 8}),
+        ({4: 1.0, 2: 1.02, 1: 1.03}, 1, {4, 2, 1}),  # no slower with fewer
+    ):
+        opened: list[int] = []
+
+        def make(name: str, threads: int, taken: dict[int, float] = taken, opened: list[int] = opened) -> Ticking:
+            opened.append(threads)
+            return Ticking(taken[threads])
+
+        found = choose({"onnx": Ticking(taken[4])}, make, ["x"], None, {})  # type: ignore[dict-item, arg-type]
+        assert found.threads == wanted and {*opened, 4} == tried
+        assert set(found.milliseconds) == {f"onnx {count}" for count in tried}

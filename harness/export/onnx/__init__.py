@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.encoders.chain import weights_sha256
-from harness.engines.deployed import MODEL_FILES, ONNX, deciding_files, read_onnx_manifest, refuse_unusable, seal
+from harness.engines.deployed import (
+    MODEL_FILES,
+    ONNX,
+    PROBE,
+    deciding_files,
+    read_onnx_manifest,
+    refuse_unusable,
+    seal,
+)
 from harness.engines.tokeniser import Tokeniser
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import atomic_folder, file_sha256, read_json, remove_folder, write_json
@@ -59,6 +67,7 @@ def export_onnx(
         source = (new if "fp32" in precisions else Path(scratch)) / MODEL_FILES["fp32"]
         with _plain(encoder) as plain:
             form = write_graph(plain, source)
+            vector_ND = plain.encode(PROBE, side="query")
         feeds = [_feed(tokeniser, text) for text in calibration[:_CALIBRATE]] if "int8-static" in precisions else []
         for precision in precisions:
             if precision != "fp32":
@@ -71,7 +80,9 @@ def export_onnx(
         write_json(new / "harness.json", seal({
             "schema": 1, "files": files, "dimension": encoder.dimension, "space": told.get("space"),
             "weights_sha256": weights_sha256(folder), "beside": deciding_files(folder), "opset": OPSET, "form": form,
-            "calibration_texts": len(feeds), "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "calibration_texts": len(feeds),
+            "probe": {"texts": list(PROBE), "vectors": [[round(float(x), 6) for x in row] for row in vector_ND]},
+            "versions": {name: metadata.version(name) for name in _PACKAGES},
         }))  # fmt: skip
     return {precision: folder / ONNX / MODEL_FILES[precision] for precision in files}
 
