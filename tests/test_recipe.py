@@ -108,8 +108,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(override: str, key: str
          "a section with context, deduplicate, default_language, language, path, positive, prompts, query, skip_bad, "
          "weight", ""),
         # keys of a free map
-        ("report.bars.recovery={P@2: 0.9}", "report.bars.recovery.P@2", "'P@2'",
-         "'P@1', 'P@10', 'nDCG@10', 'MRR@10' or 'Recall@100'", "did you mean 'P@1'?"),
+        ("report.bars.recovery={Precision@2: 0.9}", "report.bars.recovery.Precision@2", "'Precision@2'",
+         "one of P@k, nDCG@k, MRR@k, Recall@k, Hit@k; k: how many hits", ""),
+        ("evaluate.metrics=[P@1, P@0]", "evaluate.metrics.1", "'P@0'",
+         "one of P@k, nDCG@k, MRR@k, Recall@k, Hit@k, judged@k; k: how many hits", ""),
+        ("evaluate.select_metric=judged@10", "evaluate.select_metric", "'judged@10'",
+         "one of P@k, nDCG@k, MRR@k, Recall@k, Hit@k; k: how many hits", ""),
         ("launch.accelerate={1: a.yaml}", "launch.accelerate.1", "1", "text", "put it in quotes"),
     ],
 )  # fmt: skip
@@ -212,6 +216,11 @@ def test_all_problems_are_listed_at_once() -> None:
         (["teacher.train=false", "teacher.query_vectors={format: npy, path: q.npy}", "align.texts=[queries]",
           "align.targets=online"], "align.targets"),
         (["export={triton: true}"], "export.triton"),
+        (["evaluate.metrics=[P@1, Recall@200]"], "evaluate.metrics"),
+        (["evaluate.metrics=[P@1, P@1]"], "evaluate.metrics"),
+        (["evaluate.metrics=[judged@5]"], "evaluate.metrics"),
+        (["report.bars.recovery={P@3: 0.9}"], "report.bars.recovery.P@3"),
+        (["evaluate.metrics=[P@10]", "report.bars.teacher={P@1: 0.9}"], "report.bars.teacher.P@1"),
         (["export={onnx: [fp32, fp32]}"], "export.onnx"),
         (["export={index: [npy, npy]}"], "export.index"),
         (["export={parity: {min_cosine: 0.99, mean_cosine: 0.9}}"], "export.parity.min_cosine"),
@@ -233,6 +242,7 @@ def test_what_cannot_work_together_is_refused_with_the_reason(overrides: list[st
     [
         ["data.source=beir", "data.path=folder"],
         ["mine.base={}", "teacher.hard_negatives=2"],
+        ["evaluate.metrics=[nDCG@150, judged@3]", "evaluate.depth=150", "report.bars.recovery={nDCG@150: 0.9}"],
         ["mine.refine={}", "refine.mined=4"],
         ["teacher.train=false", "teacher.training=", "documents.vectors={format: npy, path: v, ids: i}"],
         ["data.unlabelled=[{path: q.txt, language: de}]", "align.texts=[unlabelled]"],

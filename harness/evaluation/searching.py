@@ -5,7 +5,7 @@ Axes: Q queries, K hits, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,12 +13,35 @@ from harness import metrics
 from harness.data.records import Documents, Record
 from harness.evaluation.per_query import PerQuery
 from harness.runtime.distributed import join_rows, share
+from harness.runtime.errors import InputError, Problem
 from harness.vectors.approximate import Searcher
+from harness.vectors.index import VectorIndex
+from harness.vectors.store import name_some
 
 
 def judgments(records: Sequence[Record], documents: Documents) -> list[dict[int, float]]:
-    """Each query's relevant documents as row -> grade."""
-    return [{documents.row[i]: grade for i, grade in record.positives.items()} for record in records]
+    """Each query's judged documents as row -> grade, 0 for those judged not relevant.
+
+    Raises:
+        InputError: no queries, queries without a relevant document, judged documents that are not in the collection.
+    """
+    row, found = documents.row, []
+    bare = [record.id for record in records if not any(grade > 0 for grade in record.positives.values())]
+    if not records:
+        found.append(Problem("there are no queries to evaluate", next="take the set out, or add queries to it"))
+    if bare:
+        found.append(Problem(f"{len(bare)} queries without a relevant document", got=name_some(bare),
+                             next="judge a document relevant to each, or leave them out: they tell nothing"))
+    unknown = sorted({i for record in records for i in (*record.positives, *record.negatives) if i not in row})
+    if unknown:
+        found.append(Problem(f"{len(unknown)} judged documents are not in the collection", got=name_some(unknown),
+                             next="judge documents that can be found"))
+    if found:
+        raise InputError(found)
+    return [
+        {row[i]: grade for i, grade in (record.positives | dict.fromkeys(record.negatives, 0.0)).items()}
+        for record in records
+    ]
 
 
 def search(
@@ -26,8 +49,20 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hits of every query as (score_QK, row_QK); ``within``: only documents of the query's language.
 
-    Several processes, given the same queries, search a part of them each; all get all hits.
+    Several processes, given the same queries, search a part of the documents each, or of the queries where the index
+    can't be parted; all get all hits.
+
+    Raises:
+        InputError: query vectors that are not finite, or of another dimension than the index.
     """
+    broken = np.flatnonzero(~np.isfinite(query_QD).all(axis=1))
+    if broken.size:
+        names = name_some(records[row].id for row in broken.tolist())
+        raise InputError(Problem(f"{broken.size} query vectors are not finite", got=names,
+                                 next="look at these queries, or encode them in higher precision (embed.precision)"))
+    if isinstance(index, VectorIndex):
+        languages = [record.language for record in records] if within else None
+        return index.search_shared(query_QD, depth, languages)
     part = share(len(records))
     partition = [record.language for record in records[part]] if within else None
     score_QK, row_QK = index.search(query_QD[part], depth, partition)
@@ -50,7 +85,7 @@ def quick_quality(
     within: bool,
 ) -> dict[str, float]:
     """What a stage is judged by while it trains: ``score`` (macro of ``metric``) and the metric by its name."""
-    depth = int(metric.split("@")[1])
+    depth = metrics.cutoff(metric)
     _, row_QK = search(index, query_QD, records, depth, within)
     value_Q = metrics.score(row_QK, judgments(records, documents), (metric,))[metric]
     value = macro(value_Q, records)
@@ -65,10 +100,27 @@ def judge(
     *,
     depth: int,
     within: bool,
+    names: Sequence[str] = metrics.REPORTED,
 ) -> PerQuery:
-    """All metrics of every query, with its hits."""
-    depth = min(depth, max(len(documents), 100))  # no more hits than documents, but as many as metrics look at
-    score_QK, row_QK = search(index, query_QD, records, depth, within)
+    """The metrics ``names`` of every query, with its hits.
+
+    Raises:
+        InputError: what ``search`` and ``judgments`` refuse.
+    """
+    deepest = max(map(metrics.cutoff, names))
+    assert depth >= deepest, "rankings less deep than a metric looks"
+    depth = min(depth, max(len(documents), deepest))  # no more hits than documents, but as many as metrics look at
+    return judged(*search(index, query_QD, records, depth, within), records, documents, names)
+
+
+def judged(
+    score_QK: np.ndarray,
+    row_QK: np.ndarray,
+    records: Sequence[Record],
+    documents: Documents,
+    names: Sequence[str] = metrics.REPORTED,
+) -> PerQuery:
+    """The metrics of hits that were found before."""
     return PerQuery(
         ids=[record.id for record in records],
         languages=[record.language for record in records],
@@ -76,29 +128,53 @@ def judge(
         weights=np.array([record.weight for record in records]),
         hits=[[documents.ids[row] for row in rows if row >= 0] for rows in row_QK],
         scores=score_QK,
-        metrics=metrics.score(row_QK, judgments(records, documents)),
+        metrics=metrics.score(row_QK, judgments(records, documents), names),
         agreement={},
     )
 
 
+def judged_again(result: PerQuery, records: Sequence[Record], documents: Documents) -> dict[str, np.ndarray]:
+    """The metrics of stored hits by the judgments that the queries have now.
+
+    Args:
+        records: the queries of ``result``, in its order.
+    """
+    assert result.ids == [record.id for record in records], "other queries, or in another order"
+    row_QK = np.full(result.scores.shape, -1, dtype=np.int64)
+    for query, hits in enumerate(result.hits):
+        row_QK[query, : len(hits)] = [documents.row[hit] for hit in hits]
+    return metrics.score(row_QK, judgments(records, documents), result.metrics)
+
+
 def agreement(
-    query_QD: np.ndarray, own: PerQuery, reference_QD: np.ndarray, reference: PerQuery, k: int = 10
+    query_QD: np.ndarray, own: PerQuery, reference_QD: np.ndarray, reference: PerQuery, k: int = 10, deep: int = 100
 ) -> dict[str, np.ndarray]:
-    """Label-free likeness to the reference: share of common hits in the top k, and the cosine of the query vectors."""
+    """Label-free likeness to the reference: ``overlap@k``, ``rbo@deep`` and ``cosine``.
+
+    The share of common hits in the top k, the rank-biased overlap of the first ``deep`` hits (``metrics.rbo``, p 0.9),
+    and the cosine of the query vectors where they have the same dimension.
+
+    Raises:
+        InputError: both did not answer the same queries.
+    """
+    if own.ids != reference.ids:
+        raise InputError(Problem("the system and the reference did not answer the same queries",
+                                 got=f"{len(own)} and {len(reference)} queries", allowed="the same, in the same order",
+                                 next="evaluate both again on the same data"))
     row: dict[str, int] = {}
-    for hits in (*own.hits, *reference.hits):
-        for hit in hits[:k]:
-            row.setdefault(hit, len(row))
-    found = {f"overlap@{k}": metrics.overlap(_top(own, row, k), _top(reference, row, k), k)}
+    own_QK, reference_QK = (_first(result, max(k, deep), row) for result in (own, reference))
+    found = {f"overlap@{k}": metrics.overlap(own_QK, reference_QK, k),
+             f"rbo@{deep}": metrics.rbo(own_QK, reference_QK, deep)}  # fmt: skip
     if query_QD.shape == reference_QD.shape:
         norm_Q = np.linalg.norm(query_QD, axis=1) * np.linalg.norm(reference_QD, axis=1)
         found["cosine"] = np.einsum("qd,qd->q", query_QD, reference_QD) / np.maximum(norm_Q, 1e-12)
     return found
 
 
-def _top(result: PerQuery, row: Mapping[str, int], k: int) -> np.ndarray:
-    top_QK = np.full((len(result.hits), k), -1, dtype=np.int64)
-    for query, hits in enumerate(result.hits):
-        for place, hit in enumerate(hits[:k]):
-            top_QK[query, place] = row[hit]
-    return top_QK
+def _first(result: PerQuery, k: int, row: dict[str, int]) -> np.ndarray:
+    """The first k hits of each query as rows, -1 where there are fewer; an id that has no row yet gets one."""
+    count_Q = np.array([min(len(hits), k) for hits in result.hits], dtype=np.int64)
+    found = (row.setdefault(hit, len(row)) for hits in result.hits for hit in hits[:k])
+    first_QK = np.full((len(count_Q), k), -1, dtype=np.int64)
+    first_QK[np.arange(k) < count_Q[:, None]] = np.fromiter(found, np.int64, int(count_Q.sum()))
+    return first_QK

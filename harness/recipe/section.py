@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -16,7 +18,21 @@ Name = Annotated[str, Field(min_length=1)]
 Pooling = Literal["mean", "cls", "lasttoken"]
 TextKind = Literal["queries", "documents", "unlabelled"]
 SetName = Literal["select", "report", "test"]
-Metric = Literal["P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100"]
+
+def _metric_of(kinds: str) -> AfterValidator:
+    """A name such as P@10: one of ``kinds`` at any k."""
+
+    def checked(name: str) -> str:
+        if re.fullmatch(rf"({kinds})@[1-9][0-9]{{0,8}}", name):
+            return name
+        allowed = ", ".join(f"{kind}@k" for kind in kinds.split("|"))
+        raise PydanticCustomError("metric", "one of {allowed}; k: how many hits", {"allowed": allowed})
+
+    return AfterValidator(checked)
+
+
+Metric = Annotated[str, _metric_of("P|nDCG|MRR|Recall|Hit")]
+Measured = Annotated[str, _metric_of("P|nDCG|MRR|Recall|Hit|judged")]  # judged@k is measured, and is no quality
 System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined",
                  "student-ann"]  # fmt: skip
 SYSTEMS: tuple[str, ...] = get_args(System)

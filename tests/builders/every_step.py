@@ -19,8 +19,10 @@ from harness.pipeline.controller import run_verb
 from harness.pipeline.folder import Manifest, RunFolder
 from harness.pipeline.plan import plan
 from harness.recipe import load_recipe
-from harness.runtime.errors import RunError, StoppedError
+from harness.runtime.errors import InputError, RunError, StoppedError
 from harness.runtime.process import configure_logging, is_main_process
+from harness.vectors import exact
+from harness.vectors.index import VectorIndex
 
 
 def copy_without(step: str, one: Path, copy: Path) -> None:
@@ -41,6 +43,38 @@ def fail() -> None:
     raise RunError("told by the main process")
 
 
+def searched() -> dict[str, Any]:
+    """Hits of exact indexes of 41 small blocks, whole and in partitions; of floats, and of whole numbers that tie.
+
+    Alone it is one process's answer, and in a launch that of all.
+    """
+    random, found = np.random.default_rng(0), {}
+    ids = [f"d{number}" for number in random.permutation(2600)]
+    plain, exact.BLOCK_DOCUMENTS = exact.BLOCK_DOCUMENTS, 64
+    for name in ("floats", "ties"):
+        vector_ND, query_QD = (random.standard_normal((count, 24)).astype(np.float32) for count in (2600, 70))
+        if name == "ties":
+            vector_ND, query_QD = np.rint(vector_ND), np.rint(query_QD) * (np.arange(24) < 2)
+        for parts in (None, ["de", "en", "fr", "de"] * 650):
+            asked = None if parts is None else ["de", "en", "fr", "none", "de", "en", "fr"] * 10
+            index = VectorIndex.build(vector_ND, ids, kind="exact", partition_N=parts)
+            score_QK, row_QK = index.search_shared(query_QD.astype(np.float32), 30, asked)
+            found[f"{name}, {'parts' if parts else 'whole'}"] = [score_QK.astype(str).tolist(), row_QK.tolist()]
+    exact.BLOCK_DOCUMENTS = plain
+    return found
+
+
+def refused() -> str:
+    """What all processes say of queries of which only the last one's are broken; none waits for another."""
+    query_QD = np.ones((4, 2), dtype=np.float32)
+    query_QD[3, 0] = np.nan
+    try:
+        VectorIndex.build(np.ones((3, 2)), list("abc"), kind="exact").search_shared(query_QD, 2)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def together() -> dict[str, Any]:
     """What this process gets from the calls that all make together."""
     try:
@@ -56,6 +90,8 @@ def together() -> dict[str, Any]:
         "joined": joined,
         "broadcast": distributed.broadcast({"é": [1, None]} if distributed.rank() == 0 else {}),
         "on_main": distributed.on_main(lambda: distributed.rank()),
+        "searched": searched(),
+        "refused": refused(),
         "sum": distributed.sum_over_processes(np.full((2, 2), 1.0 + distributed.rank(), dtype=np.float32)).tolist(),
     }
 

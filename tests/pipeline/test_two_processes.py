@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.every_step import searched
 from builders.tiny_run import tiny_tree, write_recipe
 from builders.tiny_streams import with_streams
 from safetensors.numpy import load_file
@@ -170,6 +171,8 @@ def test_what_all_processes_call_together(runs: Runs) -> None:
     main, other = (json.loads((runs.two / f"together-{rank}.json").read_text()) for rank in (0, 1))
     assert (main.pop("failed"), other.pop("failed")) == ("RunError", "StoppedError")
     assert main == other
+    assert main["searched"] == searched(), "documents parted among processes, hits merged: bit for bit those of one"
+    assert "1 query vectors are not finite" in main["refused"] and "[3]" in main["refused"]
     assert main["broadcast"] == {"é": [1, None]} and main["on_main"] == 0 and main["sum"] == [[3.0, 3.0]] * 2
     for count, rows in main["joined"].items():
         assert rows == [[3.0 * row, 3.0 * row + 1, 3.0 * row + 2] for row in range(int(count))]

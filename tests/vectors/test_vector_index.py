@@ -137,6 +137,20 @@ def test_no_query_has_no_hit() -> None:
     assert score_QK.shape == row_QK.shape == (0, 2)
 
 
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_shards_hold_all_documents_once(partitioned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "BLOCK_DOCUMENTS", 16)
+    vector_ND, ids = unit_vectors(300, 8), shuffled_ids(300)
+    names_N = ["de"] * 50 + ["en"] * 240 + ["fr"] * 10 if partitioned else None
+    index = VectorIndex.build(vector_ND, ids, kind="exact", partition_N=names_N)
+    shards = [index.shard(number, 3) for number in range(3)]
+    found = [row_QK[0][row_QK[0] >= 0].tolist() for _, row_QK in (s.search(vector_ND[:1], 300) for s in shards)]
+    assert sorted(row for rows in found for row in rows) == list(range(300))
+    assert max(len(rows) for rows in found) <= 128
+    none = index.shard(0, 300)  # more processes than blocks: some have nothing
+    assert (none.search(vector_ND[:2], 5)[1] == -1).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_a_saved_index_answers_the_same(kind: str, partitioned: bool, tmp_path: Path) -> None:
