@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.recipe import Recipe, load_recipe
-from harness.runtime.errors import InputError, RunError, StoppedError
+from harness.runtime.errors import InputError, Problem, RunError, StoppedError
 from harness.runtime.process import configure_logging, is_main_process, refuse_foreign_content
 
 app = typer.Typer(
@@ -194,8 +194,6 @@ def _add_step_verb(verb: str, text: str) -> None:
 
         loaded, root = _load(recipe, set_, output)
         run_verb(loaded, root, verb, only=only)
-        if verb == "report" and is_main_process():
-            _show_report(root)
 
     command.__doc__ = text
     app.command(verb)(command)
@@ -252,6 +250,50 @@ def evaluate(
 
 
 @app.command()
+def report(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE", help="A recipe; with --compare two or more folders of runs.")
+    ],
+    set_: Set = None,
+    output: Output = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Put runs side by side; --output DIR keeps it as a page and as Markdown.")
+    ] = False,
+    only: Annotated[str | None, typer.Option("--only", hidden=True)] = None,
+) -> None:
+    """Write results.json, report.md and report.html (the steps before it must be done), or compare runs."""
+    if compare:
+        _compare(paths, set_, output)
+        return
+    if len(paths) > 1:
+        raise InputError(
+            Problem("more than one recipe", where="report", got=", ".join(map(str, paths)), allowed="one recipe",
+                    next="to compare runs: harness report --compare RUN RUN")
+        )  # fmt: skip
+    from harness.pipeline.controller import run_verb
+
+    loaded, root = _load(paths[0], set_, output)
+    run_verb(loaded, root, "report", only=only)
+    if is_main_process():
+        _show_report(root)
+
+
+def _compare(runs: list[Path], overrides: list[str] | None, output: Path | None) -> None:
+    from harness.evaluation.between import paired_between
+    from harness.evaluation.report.compare import Comparison, read_runs
+    from harness.evaluation.report.compare_page import terminal_tables, write_comparison
+
+    if overrides:
+        raise InputError(Problem("--set changes a recipe, and --compare reads none", where="--set"))
+    told = Comparison(read_runs(runs), paired_between)
+    console = _console()
+    for table in terminal_tables(told):
+        console.print(table)
+    for path in write_comparison(told, output) if output else ():
+        console.print(f"{path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def pool(
     root: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. outputs/quickstart.")],
     output: Annotated[
@@ -289,7 +331,6 @@ for _verb, _text in {
     "refine": "Stage 3: refine the student against the frozen documents.",
     "export": "Write what is deployed.",
     "bench": "Time the encoders, interleaved, on an idle machine.",
-    "report": "Write results.json, report.md and report.html.",
 }.items():
     _add_step_verb(_verb, f"{_text} The steps before it must be done.")
 

@@ -135,13 +135,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """What a panel shows, and along what."""
+    """What a panel shows, and along what; ``holds``: points that the scales span too, so that panels share them."""
 
     title: str
     x: str
     y: str
     log_x: bool = False
     log_y: bool = False
+    holds: tuple[tuple[float, float], ...] = ()
 
 
 def _marks(values: Sequence[float], log: bool) -> tuple[list[float], bool]:
@@ -161,8 +162,9 @@ def _lines(axes: Axes, lines: Sequence[Line], at: float | None = None, note: str
     if not lines:
         return None
     width, height, left, right, top, bottom = 320, 228, 48, 14, 64, 186
-    x_marks, log_x = _marks([x for one in lines for x, _ in one.points], axes.log_x)
-    y_marks, log_y = _marks([y for one in lines for _, y in one.points] + ([] if at is None else [at]), axes.log_y)
+    points = [*axes.holds, *(point for one in lines for point in one.points)]
+    x_marks, log_x = _marks([x for x, _ in points], axes.log_x)
+    y_marks, log_y = _marks([y for _, y in points] + ([] if at is None else [at]), axes.log_y)
     x = Scale(x_marks[0], x_marks[-1], left, width - right, log_x)
     y = Scale(y_marks[0], y_marks[-1], bottom, top, log_y)
     parts = [label(0, 11, cut(axes.title, 40), "strong")]
@@ -205,19 +207,16 @@ def by_batch(entry: object) -> Curve:
 
 
 def throughput(view: View) -> list[str]:
-    """Queries per second by batch size: a panel per engine, a curve per system."""
+    """Queries per second by batch size: a panel per engine, a curve per system, one scale from 0."""
+    curves = {(s, e): by_batch(dig(view.results, "throughput", s, e, "by_batch")) for s, e in view.timed}
+    points = [point for curve in curves.values() for point in curve]
+    if not points:
+        return []
+    holds = ((points[0][0], 0.0), *points)
     drawn = []
-    for engine in dict.fromkeys(engine for _, engine in view.timed):
-        lines = [
-            Line(
-                clean(system),
-                by_batch(dig(view.results, "throughput", system, engine, "by_batch")),
-                _kind(view, system),
-            )
-            for system, own in view.timed
-            if own == engine
-        ]
-        drawn.append(_lines(Axes(clean(engine), "batch", "queries per second", log_x=True), lines))
+    for engine in dict.fromkeys(engine for _, engine in curves):
+        lines = [Line(clean(s), curve, _kind(view, s)) for (s, e), curve in curves.items() if e == engine]
+        drawn.append(_lines(Axes(clean(engine), "batch", "queries per second", log_x=True, holds=holds), lines))
     return [panel for panel in drawn if panel]
 
 

@@ -78,7 +78,7 @@ def _paid(view: View) -> str:
         figure(view, plots.quality_and_latency, caption)
         + table(tables.cost(view))
         + folded_table(tables.latency_by_language(view))
-        + panels(curves.throughput(view), "Queries per second by batch size, until it stops rising.", "two")
+        + panels(curves.throughput(view), "Queries per second by batch size. All panels share one scale.", "two")
         + folded_table(evidence.batches(view))
         + sentences(evidence.effort_note(view))
         + panels(curves.effort(view), effort, "two")

@@ -130,8 +130,12 @@ footer dt{font-weight:600}footer dd{margin:0}
 @media (max-width:420px){.bars .numbers span{display:block}}
 @media (max-width:560px){.sides{grid-template-columns:1fr}.verdict{padding:14px 16px}figure{padding:12px 10px}
 h2{margin-top:44px}.answer small{display:block;margin-top:6px;line-height:1.35;font-size:1rem}
-.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile dd{font-size:1.25rem}}
-@media print{@page{margin:14mm}body{font-size:10pt;background:#fff}main,header,footer{max-width:none;padding:0}
+.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile dd{font-size:1.25rem}
+.tile:last-child:nth-child(odd){grid-column:span 2}
+}
+@media print{@page{margin:14mm}html{font-size:12.5px}
+.panels.two{grid-template-columns:1fr 1fr}
+.tiles{grid-template-columns:repeat(5,1fr)}body{font-size:10pt;background:#fff}main,header,footer{max-width:none;padding:0}
 nav{display:none}h2{margin-top:28px}
 .wide{display:block}.narrow{display:none}.box{overflow:visible;max-height:none}thead th,tbody th{position:static}
 details::details-content{content-visibility:visible;height:auto;opacity:1}summary{list-style:none}

@@ -77,10 +77,15 @@ def _bar(entry: Mapping[str, Any]) -> Bar:
 
 
 class View:
-    """What the report shows of ``results``: one set, its systems and languages in order, one metric in front."""
+    """What the report shows of ``results``: one set, its systems and languages in order, one metric in front.
 
-    def __init__(self, results: Mapping[str, Any]) -> None:
-        self.results = results
+    Args:
+        results: the content of results.json; any part of it may be missing.
+        on: the set in front, where it is not to be the usual one.
+    """
+
+    def __init__(self, results: Mapping[str, Any], on: str | None = None) -> None:
+        self.results, self._on = results, on
 
     @cached_property
     def name(self) -> str:
@@ -93,6 +98,8 @@ class View:
     @cached_property
     def set(self) -> str:
         """The set in front: ``test`` if there is one, otherwise ``report``, otherwise ``select``."""
+        if self._on is not None:
+            return self._on
         quality = branch(self.results, "quality")
         found = [key for sets in quality.values() if isinstance(sets, Mapping) for key in sets]
         return next(iter(in_order([*found, *branch(self.results, "sets")], SETS)), "")
@@ -192,6 +199,8 @@ class View:
     def small(self) -> list[str]:
         """The languages that are too small to tell: they are undecided, never passed."""
         told = {str(test.get("scope")): test.get("verdict") for test in self.claims if test.get("metric") == self.lead}
+        worst = dig(self.results, "recovery", self.candidate, self.set, "worst", self.lead, "undecided")
+        told |= dict.fromkeys(worst if isinstance(worst, list) else [], "undecided")
         recovery = {lang: self.recovery(self.candidate, lang, self.lead) for lang in self.languages}
         return [
             lang for lang, found in recovery.items()

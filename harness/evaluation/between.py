@@ -1,0 +1,37 @@
+"""Paired differences between two runs on the same set, from what both stored of every query."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from harness.evaluation.per_query import PerQuery
+from harness.evaluation.statistics import paired_difference, quality
+from harness.runtime.errors import InputError
+
+RESAMPLES = 2_000
+
+
+def paired_between(
+    evaluation: Path, other: Path, metric: str, told: tuple[float | None, float | None]
+) -> dict[str, Any] | None:
+    """How much better ``evaluation`` answered than ``other``, query by query, as the macro difference of a metric.
+
+    Args:
+        evaluation, other: folders that ``PerQuery.save`` wrote.
+        told: the macro means that the runs' results tell of both.
+
+    Returns:
+        ``{"difference", "low", "high", "verdict"}``; None where a folder is missing or damaged, answered other queries
+        than the other, or is not what its run's results were made from.
+    """
+    try:
+        pair = [PerQuery.load(folder, hits=False) for folder in (evaluation, other)]
+        for found, mean in zip(pair, told, strict=True):
+            stored = quality(found)["macro"].get(metric)
+            if mean is None or stored is None or not math.isclose(stored, mean, abs_tol=1e-9):
+                return None
+        return paired_difference(pair[0], pair[1], metric, resamples=RESAMPLES)
+    except (InputError, OSError):
+        return None

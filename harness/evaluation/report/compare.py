@@ -1,0 +1,353 @@
+"""Runs side by side: which of them can be compared, and every table of the comparison. The first run is the measure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.evaluation.report.tables import Grid, Row, duration, grid
+from harness.evaluation.report.values import (
+    MISSING,
+    Interval,
+    branch,
+    clean,
+    count,
+    decimals,
+    described,
+    dig,
+    in_order,
+    listed,
+    number,
+    rate,
+)
+from harness.evaluation.report.view import SETS, STATUS_MARKS, SYSTEMS, View
+from harness.runtime.errors import InputError, Problem
+
+RESULTS = "results.json"
+APART = "‡"  # behind a number that can't be held against the first run's
+OVER = "p50 over the reference's"
+SHOWN = 5  # metrics of the systems in question
+Paired = Callable[[Path, Path, str, tuple[float | None, float | None]], Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run: ``apart`` says why its quality, recovery or latency is no match for the first run's (none: it is)."""
+
+    name: str
+    folder: Path
+    view: View
+    apart: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def reasons(self, kind: str) -> Sequence[str]:
+        return self.apart.get(kind, ())
+
+
+# -------------------------------------------------------------------------------------------------------- reading
+
+
+def read_runs(folders: Sequence[Path]) -> list[Compared]:
+    """The runs in these folders, on the foremost set that all of them have, each held against the first.
+
+    Raises:
+        InputError: fewer than two runs, the same run twice, a folder without results, or no set in common.
+    """
+    problems: list[Problem] = []
+    if len(folders) < 2:
+        problems.append(Problem("nothing to compare with", where="--compare", got=f"{len(folders)} run",
+                                allowed="two or more folders of runs"))  # fmt: skip
+    paths = [folder.resolve() for folder in folders]
+    for place, folder in enumerate(folders):
+        if paths[place] in paths[:place]:
+            problems.append(Problem("the same run twice", where=str(folder), next="name it once"))
+    found = [_read(folder, problems) for folder in folders]
+    if problems:
+        raise InputError(problems)
+    sets = [
+        {name for by_set in branch(told, "quality").values() for name in branch({"": by_set}, "")} for told in found
+    ]
+    common = in_order(sorted(set.intersection(*sets)), SETS)
+    if not common:
+        raise InputError(
+            Problem("no set that all of these runs were evaluated on", where="--compare",
+                    got="; ".join(f"{folder}: {', '.join(sorted(names)) or 'none'}"
+                                  for folder, names in zip(folders, sets, strict=True)),
+                    next="evaluate them on the same set (evaluate.sets)")
+        )  # fmt: skip
+    views = [View(told, on=common[0]) for told in found]
+    return [
+        Compared(name, folder, view, {} if view is views[0] else apart(views[0], view))
+        for name, folder, view in zip(_names(views, folders), folders, views, strict=True)
+    ]
+
+
+def _read(folder: Path, problems: list[Problem]) -> Mapping[str, Any]:
+    """The results of one run; what is wrong with them joins the problems."""
+    path = folder / RESULTS if folder.is_dir() else folder
+    advice = "harness report RECIPE writes it"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        problems.append(
+            Problem("no results of a run", where=str(folder), allowed=f"a folder with {RESULTS}", next=advice)
+        )
+        return {}
+    except ValueError:
+        told = None
+    if not isinstance(told, dict) or told.get("schema") != 1:
+        got = f"schema {told.get('schema')}" if isinstance(told, dict) else "no JSON"
+        problems.append(Problem("not the results of a run", where=str(path), got=got, allowed="schema 1", next=advice))
+        return {}
+    return told
+
+
+def _names(views: Sequence[View], folders: Sequence[Path]) -> list[str]:
+    """What tells the runs apart: their own names, else those of their folders, else both with a number."""
+    for names in ([view.name for view in views], [clean(folder.resolve().name) for folder in folders]):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{view.name} {place}" for place, view in enumerate(views, 1)]
+
+
+# --------------------------------------------------------------------------------------------- what can be compared
+
+
+def apart(first: View, other: View) -> dict[str, list[str]]:
+    """Why ``quality``, ``recovery`` and ``latency`` of a run are no match for the first run's."""
+    data = _other_data(first, other)
+    recovery = list(data)
+    if first.reference != other.reference:
+        recovery.append(f"another reference ({clean(other.reference)}, the first has {clean(first.reference)})")
+    return {"quality": data, "recovery": recovery, "latency": _other_machine(first, other)}
+
+
+def _other_data(first: View, other: View) -> list[str]:
+    hashes = [_data_hash(view) for view in (first, other)]
+    if all(hashes):
+        return [] if hashes[0] == hashes[1] else [f"other data ({hashes[1]}, the first has {hashes[0]})"]
+    told = []
+    for key in ("queries", "documents", "languages"):
+        ours, theirs = (dig(view.results, "sets", view.set, key) for view in (first, other))
+        if ours != theirs:
+            told.append(f"other {key} in {clean(first.set)} ({_size(theirs)}, the first has {_size(ours)})")
+    return told
+
+
+def _data_hash(view: View) -> str:
+    """The beginning of the hash of the set: its documents, queries and judgments."""
+    return clean(dig(view.results, "sets", view.set, "sha256") or "")[:12]
+
+
+def _size(value: object) -> str:
+    return count(value) if number(value) is not None else str(len(value)) if isinstance(value, list) else MISSING
+
+
+def _other_machine(first: View, other: View) -> list[str]:
+    told = []
+    places = (("provenance", "hardware", "cpu"), ("provenance", "hardware", "cores"), ("conditions", "cpu"),
+              ("conditions", "device"), ("conditions", "threads"))  # fmt: skip
+    for place in places:
+        ours, theirs = (described(dig(view.results, *place)) for view in (first, other))
+        if ours != theirs and ours and theirs:
+            told.append(f"other {place[-1]} ({theirs}, the first has {ours})")
+    return list(dict.fromkeys(told))
+
+
+# --------------------------------------------------------------------------------------------------------- tables
+
+
+class Comparison:
+    """The tables. A column per run; behind its numbers the difference to the first run, where there is one to tell."""
+
+    def __init__(self, runs: Sequence[Compared], paired: Paired | None = None) -> None:
+        self.runs, self._paired = list(runs), paired
+
+    @property
+    def first(self) -> Compared:
+        return self.runs[0]
+
+    @property
+    def lead(self) -> str:
+        return self.first.view.lead
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [run.name for run in self.runs]
+
+    @cached_property
+    def scopes(self) -> list[str]:
+        return ["macro", "worst", *sorted({lang for run in self.runs for lang in run.view.languages})]
+
+    def cautions(self) -> list[str]:
+        """Which runs can't be held against the first, and why; in words."""
+        what = {"quality": "its quality", "recovery": "its recovery", "latency": "its latency"}
+        found = []
+        for run in self.runs[1:]:
+            by_reason: dict[str, list[str]] = {}
+            for kind, words in what.items():
+                for reason in run.reasons(kind):
+                    by_reason.setdefault(reason, []).append(words)
+            for reason, kinds in by_reason.items():
+                joined = " and ".join(kinds) if len(kinds) < 3 else ", ".join(kinds)
+                found.append(f"{APART} {run.name} is not comparable with {self.first.name} in {joined}: {reason}.")
+            if not run.reasons("quality") and not (_data_hash(run.view) and _data_hash(self.first.view)):
+                found.append(f"{run.name}: its results do not tell which data they were made from; taken as the same.")
+        return found
+
+    def overview(self) -> Grid | None:
+        """What each run is, and its answer."""
+        rows: dict[str, list[str]] = {}
+        for run in self.runs:
+            view, about = run.view, branch(run.view.results, "provenance")
+            verdict = view.verdict
+            mark = f"{STATUS_MARKS[verdict.status]} " if verdict.status else ""
+            seconds = number(about.get("wall_seconds"))
+            told = {
+                "can it ship?": f"{mark}{verdict.word}",
+                "candidate": clean(view.candidate),
+                "reference": clean(view.reference),
+                f"{clean(self.lead)} kept, macro": view.recovery(view.candidate, "macro", self.lead).text(
+                    mark=view.mark
+                ),
+                "lowest language": self._worst(view),
+                "folder": clean(run.folder),
+                "data": _data_hash(view) or MISSING,
+                "queries": count(view.queries("all")),
+                "machine": described(about.get("hardware")) or MISSING,
+                "commit": clean(about.get("commit") or MISSING),
+                "seed": clean(about.get("seed", MISSING)),
+                "run time": MISSING if seconds is None else duration(seconds),
+            }
+            for key, text in told.items():
+                rows.setdefault(key, []).append(text)
+        found = [Row([key, *cells], strong=key == "can it ship?") for key, cells in rows.items()]
+        return grid("Runs", ["", *self.names], found, left=range(len(self.runs) + 1))
+
+    def _worst(self, view: View) -> str:
+        found = view.recovery(view.candidate, "worst", self.lead).text()
+        return f"{clean(view.worst_language)} {found}" if view.worst_language else found
+
+    def bars(self) -> Grid | None:
+        """Every bar of any run, and where each run stands."""
+        whats = list(dict.fromkeys(bar.what for run in self.runs for bar in run.view.bars))
+        rows = []
+        for what in whats:
+            held = [next((bar for bar in run.view.bars if bar.what == what), None) for run in self.runs]
+            rows.append(Row([what, *(f"{STATUS_MARKS[b.status]} {b.value}" if b else MISSING for b in held)]))
+        return grid("Bars", ["bar", *self.names], rows)
+
+    def quality(self) -> Grid | None:
+        """The candidates' metrics, macro, with paired differences where both runs kept every query."""
+        metrics = [m for m in self.first.view.metrics if any(m in run.view.metrics for run in self.runs[1:])][:SHOWN]
+        rows = [Row([clean(metric), *(self._quality(run, run.view.candidate, metric) for run in self.runs)],
+                    metric == self.lead) for metric in metrics]  # fmt: skip
+        note = (
+            f"Macro, on {clean(self.first.view.set)}. In brackets: the difference to {self.first.name}, with its "
+            "paired interval where both runs kept their evaluations. A question mark: undecided."
+        )
+        names = [f"{run.name}: {clean(run.view.candidate)}" for run in self.runs]
+        return grid("Quality of the systems in question", ["metric", *names], rows, note)
+
+    def systems(self) -> Grid | None:
+        """The metric in front, of every system that two runs have."""
+        held = [name for run in self.runs for name in run.view.systems]
+        shared = in_order([name for name in held if held.count(name) > 1], SYSTEMS)
+        rows = [
+            Row([clean(name), *(self._quality(run, name, self.lead, alike=True) for run in self.runs)])
+            for name in shared
+        ]
+        return grid(f"{clean(self.lead)} of every system, macro", ["system", *self.names], rows)
+
+    def _quality(self, run: Compared, system: str, metric: str, alike: bool = False) -> str:
+        value = run.view.quality(system, "macro", metric)
+        beside = system if alike else self.first.view.candidate
+        base = self.first.view.quality(beside, "macro", metric)
+        if value is None or base is None or run is self.first:
+            return decimals(value)
+        if run.reasons("quality"):
+            return f"{decimals(value)} {APART}"
+        told = self._difference(run, system, beside, metric, (value, base))
+        if told is None:
+            return f"{decimals(value)} ({decimals(value - base, sign=True)})"
+        doubt = " ?" if told.get("verdict") == "undecided" else ""
+        return f"{decimals(value)} ({Interval.of(told, 'difference').text(sign=True)}{doubt})"
+
+    def _difference(
+        self, run: Compared, system: str, beside: str, metric: str, values: tuple[float, float]
+    ) -> Mapping[str, Any] | None:
+        """The paired difference to the first run, from what both stored of every query; None where they did not."""
+        if self._paired is None or metric not in (self.lead, "nDCG@10"):
+            return None
+        folders = [r.folder / "evaluations" / name / r.view.set for r, name in ((run, system), (self.first, beside))]
+        return self._paired(folders[0], folders[1], metric, values)
+
+    def recovery(self) -> Grid | None:
+        """What each candidate keeps of its reference, summaries and languages."""
+        rows = []
+        for scope in self.scopes:
+            cells = []
+            base = self.first.view.recovery(self.first.view.candidate, scope, self.lead).value
+            for run in self.runs:
+                found = run.view.recovery(run.view.candidate, scope, self.lead)
+                text = found.text(mark=run.view.mark)
+                if run is not self.first and base is not None and found.value is not None:
+                    text += f" {APART}" if run.reasons("recovery") else f" ({decimals(found.value - base, sign=True)})"
+                cells.append(text)
+            rows.append(Row([clean(scope) or "(none)", *cells], scope in ("macro", "worst")))
+        note = "In brackets: the difference of the estimates; their intervals are each run's own."
+        return grid(f"Recovery of {clean(self.lead)}", ["language", *self.names], rows, note)
+
+    def cost(self) -> Grid | None:
+        """One query's time and the queries per second, of every system and engine that is timed in any run."""
+        keys = [pair for run in self.runs for pair in run.view.timed]
+        pairs = [
+            (s, e) for s in in_order([s for s, _ in keys], SYSTEMS) for e in dict.fromkeys(e for n, e in keys if n == s)
+        ]
+        whole = all(run.view.path_key for run in self.runs)
+        key = "whole_p50_ms" if whole else "p50_ms"
+        rows = []
+        for system, engine in pairs:
+            asked = {
+                "p50 ms": [run.view.latency(system, engine, key) for run in self.runs],
+                OVER: [_over_reference(run.view, system, engine, key) for run in self.runs],
+                "queries/s": [run.view.throughput(system, engine) for run in self.runs],
+            }
+            for what, values in asked.items():
+                cells = [self._timed(run, value, values[0], what) for run, value in zip(self.runs, values, strict=True)]
+                if any(cell != MISSING for cell in cells):
+                    rows.append(Row([f"{clean(system)} · {clean(engine)}", what, *cells], what == OVER))
+        path = "the whole path (tokenise, encode, search)" if whole else "the encoder"
+        note = (
+            f"p50 of {path} for one query. In brackets: how many times the first run's. Runs are timed one after the "
+            "other, not in turns: what the machine did meanwhile is in the milliseconds, less so in the ratio to the "
+            "run's own reference."
+        )
+        return grid("Latency and throughput", ["system", "", *self.names], rows, note, left=(0, 1))
+
+    def _timed(self, run: Compared, value: float | None, base: float | None, what: str) -> str:
+        text = rate(value) if what == "queries/s" else decimals(value, 2)
+        if run is self.first or value is None or not base:
+            return text
+        if run.reasons("latency"):
+            return f"{text} {APART}"
+        return f"{text} (×{value / base:.2f})"
+
+    def grids(self) -> list[Grid]:
+        """Every table that says something, in order."""
+        every = (self.overview(), self.bars(), self.quality(), self.recovery(), self.cost(), self.systems())
+        return [found for found in every if found is not None]
+
+    def sentence(self) -> str:
+        """What is compared, in a line."""
+        return f"{listed(self.names)} on {clean(self.first.view.set)}; differences are to {self.first.name}."
+
+
+def _over_reference(view: View, system: str, engine: str, key: str) -> float | None:
+    """A system's time over that of the run's own reference."""
+    base = view.latency(view.reference, view.first_engine(view.reference), key)
+    own = view.latency(system, engine, key)
+    return own / base if own is not None and base and system != view.reference else None

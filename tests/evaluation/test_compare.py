@@ -1,0 +1,196 @@
+"""Runs side by side: what is compared, what is marked as incomparable, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders.evaluations import per_query
+from builders.results import example_results
+from builders.rich_results import rich_results
+from rich.console import Console
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.evaluation.between import paired_between
+from harness.evaluation.report.compare import APART, Comparison, read_runs
+from harness.evaluation.report.compare_page import markdown, page, terminal_tables
+from harness.runtime.errors import InputError
+
+Tree = dict[str, Any]
+
+
+def stored(folder: Path, results: Tree) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return folder
+
+
+def two(tmp_path: Path, change: Callable[[Tree], object] = lambda results: None) -> list[Path]:
+    """The example, and the same as ``change`` leaves it."""
+    first, second = example_results(), example_results()
+    second["name"] = "second"
+    change(second)
+    return [stored(tmp_path / "a", first), stored(tmp_path / "b", second)]
+
+
+def printed(told: Comparison) -> str:
+    console = Console(file=StringIO(), width=200, color_system=None)
+    for table in terminal_tables(told):
+        console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_all_three_tell_the_differences_to_the_first(tmp_path: Path) -> None:
+    def change(results: Tree) -> None:
+        results["quality"]["student-refined"]["test"]["macro"]["P@1"] += 0.0214
+        results["recovery"]["student-refined"]["test"]["de"]["P@1"] = {"value": 0.5, "low": 0.4, "high": 0.6}
+        results["latency"]["student-refined"]["torch"]["all"]["p50_ms"] *= 0.5
+        results["throughput"]["student-refined"]["torch"]["queries_per_second"] = 2374.0
+        results["bars"][0] |= {"passed": False, "value": 0.41}
+
+    told = Comparison(read_runs(two(tmp_path, change)))
+    first = example_results()
+    value = first["quality"]["student-refined"]["test"]["macro"]["P@1"]
+    lower = 0.5 - first["recovery"]["student-refined"]["test"]["de"]["P@1"]["value"]
+    for text in (page(told), markdown(told), printed(told)):
+        assert f"{value + 0.0214:.3f} (+0.021)" in text
+        assert f"0.500 [0.400, 0.600] ({lower:+.3f})" in text
+        assert "2.52 (×0.50)" in text and "0.21 (×0.50)" in text  # milliseconds, and over the run's own reference
+        assert "2,374 (×2.00)" in text
+        assert "✗ 0.410" in text and "✓ 0.447" in text
+        assert "Not yet" in text and APART not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "what"),
+    [
+        (lambda r: r["sets"]["test"].update(queries=9), "quality", "other queries in test (9, the first has 1,636)"),
+        (lambda r: r["sets"]["test"].update(languages=["de"]), "recovery", "other languages in test (1, the first"),
+        (lambda r: r.update(reference="teacher-base"), "recovery", "another reference (teacher-base, the first"),
+        (lambda r: r["provenance"]["hardware"].update(cpu="Zuse 3"), "latency", "other cpu (Zuse 3"),
+        (lambda r: r["conditions"].update(threads=64), "latency", "other threads (64, the first has 2)"),
+        (lambda r: r["conditions"].update(device="cuda"), "latency", "other device (cuda"),
+    ],
+)
+def test_what_cannot_be_compared_is_marked(
+    change: Callable[[Tree], object], where: str, what: str, tmp_path: Path
+) -> None:
+    runs = read_runs(two(tmp_path, change))
+    told = Comparison(runs)
+    assert what in " ".join(runs[1].reasons(where))
+    assert what in " ".join(told.cautions())
+    tables = {"quality": told.quality(), "recovery": told.recovery(), "latency": told.cost()}
+    for kind, grid in tables.items():
+        assert grid is not None
+        marked = [cell for row in grid.rows for cell in row.cells[2:] if cell.endswith(APART)]
+        compared = [cell for row in grid.rows for cell in row.cells[2:] if cell.endswith(")")]
+        assert bool(marked) == bool(runs[1].reasons(kind)) and bool(compared) != bool(marked), kind
+    assert what in page(told)
+
+
+def test_the_hash_of_a_set_decides_where_both_tell_it(tmp_path: Path) -> None:
+    folders = two(tmp_path)
+    told = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    assert "do not tell which data" in " ".join(Comparison(read_runs(folders)).cautions())
+    for hashes, same in ((("ab12", "ab12"), True), (("ab12", "cd34"), False)):
+        for folder, results, sha in zip(folders, told, hashes, strict=True):
+            results["sets"]["test"]["sha256"] = sha
+            (folder / "results.json").write_text(json.dumps(results))
+        runs = read_runs(folders)
+        assert runs[1].reasons("quality") == ([] if same else ["other data (cd34, the first has ab12)"])
+        assert same == (Comparison(runs).cautions() == [])
+
+
+def evaluated(folder: Path, results: Tree, chances: dict[str, float]) -> None:
+    """Evaluations of 200 queries, and the results' macro as these have it."""
+    for system, chance in chances.items():
+        hit = (np.random.default_rng(5).random(200) < chance).astype(np.float64)  # the same luck for all
+        found = per_query(["de", "en"] * 100, [i // 2 for i in range(200)], {"P@1": hit.tolist()})
+        found.save(folder / "evaluations" / system / "test", {})
+        macro = (hit[::2].mean() + hit[1::2].mean()) / 2
+        results["quality"][system]["test"]["macro"]["P@1"] = float(macro)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_differences_are_paired_where_both_runs_kept_every_query(tmp_path: Path) -> None:
+    folders = two(tmp_path)
+    for folder, chance in zip(folders, (0.4, 0.6), strict=True):
+        evaluated(folder, json.loads((folder / "results.json").read_text()), {"student-refined": chance})
+    runs = read_runs(folders)
+    grid = Comparison(runs, paired_between).quality()
+    assert grid is not None
+    cell = grid.rows[0].cells[2]
+    value, base = (run.view.quality("student-refined", "macro", "P@1") or 0.0 for run in reversed(runs))
+    assert cell.startswith(f"{value:.3f} ({value - base:+.3f} [+0.") and not cell.endswith("?)")  # a clear gain
+    # Evaluations that the results were not made from tell nothing.
+    results = json.loads((folders[1] / "results.json").read_text())
+    results["quality"]["student-refined"]["test"]["macro"]["P@1"] += 0.01
+    (folders[1] / "results.json").write_text(json.dumps(results))
+    grid = Comparison(read_runs(folders), paired_between).quality()
+    assert grid is not None and "[" not in grid.rows[0].cells[2]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [stored(tmp_path / name, example_results()) for name in ("one/run", "two/run", "three/run")]
+    assert [run.name for run in read_runs(folders)] == ["quickstart 1", "quickstart 2", "quickstart 3"]
+    runs = read_runs([folders[0], stored(tmp_path / "other", example_results())])
+    assert [run.name for run in runs] == ["run", "other"]
+
+
+def test_the_set_is_the_foremost_that_all_have(tmp_path: Path) -> None:
+    folders = [stored(tmp_path / "a", example_results()), stored(tmp_path / "b", example_results(set_name="report"))]
+    assert {run.view.set for run in read_runs(folders)} == {"select"}
+
+
+def test_what_is_no_run_is_refused_all_at_once(tmp_path: Path) -> None:
+    good = stored(tmp_path / "good", example_results())
+    (tmp_path / "empty").mkdir()
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "results.json").write_text("{", encoding="utf-8")
+    newer = stored(tmp_path / "newer", {"schema": 2})
+    with pytest.raises(InputError) as caught:
+        read_runs([good, tmp_path / "empty", bad, newer, good])
+    told = str(caught.value)
+    assert len(caught.value.problems) == 4
+    for text in ("the same run twice", "empty", "no JSON", "schema 2"):
+        assert text in told
+    with pytest.raises(InputError, match="two or more"):
+        read_runs([good])
+    with pytest.raises(InputError, match="no set that all"):
+        read_runs([good, stored(tmp_path / "none", {"schema": 1})])
+
+
+def test_the_command_prints_and_writes_where_it_is_told(tmp_path: Path) -> None:
+    folders = [str(folder) for folder in two(tmp_path)]
+    answer = CliRunner().invoke(app, ["report", "--compare", *folders])
+    assert answer.exit_code == 0 and "Quality of the systems in question" in answer.output
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "results.json"}  # nothing is written unasked
+    answer = CliRunner().invoke(app, ["report", "--compare", *folders, "--output", str(tmp_path / "out")])
+    assert answer.exit_code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.html", "compare.md"}
+    for wrong in (["report", "--compare", *folders, "--set", "a=b"], ["report", *folders]):
+        assert isinstance(CliRunner().invoke(app, wrong).exception, InputError)
+
+
+def test_text_of_runs_cannot_become_markup(tmp_path: Path) -> None:
+    nasty = "<script>alert(1)</script>"
+    results = rich_results()
+    results |= {"name": nasty}
+    results["sets"]["test"]["sha256"] = nasty
+    results["provenance"] |= {"commit": nasty, "hardware": {"cpu": nasty}}
+    results["bars"][0]["what"] = nasty
+    results["quality"][nasty] = copy.deepcopy(results["quality"]["teacher"])
+    other = copy.deepcopy(results) | {"name": "other"}
+    other["provenance"]["hardware"] = {"cpu": "x"}
+    told = Comparison(read_runs([stored(tmp_path / "a", results), stored(tmp_path / "b", other)]))
+    html, short = page(told), markdown(told)
+    assert "<script" not in html and "&lt;script&gt;" in html
+    assert "<script" not in short
