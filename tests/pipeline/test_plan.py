@@ -17,7 +17,7 @@ from harness.runtime.process import fingerprint
 
 OTHERS = {  # not in the tiny recipe
     "data.slices", "mine.base", "mine.refine", "teacher.streams", "teacher.more", "embed.more", "embed.streams",
-    "export.pair", "export.index", "export.onnx", "bench.ann",
+    "export.pair", "export.index", "export.onnx", "bench.ann", "embed.outside", "evaluate.outside",
 }  # fmt: skip
 AFTER_TEACHER = {"teacher", "embed", "student", "align", "refine", "export", "evaluate", "bench", "report"}
 
