@@ -31,8 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.evaluation.per_query import PerQuery
-from harness.evaluation.slices import FEW_GROUPS
-from harness.evaluation.statistics import Samples, resample
+from harness.evaluation.statistics import FEW_GROUPS, Samples, resample
 from harness.evaluation.variance import variance_shares
 
 Floats = NDArray[np.float64]

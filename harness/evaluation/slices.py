@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from harness.data.columns import Value, are_numbers
 from harness.data.records import Record
 from harness.evaluation.per_query import PerQuery
-from harness.evaluation.statistics import recovery_of, resample
+from harness.evaluation.statistics import FEW_GROUPS, recovery_of, resample
 
 Numbers = NDArray[np.float64]
 
 OWN = ("length", "frequency", "seen")  # slices that no column may be called
-FEW_GROUPS = 30  # fewer are too few to tell
 FEW_NUMBERS = 12  # so many different numbers are slices of their own
 PARTS = 4  # of more
 UNNAMED = "(none)"  # queries without a value in a column
@@ -134,11 +133,14 @@ def _by_mass(value_Q: Numbers, mass_Q: Numbers, told: str) -> Slice | None:
 def _named_parts(value_Q: Numbers, names: Sequence[str], unit: str, told: str) -> Slice | None:
     """As many parts as names, lowest first, as equal as ties allow; a name tells the range of its part."""
     part_Q = _parts(value_Q, len(names))
+    present = np.unique(part_Q).tolist()
+    called = names if len(present) == len(names) else (names[0], names[-1])
     order, label = [], {}
-    for part in np.unique(part_Q).tolist():
+    for part, name in zip(present, called, strict=False):
         inside = value_Q[part_Q == part]
         low, high = _number(inside.min()), _number(inside.max())
-        label[part] = f"{names[part]} ({low if low == high else f'{low} to {high}'} {unit})".replace("  ", " ")
+        bounds = f"{low} {unit}".removesuffix("s" if low == "1" else "") if low == high else f"{low} to {high} {unit}"
+        label[part] = f"{name} ({bounds})"
         order.append(label[part])
     return Slice([label[part] for part in part_Q.tolist()], order, told) if len(order) > 1 else None
 

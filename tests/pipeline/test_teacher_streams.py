@@ -88,6 +88,7 @@ def test_queries_of_evaluations_that_the_logs_ask_are_told_of(whole: tuple[Path,
     assert {name: told["shared_with_train"]["streams"] for name, told in results["sets"].items()} == {
         "select": 0, "report": 0, "test": 5
     }  # fmt: skip
+    assert results["leakage"]["test"]["seen"]["streams"] == 5 and results["leakage"]["report"]["seen"]["streams"] == 0
     assert any("5 of 144 queries of test (3.5%) are asked, word for word, in the teacher's streams too" in text
                for text in results["warnings"]), results["warnings"]  # fmt: skip
     assert "in the teacher's streams too" in (whole[1] / "report.md").read_text()

@@ -1,0 +1,128 @@
+"""Slices in a run: columns that a recipe names are read without training anything anew, and all sections are there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders.tiny_data import write_jsonl
+from builders.tiny_run import tiniest_tree, write_recipe
+
+from harness.data.folder import load_dataset, read_lines
+from harness.evaluation.per_query import PerQuery
+from harness.pipeline.check import check_recipe
+from harness.pipeline.context import Run
+from harness.pipeline.controller import run_recipe
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.update import update_documents
+from harness.pipeline.work_slices import slice_queries
+from harness.recipe import Recipe, load_recipe
+from harness.runtime.errors import InputError
+from harness.runtime.process import read_json
+
+SLICED = "evaluate.slices=[form, number]"
+
+
+def tree(root: Path) -> dict[str, Any]:
+    """Every query says its ``form``; some documents are in another language; aligned on documents and other texts."""
+    made = tiniest_tree(root)
+    data = Path(made["data"]["path"])
+    queries = [line | {"metadata": {"form": line["_id"].split("-")[-1]}, "number": number}
+               for number, line in enumerate(read_lines(data / "queries.jsonl"))]  # fmt: skip
+    write_jsonl(data / "queries.jsonl", queries)
+    documents = [line | {"lang": "bb" if number % 3 == 0 else "aa"}
+                 for number, line in enumerate(read_lines(data / "corpus.jsonl"))]  # fmt: skip
+    seen = next(query["text"] for query in queries if query["_id"].startswith("bb-d8-"))  # of the test set
+    documents.append({"_id": "same", "title": "", "text": f" {seen.upper()}", "lang": "aa", "group": "same"})
+    write_jsonl(data / "corpus.jsonl", documents)
+    made["mine"], made["refine"] = {}, {"training": made["refine"]["training"], "candidates": "all"}
+    made["align"]["texts"] = ["documents"]
+    made["evaluate"]["systems"] = ["teacher", "student-aligned"]
+    return made | {"export": None}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(recipe, folder) of a finished run without columns."""
+    root = tmp_path_factory.mktemp("slices")
+    recipe = write_recipe(root, tree(root))
+    run_recipe(load_recipe(recipe), root / "out")
+    return recipe, root / "out"
+
+
+def copied(run: tuple[Path, Path], root: Path) -> tuple[Recipe, Path]:
+    shutil.copytree(run[1], root / "out")
+    return load_recipe(run[0], [SLICED]), root / "out"
+
+
+def test_every_run_has_the_sections(run: tuple[Path, Path]) -> None:
+    results = read_json(run[1] / "results.json")
+    assert set(results["slices"]) == set(results["alike"]) == {"student-aligned"}
+    cuts = results["slices"]["student-aligned"]["test"]
+    assert set(cuts) == {"length", "seen"} and not (run[1] / "slices.json").exists()
+    assert sum(row["queries"] for row in cuts["length"].values()) == results["sets"]["test"]["queries"]
+    assert set(cuts["seen"]["no"]) == {"queries", "groups", "reference", "system", "recovery", "undecided"}
+    assert "tokens" in results["slice_sources"]["test"]["length"]
+    leaked = results["leakage"]["test"]
+    dataset = load_dataset(run[1] / "data")
+    texts = {" ".join(text.lower().split()) for text in dataset.documents.texts}
+    same = [record.language for record in dataset.splits["test"] if record.text in texts]
+    assert "bb" in same, "the document that equals a query, but for case"
+    assert leaked["seen"]["align"] == leaked["seen"]["any"] == cuts["seen"]["yes"]["queries"] == len(same)
+    assert set(leaked["seen"]) == {"train", "select", "align", "any"}
+    assert set(results["alike"]["student-aligned"]["test"]["P@1"]) >= {"permutation", "sd_recovery", "verdict", "note"}
+    row = results["languages"]["test"]["bb"]
+    assert row["script"] == "Latin" and row["train_share"] == pytest.approx(1 / 3) and row["tokens_per_query"] > 1
+    assert row["cosine"]["student-aligned"] > 0 and set(row["recovery"]) == {"student-aligned"}
+    assert set(results["bias"]) == {"teacher", "student-aligned"}
+    assert results["bias"]["teacher"]["test"]["documents"]["bb"]["share_of_pool"] == pytest.approx(40 / 121)
+
+
+def test_a_column_is_read_and_nothing_is_trained_for_it(run: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, out = copied(run, tmp_path)
+    _, ran = run_recipe(recipe, out)
+    assert ran == ["data.slices", "report"]
+    cuts = read_json(out / "results.json")["slices"]["student-aligned"]["test"]
+    evaluated = PerQuery.load(out / "evaluations" / "teacher" / "test", hits=False)
+    forms = [id_.split("-")[-1] for id_ in evaluated.ids]
+    assert {value: row["queries"] for value, row in cuts["form"].items()} == {"all": forms.count("all"),
+                                                                             "some": forms.count("some")}  # fmt: skip
+    assert len(cuts["number"]) == 4, "numbers in quarters"
+    assert run_recipe(recipe, out)[1] == []
+    sliced = slice_queries(Run(recipe, RunFolder(out), {}), ["report", "test"])
+    assert sliced.values("test")["form"] == forms, "in the order of the evaluations"
+    assert set(sliced.values("report")) == {"length", "form", "number"}
+
+
+def test_a_column_that_no_query_has(run: tuple[Path, Path], tmp_path: Path) -> None:
+    _, out = copied(run, tmp_path)
+    recipe = load_recipe(run[0], ["evaluate.slices=[from]"])
+    for refused in (lambda: run_recipe(recipe, out), lambda: check_recipe(recipe)):
+        with pytest.raises(InputError) as error:
+            refused()
+        (problem,) = error.value.problems
+        assert problem.got == "from" and "form" in problem.allowed and problem.where == "evaluate.slices"
+
+
+@pytest.mark.parametrize(("names", "what"), [("[seen]", "of its own"), ("[form, form]", "twice")])
+def test_impossible_slices(run: tuple[Path, Path], names: str, what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        load_recipe(run[0], [f"evaluate.slices={names}"])
+
+
+def test_an_update_reads_the_columns_again(run: tuple[Path, Path], tmp_path: Path) -> None:
+    """Queries may have changed along with the documents."""
+    recipe, out = copied(run, tmp_path)
+    run_recipe(recipe, out)
+    path = Path(str(recipe.data.path)) / "queries.jsonl"
+    before = path.read_bytes()
+    write_jsonl(path, [line | {"metadata": {"form": "new"}} for line in read_lines(path)])
+    try:
+        update_documents(recipe, out)
+        _, ran = run_recipe(recipe, out)
+    finally:
+        path.write_bytes(before)
+    assert "data.slices" in ran and "teacher" not in ran
+    assert set(read_json(out / "slices.json")["columns"]["form"].values()) == {"new"}
