@@ -227,6 +227,7 @@ def test_all_problems_are_listed_at_once() -> None:
         (["teacher.train=false", "teacher.model=", "student.model=s", "export={pair: true}"], "export.pair"),
         (["bench={engines: [onnx]}", "export={onnx: [int8]}"], "bench.engines"),
         (["bench={engines: [onnx]}"], "bench.engines"),
+        (["bench=", "report={bars: {latency_ms: 20}}"], "report.bars.latency_ms"),
         (["bench={currency: EUR}"], "bench.currency"),
         (["bench={engines: [cuda-graphs], systems: [teacher]}", "export={}"], "bench.engines"),
     ],

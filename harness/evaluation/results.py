@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.overlap import overlap_warnings
+from harness.evaluation.bars import STAGES, bar_rows, last_student
+from harness.evaluation.caveats import caveats
+from harness.evaluation.ledger import ledger
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.statistics import (
     Samples,
     agreement,
+    loses_less_than,
     paired_difference_of,
     quality,
     recovery_of,
@@ -21,22 +24,13 @@ from harness.evaluation.statistics import (
     resample,
 )
 from harness.metrics import is_quality
-from harness.recipe import Bars
+from harness.recipe import ReportSettings
 
 Evaluations = Mapping[str, Mapping[str, PerQuery]]
 Tree = dict[str, Any]
 
-# stage -> (the system before, the system after)
-STAGES = {
-    "teacher": ("teacher-base", "teacher"),
-    "align": ("student-untrained", "student-aligned"),
-    "refine": ("student-aligned", "student-refined"),
-}
-STUDENTS = ("student-untrained", "student-aligned", "student-refined")  # the last one that exists meets the bars
-HEADLINE_METRIC = "P@1"
 TESTED_METRICS = ("P@1", "nDCG@10")
 ANN_DOCUMENTS = 100_000
-FEW_QUERIES = 30
 
 
 def build_results(  # noqa: PLR0913 - a join has as many inputs as there are files to join
@@ -50,11 +44,11 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
     conditions: Tree,
     bench: Tree | None,
     training: Mapping[str, Tree],
-    bars: Bars,
+    report: ReportSettings,
     resamples: int,
     confidence: float,
     seed: int,
-    warn_teacher_gain: float,
+    slices: Mapping[str, Mapping[str, Sequence[str]]],
 ) -> Tree:
     """Build the dict of results.json (schema 1 of the design, and "name", "bars", "training", "warnings").
 
@@ -67,13 +61,15 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         bench: what ``bench`` returned; None where nothing was timed.
         training: stage -> {"curve": [{"step", "metric", "value"}], "loss", "seconds"}; the teacher's gains
             "last_quarter_gain".
-        warn_teacher_gain: a teacher that gained more than this in its last quarter of steps was undertrained.
+        report: bars, claims and warnings that the recipe asks for.
+        slices: set -> slice -> value of each query, for the ledger.
 
     Returns:
         Plain JSON, with None for what is no number.
 
     Raises:
-        InputError: two systems answered different queries of a set; a language has the name of a summary row.
+        InputError: two systems answered different queries of a set; a language has the name of a summary row; a metric
+            is not a number.
     """
     by_set = _by_set(evaluations)
     samples = _samples(by_set, resamples, seed)
@@ -89,14 +85,18 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         "agreement": _without_empty(_each(evaluations, agreement)),
         **_timed(bench, conditions),
         "slices": {},
-        "tests": _tests(samples, confidence),
+        "tests": [*_gains(samples, confidence), *_claims(samples, reference, report.loses_less_than, confidence)],
         "ann": _ann(sets),
-        "ledger": [],
+        "ledger": [
+            row for key, systems in by_set.items()
+            for row in ledger(systems, samples[key], set_name=key, metrics=TESTED_METRICS, slices=slices.get(key, {}),
+                              confidence=confidence, seed=seed)
+        ],
         "training": _with_gain(training),
-    }
+    }  # fmt: skip
     headline = headline_set(list(by_set))
-    results["bars"] = _bars(results, bars, headline)
-    results["warnings"] = _warnings(results, headline, warn_teacher_gain)
+    results["bars"] = bar_rows(results, report.bars, headline, samples.get(headline or ""), confidence)
+    results["warnings"] = caveats(results, headline, report.warn_teacher_gain)
     return dict(_plain(results))
 
 
@@ -184,11 +184,11 @@ def _recoveries(samples: Mapping[str, Samples], reference: str, confidence: floa
     return found
 
 
-def _tests(samples: Mapping[str, Samples], confidence: float) -> list[Tree]:
+def _gains(samples: Mapping[str, Samples], confidence: float) -> list[Tree]:
     """The gain of each stage: ``difference`` is the first of ``systems`` less the second."""
     return [
-        {"name": f"gain of {stage}", "stage": stage, "systems": [after, before], "set": set_name, "metric": metric,
-         **paired_difference_of(sample, after, before, metric, confidence=confidence)}
+        {"name": f"gain of {stage}", "kind": "difference", "stage": stage, "systems": [after, before], "set": set_name,
+         "metric": metric, **paired_difference_of(sample, after, before, metric, confidence=confidence)}
         for set_name, sample in samples.items()
         for stage, (before, after) in STAGES.items()
         if before in sample.sum_SLM and after in sample.sum_SLM
@@ -197,114 +197,30 @@ def _tests(samples: Mapping[str, Samples], confidence: float) -> list[Tree]:
     ]  # fmt: skip
 
 
+def _claims(samples: Mapping[str, Samples], reference: str, margin: float | None, confidence: float) -> list[Tree]:
+    """That the last student loses less than ``margin`` of the reference: on average, in all languages, in each."""
+    if margin is None:
+        return []
+    found = []
+    for set_name, sample in samples.items():
+        student = last_student(dict.fromkeys(sample.sum_SLM, {set_name: True}), set_name)
+        if not {student, reference} <= set(sample.sum_SLM) or student == reference:
+            continue
+        for metric in TESTED_METRICS:
+            if metric in sample.metrics:
+                told = {"name": f"loses less than {100 * margin:g} % of {metric}", "kind": "non-inferiority",
+                        "systems": [student, reference], "set": set_name, "metric": metric}  # fmt: skip
+                rows = loses_less_than(sample, student, reference, metric, margin=margin, confidence=confidence)
+                found += [{**told, **row} for row in rows]
+    return found
+
+
 def _ann(sets: Mapping[str, Tree]) -> Tree:
     documents = max((described.get("documents", 0) for described in sets.values()), default=0)
     return {"verdict": "too small to tell"} if documents < ANN_DOCUMENTS else {}
 
 
-# ---------------------------------------------------------------------------------- bars and warnings
-
-
-def _bars(results: Tree, bars: Bars, headline: str | None) -> list[Tree]:
-    """One entry per bar that the recipe sets; ``passed`` is None where it can't be told."""
-    student = _last_student(results, headline)
-    rows = [
-        *(_teacher_bar(results, metric, bar, headline) for metric, bar in bars.teacher.items()),
-        *(_recovery_bar(results, student, metric, bar, headline) for metric, bar in bars.recovery.items()),
-    ]
-    if bars.stage_gain:
-        rows += _gain_bars(results, headline)
-    if bars.latency_ratio is not None:
-        rows.append(_latency_bar(results, student, bars.latency_ratio))
-    return rows
-
-
-def _last_student(results: Tree, headline: str | None) -> str:
-    evaluated = [system for system in STUDENTS if headline in results["quality"].get(system, {})]
-    return evaluated[-1] if evaluated else STUDENTS[-1]
-
-
-def _teacher_bar(results: Tree, metric: str, bar: float, headline: str | None) -> Tree:
-    value = _at(results, "quality", "teacher", headline, "macro", metric)
-    return {"name": f"teacher {metric}", "what": f"macro {metric} of the teacher on {headline}, at least",
-            "value": value, "low": None, "bar": bar, "passed": None if value is None else value >= bar}  # fmt: skip
-
-
-def _recovery_bar(results: Tree, student: str, metric: str, bar: float, headline: str | None) -> Tree:
-    estimate = _at(results, "recovery", student, headline, "macro", metric) or {"value": None, "low": None}
-    value = estimate["value"]
-    return {"name": f"recovery of {metric}",
-            "what": f"macro recovery of {metric} by {student} against {results['reference']} on {headline}, at least",
-            "value": value, "low": estimate["low"], "bar": bar,
-            "passed": None if value is None else value >= bar}  # fmt: skip
-
-
-def _gain_bars(results: Tree, headline: str | None) -> list[Tree]:
-    """A stage that was trained has a bar, also where a system beside it was not evaluated: then it can't be told."""
-    tests = {test["stage"]: test for test in results["tests"]
-             if test["set"] == headline and test["metric"] == HEADLINE_METRIC}  # fmt: skip
-    reached = {"gain": True, "loss": False, "undecided": None}
-    rows = []
-    for stage, (before, after) in STAGES.items():
-        if stage in tests or stage in results["training"]:
-            test = tests.get(stage, {"difference": None, "low": None, "verdict": "undecided"})
-            what = f"gain in macro {HEADLINE_METRIC} of {after} over {before} on {headline}, interval above"
-            rows.append({"name": f"gain of {stage}", "what": what, "value": test["difference"], "low": test["low"],
-                         "bar": 0.0, "passed": reached[test["verdict"]]})  # fmt: skip
-    return rows
-
-
-def _latency_bar(results: Tree, student: str, bar: float) -> Tree:
-    p50 = [_at(results, "latency", system, "torch", "all", "p50_ms") for system in (student, "teacher")]
-    value = p50[0] / p50[1] if all(p50) else None
-    return {"name": "latency ratio", "what": f"median encoder latency of {student} over the teacher's, at most",
-            "value": value, "low": None, "bar": bar, "passed": None if value is None else value <= bar}  # fmt: skip
-
-
-def _warnings(results: Tree, headline: str | None, warn_teacher_gain: float) -> list[str]:
-    if headline is None:
-        return ["nothing was evaluated"]
-    found = []
-    if headline == "select":
-        found.append("only the set that checkpoints were selected on was evaluated: its numbers are too good")
-    found += [f"{told}: numbers of this set are too good" for told in overlap_warnings(results["sets"])]
-    found += [
-        f"teachers read {told['contexts']:,} of {told['queries']:,} queries of {name} with a context (teacher.context) "
-        "that no student sees: what they find with it, a student is not shown"
-        for name, told in results["sets"].items() if "contexts" in told
-    ]  # fmt: skip
-    read = _at(results, "sets", headline, "contexts")
-    misled = ", or misled by the contexts that it reads (teacher.context)" if read else ""
-    for system, by_set in results["recovery"].items():
-        value = _at(by_set, headline, "macro", HEADLINE_METRIC, "value")
-        if system in STUDENTS and results["reference"] == "teacher" and value is not None and value > 1:
-            found.append(
-                f"{system} is above its teacher on {headline} (macro recovery of {HEADLINE_METRIC} {value:.3f}): "
-                "the teacher was undertrained" + misled
-            )
-    gain = _at(results, "training", "teacher", "last_quarter_gain")
-    if gain is not None and gain > warn_teacher_gain:
-        metric = results["training"]["teacher"]["curve"][-1]["metric"]
-        found.append(
-            f"the teacher still gained {gain:.3f} of {metric} over its last quarter of steps (more than "
-            f"{warn_teacher_gain:g}): train it longer"
-        )
-    rows = next(by_set[headline] for by_set in results["quality"].values() if headline in by_set)
-    small = [f"{language} ({row['queries']})" for language, row in rows.items()
-             if language not in ("macro", "all") and row["queries"] < FEW_QUERIES]  # fmt: skip
-    if small:
-        found.append(f"fewer than {FEW_QUERIES} queries on {headline}, too few to tell much: {', '.join(small)}")
-    return found
-
-
 # --------------------------------------------------------------------------------------------- plain JSON
-
-
-def _at(tree: Any, *path: str | None) -> Any:
-    """The value at a path of keys; None where a key is missing."""
-    for key in path:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
 
 
 def _plain(value: Any) -> Any:

@@ -64,6 +64,9 @@ SAMPLING = ("seed", "data.language_temperature", "evaluate.select_metric")  # wh
 
 SEARCHED = tuple(f"evaluate.{key}" for key in ("systems", "reference", "sets", "searcher", "metrics", "depth"))
 
+# What artefacts are held against the student by.
+GATE = ("export.parity", "evaluate.resamples", "evaluate.confidence", "seed")
+
 # In running order; an input that a recipe does not want is left out of the key.
 STEPS = (
     Step("data", 1, (), ("data",), gpu=False),
@@ -88,23 +91,25 @@ STEPS = (
     Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more"), shared=True),
     Step("embed.outside", 1, ("teacher",), ("embed", "evaluate.outside"), lambda r: bool(r.evaluate.outside),
          shared=True, along=True),
-    Step("export", 1, ("align", "refine"), ("export",), lambda r: r.export is not None, gpu=False),
-    Step("export.pair", 1, ("teacher", "align", "refine"), ("export.system",), _exports("pair"), gpu=False, along=True),
+    Step("export", 2, ("data", "embed", "align", "refine"), ("export", *GATE), lambda r: r.export is not None,
+         gpu=False),
+    Step("export.pair", 2, ("data", "embed", "teacher", "align", "refine"), ("export.system", *GATE), _exports("pair"),
+         gpu=False, along=True),
     Step("export.index", 1, ("data", "embed", "align", "refine"), ("export.system", "export.index", "seed"),
          _exports("index"), gpu=False, along=True),
-    Step("export.onnx", 1, ("data", "embed", "export"), ("export.onnx", "export.triton", "export.parity",
-         "evaluate.resamples", "evaluate.confidence", "seed"), _exports("onnx"), gpu=False, along=True),
+    Step("export.onnx", 2, ("data", "embed", "export"), ("export.onnx", "export.triton", *GATE), _exports("onnx"),
+         gpu=False, along=True),
     Step("bench.ann", 1, ("data", "embed", "student", "align", "refine"),
          ("bench.ann", "export.system", "evaluate.searcher", "evaluate.select_metric", "seed"),
          lambda r: r.bench is not None and r.bench.ann is not None, along=True),
     Step("evaluate", 2, ("bench.ann", "embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED,
          shared=True),
-    Step("evaluate.outside", 1, ("embed.outside", "student", "align", "refine"), ("evaluate.outside",
-         "evaluate.systems", "evaluate.searcher", "evaluate.depth"), lambda r: bool(r.evaluate.outside), shared=True,
-         along=True),
+    Step("evaluate.outside", 1, ("embed.outside", "student", "align", "refine"),
+         tuple(f"evaluate.{key}" for key in ("outside", "systems", "searcher", "metrics", "depth")),
+         lambda r: bool(r.evaluate.outside), shared=True, along=True),
     Step("bench", 2, ("data", "embed.base", "embed", "student", "align", "refine", "teacher.more", "embed.more",
          "export.onnx"), ("bench",), lambda r: r.bench is not None),
-    Step("report", 1, ("data.slices", "evaluate", "evaluate.outside", "bench", "bench.ann", "export.pair",
+    Step("report", 2, ("data.slices", "evaluate", "evaluate.outside", "bench", "bench.ann", "export.pair",
          "export.index", "export.onnx"), ("report", "bench price", "evaluate", "name"), gpu=False),
 )  # fmt: skip
 VERBS = tuple(dict.fromkeys(step.verb for step in STEPS))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from harness.data.records import Dataset
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
@@ -17,6 +19,7 @@ from harness.pipeline.work_bench import read_bench
 from harness.pipeline.work_evaluation import system_folder
 from harness.pipeline.work_export import do_card, with_exports
 from harness.pipeline.work_pairs import asked_in_streams
+from harness.pipeline.work_sections import further_sections
 from harness.pipeline.work_slices import slice_queries, slice_sections
 from harness.runtime.errors import Problem, StaleArtefactError
 from harness.runtime.process import read_json, write_json
@@ -104,6 +107,7 @@ def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
             "queries": len(dataset.splits[name]),
             "documents": len(dataset.documents.ids),
             "languages": sorted({record.language for record in dataset.splits[name]}),
+            "sha256": _set_sha256(dataset, name),
             "selected_on": name == "select",
             "shared_with_train": splits[name].get("shared_with_train", {})
             | ({"streams": in_streams[name]} if name in in_streams else {}),
@@ -111,6 +115,16 @@ def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
         }
         for name in names
     }
+
+
+def _set_sha256(dataset: Dataset, name: str) -> str:
+    """What a set asks, of which documents, and what is relevant: runs are compared where it is the same."""
+    digest = hashlib.sha256()
+    for id_, text in zip(dataset.documents.ids, dataset.documents.texts, strict=True):
+        digest.update(f"{id_}\0{text}\0".encode(errors="surrogatepass"))
+    for record in dataset.splits[name]:
+        digest.update(json.dumps([record.id, record.language, record.text, sorted(record.positives.items())]).encode())
+    return digest.hexdigest()
 
 
 def collect_results(run: Run) -> dict[str, Any]:
@@ -130,7 +144,7 @@ def collect_results(run: Run) -> dict[str, Any]:
     }  # fmt: skip
     if manifest.updates:  # documents came and went after the models were trained
         provenance["updates"] = manifest.updates
-    told = read_bench(run)
+    told, sliced = read_bench(run), slice_queries(run, names)
     results = build_results(
         name=run.recipe.name,
         evaluations=evaluations,
@@ -141,11 +155,12 @@ def collect_results(run: Run) -> dict[str, Any]:
         conditions=told["conditions"] if told else {},
         bench=told,
         training=_training(run),
-        bars=run.recipe.report.bars,
+        report=run.recipe.report,
         resamples=settings.resamples,
         confidence=settings.confidence,
         seed=run.recipe.seed,
-        warn_teacher_gain=run.recipe.report.warn_teacher_gain,
+        slices={name: sliced.values(name) for name in names},
     )
-    results |= slice_sections(run, evaluations, slice_queries(run, names), results["recovery"])
+    results |= slice_sections(run, evaluations, sliced, results["recovery"])
+    results |= further_sections(run, names)
     return with_exports(run, with_ann(run, results))

@@ -87,16 +87,28 @@ class BenchSettings(Section):
 
 
 class Bars(Section):
-    """What the run must reach; the report says which bars were reached. ``null`` sets none."""
+    """What the run must reach; the report says which bars were reached. ``null`` sets none.
+
+    A bar is reached where the one-sided lower bound, at ``evaluate.confidence``, clears it. ``worst``: recovery in the
+    worst language. ``latency_ms``: p99 of a query's whole path, of the fastest engine of the student's own precision.
+    """
 
     teacher: dict[Metric, Share] = {}
     recovery: dict[Metric, NonNegativeFloat] = {}
     stage_gain: bool = True
     latency_ratio: PositiveFloat | None = None
+    worst: dict[Metric, NonNegativeFloat] = added({})
+    latency_ms: PositiveFloat | None = added(None)
 
 
 class ReportSettings(Section):
-    """``warn_teacher_gain``: a teacher that gained more than this (absolute) in its last quarter was undertrained."""
+    """What the report asks of the numbers.
+
+    ``warn_teacher_gain``: a teacher that gained more than this (absolute) in its last quarter was undertrained.
+    ``loses_less_than``: the share of the reference's quality that the student may lose, which is tested on average, in
+    all languages and in each; ``null``: no test.
+    """
 
     bars: Bars = Bars()
     warn_teacher_gain: NonNegativeFloat = 0.03
+    loses_less_than: Annotated[float, Field(gt=0, lt=1)] | None = added(0.02)

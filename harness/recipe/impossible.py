@@ -13,6 +13,8 @@ def impossible(recipe: Recipe) -> list[tuple[str, str, str]]:
     found += [*_impossible_export(recipe), *_impossible_outside(recipe), *_impossible_ann(recipe)]
     for name, mine in (("mine.base", recipe.mine.base), ("mine.refine", recipe.mine.refine)):
         found += _impossible_mining(name, mine) if mine else []
+    if recipe.report.bars.latency_ms is not None and recipe.bench is None:
+        found.append(("report.bars.latency_ms", "nothing is timed", "add the section bench, or remove it"))
     if recipe.student.dimension is not None:
         found.append(
             ("student.dimension", "the student takes the teacher's dimension", "set teacher.dimension, or remove it")

@@ -1,0 +1,67 @@
+"""What a reader of the numbers must be warned of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.data.overlap import overlap_warnings
+from harness.evaluation.bars import HEADLINE_METRIC, STUDENTS, at
+from harness.evaluation.statistics import RESERVED
+
+Tree = dict[str, Any]
+
+FEW_QUERIES = 30
+
+
+def caveats(results: Tree, headline: str | None, warn_teacher_gain: float) -> list[str]:
+    """Warnings about the results of ``build_results``, as far as they are built.
+
+    Args:
+        headline: the set that tables, bars and the verdict use.
+        warn_teacher_gain: a teacher that gained more than this in its last quarter of steps was undertrained.
+    """
+    if headline is None:
+        return ["nothing was evaluated"]
+    return [*_about_sets(results, headline), *_about_teacher(results, headline, warn_teacher_gain),
+            *_about_languages(results, headline)]  # fmt: skip
+
+
+def _about_sets(results: Tree, headline: str) -> list[str]:
+    found = []
+    if headline == "select":
+        found.append("only the set that checkpoints were selected on was evaluated: its numbers are too good")
+    found += [f"{told}: numbers of this set are too good" for told in overlap_warnings(results["sets"])]
+    return found + [
+        f"teachers read {told['contexts']:,} of {told['queries']:,} queries of {name} with a context (teacher.context) "
+        "that no student sees: what they find with it, a student is not shown"
+        for name, told in results["sets"].items() if "contexts" in told
+    ]  # fmt: skip
+
+
+def _about_teacher(results: Tree, headline: str, warn_teacher_gain: float) -> list[str]:
+    found = []
+    read = at(results, "sets", headline, "contexts")
+    misled = ", or misled by the contexts that it reads (teacher.context)" if read else ""
+    for system, by_set in results["recovery"].items():
+        value = at(by_set, headline, "macro", HEADLINE_METRIC, "value")
+        if system in STUDENTS and results["reference"] == "teacher" and value is not None and value > 1:
+            found.append(
+                f"{system} is above its teacher on {headline} (macro recovery of {HEADLINE_METRIC} {value:.3f}): "
+                "the teacher was undertrained" + misled
+            )
+    gain = at(results, "training", "teacher", "last_quarter_gain")
+    if gain is not None and gain > warn_teacher_gain:
+        metric = results["training"]["teacher"]["curve"][-1]["metric"]
+        found.append(
+            f"the teacher still gained {gain:.3f} of {metric} over its last quarter of steps (more than "
+            f"{warn_teacher_gain:g}): train it longer"
+        )
+    return found
+
+
+def _about_languages(results: Tree, headline: str) -> list[str]:
+    rows = next(by_set[headline] for by_set in results["quality"].values() if headline in by_set)
+    small = [f"{language} ({row['queries']})" for language, row in rows.items()
+             if language not in RESERVED and row["queries"] < FEW_QUERIES]  # fmt: skip
+    few = f"fewer than {FEW_QUERIES} queries on {headline}, too few to tell much: {', '.join(small)}"
+    return [few] if small else []
