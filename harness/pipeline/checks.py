@@ -11,7 +11,6 @@ from typing import Any
 
 from harness.data.columns import read_columns
 from harness.data.outside import preview_outside
-from harness.data.columns import read_columns
 from harness.data.prepare import check_data_files
 from harness.data.reading import PREVIEW_LINES
 from harness.data.records import Dataset, has_scores
