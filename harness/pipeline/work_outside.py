@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from harness import metrics
 from harness.data.outside import OutsideData, read_outside
 from harness.data.records import Documents, Record
 from harness.evaluation.per_query import PerQuery
@@ -124,12 +125,13 @@ def _answers(
     run: Run, index: VectorIndex, query_QD: np.ndarray, records: list[Record], ignores_own_id: bool
 ) -> PerQuery:
     """The hits of every query, judged; where the set ignores them, without documents of the query's own id."""
-    depth = min(run.recipe.evaluate.depth, max(len(index.ids), 100))
+    names = run.recipe.evaluate.metrics
+    depth = min(run.recipe.evaluate.depth, max(len(index.ids), *map(metrics.cutoff, names)))
     score_QK, row_QK = search(index, query_QD, records, depth + ignores_own_id, within=False)
     documents = Documents(index.ids)
     if ignores_own_id:
         score_QK, row_QK = without_own(score_QK, row_QK, [documents.row.get(record.id, -1) for record in records])
-    return judged(score_QK, row_QK, records, documents)
+    return judged(score_QK, row_QK, records, documents, names)
 
 
 def without_own(
@@ -149,22 +151,24 @@ def without_own(
 
 def outside_results(run: Run) -> dict[str, Any]:
     """``{"outside": {SET: {SYSTEM: {METRIC: mean}, "recovery": {SYSTEM: {METRIC: ...}}, "queries", "documents",
-    "source", "dropped"}}}``, means over queries; empty where the recipe names no outside set."""
+    "source"}}}``, means over queries; empty where the recipe names no outside set."""
     found: dict[str, Any] = {}
     settings = run.recipe.evaluate
+    qualities = [metric for metric in settings.metrics if metrics.is_quality(metric)]
     for given in settings.outside:
         folder = outside_folder(run.folder, given.name)
         told, records = read_set(folder)
+        left_out = ", ".join(f"{what} ({count:,})" for what, count in told["dropped"].items())
         answers = {system: PerQuery.load(folder / system, hits=False) for system in outside_systems(run.recipe)}
         means = {system: quality(answer)["all"] for system, answer in answers.items()}
         recovered = {
-            system: recovery(answer, answers[REFERENCE], resamples=settings.resamples, confidence=settings.confidence,
-                             seed=run.recipe.seed)["micro"]
+            system: recovery(answer, answers[REFERENCE], metrics=qualities, resamples=settings.resamples,
+                             confidence=settings.confidence, seed=run.recipe.seed)["micro"]
             for system, answer in answers.items() if system != REFERENCE
         }  # fmt: skip
         found[given.name] = {
             **{system: {key: value for key, value in row.items() if key != "queries"} for system, row in means.items()},
-            "recovery": recovered, "queries": len(records),
-            **{key: told[key] for key in ("documents", "source", "dropped")},
+            "recovery": recovered, "queries": len(records), "documents": told["documents"],
+            "source": "; left out: ".join([told["source"], *([left_out] if left_out else [])]),
         }  # fmt: skip
     return {"outside": found} if found else {}
