@@ -1,6 +1,6 @@
 # make quickstart   the whole method in minutes on a CPU, installation included
 # make test         the tests
-# make check        linter, types, arrows between the rooms, tests: what must hold before a change lands
+# make check        linter, types, arrows between the rooms, the report in a browser, tests: what must hold before a change lands
 # Another Python: make PYTHON=python3.12 quickstart. Another folder for it: make VENV=/somewhere/venv quickstart.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 # What an installation depends on: as long as these do not change, it is not repeated.
 PINS := pyproject.toml constraints.txt
 
-.PHONY: help quickstart test lint types arrows check lint-shell matrix clean
+.PHONY: help quickstart test lint types arrows browser check lint-shell matrix clean
 help:
 	@sed -n '1,4s/^# //p' Makefile
-	@echo "make lint, make types, make arrows, make test: one part of make check"
+	@echo "make lint, make types, make arrows, make browser, make test: one part of make check"
 	@echo "make lint-shell   the Dockerfile and the shell scripts (hadolint, shellcheck)"
 	@echo "make matrix       the tests at the oldest and the newest supported versions; gigabytes, up to an hour"
 	@echo "make clean        removes $(VENV) and caches; outputs/ stays"
@@ -34,7 +34,11 @@ types: $(VENV)/.installed-dev
 arrows: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-check: lint types arrows test
+# Chromium lays the report out; without one, the tests say that they were skipped.
+browser: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -rs -m browser tests/evaluation
+
+check: lint types arrows browser test
 
 lint-shell: $(VENV)/.installed-shell
 	$(BIN)/hadolint --strict-labels --failure-threshold style Dockerfile

@@ -26,7 +26,7 @@ def _needs(makefile: str, target: str) -> list[str]:
 def test_check_and_ci_have_the_same_parts(makefile: str) -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     parts = re.findall(r"^step (\S+)$", ci, re.MULTILINE)
-    assert _needs(makefile, "check") == parts == ["lint", "types", "arrows", "test"]
+    assert _needs(makefile, "check") == parts == ["lint", "types", "arrows", "browser", "test"]
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
