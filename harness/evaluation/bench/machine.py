@@ -119,14 +119,14 @@ def _cuda_peak(engine: Engine, texts: Sequence[str], device: str) -> tuple[float
 def _resident_peak(call: Callable[[], Any]) -> tuple[float, float] | None:
     _give_back()
     forgotten = _forget_peak()
-    before = _resident("VmRSS")
+    before, own = _resident("VmRSS"), _resident("RssAnon")  # own: without weights that a first call pages in
     call()
     peak = _resident("VmHWM")
     _give_back()
-    after = _resident("VmRSS")
-    if not forgotten or before is None or peak is None or after is None:
+    kept = _resident("RssAnon")
+    if not forgotten or before is None or peak is None or own is None or kept is None:
         return None
-    return max(0, peak - before) / MB, max(0, after - before) / MB
+    return max(0, peak - before) / MB, max(0, kept - own) / MB
 
 
 def _resident(key: str) -> int | None:

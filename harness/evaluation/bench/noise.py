@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.evaluation.bench.latency import BLOCK, Calls
 from harness.evaluation.bench.machine import Machine
 
-FLOOR, DRIFT, OTHERS = 5.0, 10.0, 0.1  # % and % from which a warning is due, and a share of the cores
+FLOOR, DRIFT, AGAIN, OTHERS = 5.0, 10.0, 10.0, 0.1  # three % from which a warning is due, and a share of the cores
 _DRAWS, _SEED = 1000, 0
 _FEW = 10  # blocks: fewer say nothing of how much blocks differ
 
@@ -34,25 +34,28 @@ class Watch:
         return {"others_cores": others, "cores": self._machine.cores, "load_before": self._load}
 
 
-def told(calls: Mapping[str, Calls], control: Calls, of: str, watched: dict[str, Any]) -> dict[str, Any]:
+def told(
+    calls: Mapping[str, Calls], control: Calls, of: str, again: float | None, watched: dict[str, Any]
+) -> dict[str, Any]:
     """What a reader must know before he believes a difference.
 
     Args:
         calls: of every system.
         control: of one of them once more, timed among the others under another name: A/A.
         of: which one.
+        again: by how many % the throughput of a system changed at most when its best batch was timed again.
         watched: what ``Watch`` saw.
 
     Returns:
         "percent": medians that differ by less are equal here (95 % of draws of the two equal systems' blocks differ by
         no more; None of few calls), "control": {"system", "p50_ratio", "p99_ratio", "calls"}, "drift_percent": how much
-        slower (or, below zero, faster) all systems were in the second half of the calls than in the first, what
-        ``Watch`` saw, and "warning": a sentence, or None where all is quiet.
+        slower (or, below zero, faster) all systems were in the second half of the calls than in the first,
+        "throughput_percent" (``again``), what ``Watch`` saw, and "warning": a sentence, or None where all is quiet.
     """
     one, two = calls[of].forward, control.forward
     ratios = {f"p{p}_ratio": float(np.percentile(two, p) / max(np.percentile(one, p), 1)) for p in (50, 99)}
     found = {"percent": floor(one, two), "control": {"system": of, **ratios, "calls": one.size},
-             "drift_percent": drift(calls), **watched}  # fmt: skip
+             "drift_percent": drift(calls), "throughput_percent": again, **watched}  # fmt: skip
     return {**found, "warning": warning(found)}
 
 
@@ -77,18 +80,18 @@ def _blocks(taken_RT: NDArray[np.int64]) -> NDArray[np.float64]:
 def drift(calls: Mapping[str, Calls]) -> float | None:
     """By how many % the second half of all calls took longer than the first, in the median; None of one repeat.
 
-    Each call is told in parts of what its text usually takes, so that halves of other texts can be compared.
+    Each call is told in parts of its text's geometric mean, so that halves of other texts can be compared.
     """
     halves: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
     for found in calls.values():
-        taken_RT = found.total.astype(np.float64)
-        relative = (taken_RT / np.maximum(np.median(taken_RT, axis=0), 1)).ravel()
+        log_RT = np.log(np.maximum(found.total, 1))
+        relative = (log_RT - log_RT.mean(axis=0)).ravel()  # a median would be one of few calls, and they no news
         halves[0].append(relative[: relative.size // 2])
         halves[1].append(relative[relative.size // 2 :])
-        if len(taken_RT) == 1:
+        if len(log_RT) == 1:
             return None
     before, after = (float(np.median(np.concatenate(half))) for half in halves)
-    return 100 * (after / before - 1) if before else None
+    return 100 * float(np.expm1(after - before))
 
 
 def warning(found: Mapping[str, Any]) -> str | None:
@@ -100,6 +103,8 @@ def warning(found: Mapping[str, Any]) -> str | None:
         reasons.append(f"one and the same system, timed twice, differs by up to {found['percent']:.0f} % in its median")
     if abs(drifted := found["drift_percent"] or 0) > DRIFT:
         reasons.append(f"it became {abs(drifted):.0f} % {'slower' if drifted > 0 else 'faster'} meanwhile")
+    if (found["throughput_percent"] or 0) > AGAIN:
+        reasons.append(f"a throughput was {found['throughput_percent']:.0f} % off when it was timed again")
     if not reasons:
         return None
     return (

@@ -125,6 +125,11 @@ class Meter:
             for system, told in self._told.items()
         }
 
+    def again(self) -> float | None:
+        """By how many % a system's best rate changed at most when it was timed again; None where none was."""
+        pairs = [(told.confirmed, told.rates[told.best]) for told in self._told.values() if told.confirmed]
+        return max((100 * abs(second / first - 1) for second, first in pairs), default=None)
+
     # --------------------------------------------------------------------------------------------------- the passes
 
     def _sample(self, size: int, count: int) -> Batches:
