@@ -165,15 +165,24 @@ def check_folder(folder: str | Path) -> None:
         raise InputError(Problem("not a JSON object", where=str(path), got=_kind(told), allowed="an object",
                                  next=_EXPORT))  # fmt: skip
     if "files" in told:
-        problems = [] if is_sealed(told) else [_edited(path)]
-        problems += _changed(folder, told["files"]) if isinstance(told["files"], dict) else []
-        if problems:
-            raise StaleArtefactError(problems)
+        refuse_changed(folder, told)
     elif told.get("weights_sha256") not in (None, found := weights_sha256(folder)):
         raise StaleArtefactError(
             Problem("not the weights that were saved here: they were edited or swapped", where=str(folder),
                     got=f"sha256 {found[:12]}", allowed=f"sha256 {told['weights_sha256'][:12]}", next=_EXPORT)
         )  # fmt: skip
+
+
+def refuse_changed(folder: Path, told: Mapping[str, Any]) -> None:
+    """Refuse an exported folder that is not what its ``harness.json`` says.
+
+    Raises:
+        StaleArtefactError: naming the manifest and every file that was edited, swapped or removed.
+    """
+    problems = [] if is_sealed(told) else [_edited(folder / "harness.json")]
+    problems += _changed(folder, told["files"]) if isinstance(told["files"], dict) else []
+    if problems:
+        raise StaleArtefactError(problems)
 
 
 def refuse_unusable(folder: Path) -> None:

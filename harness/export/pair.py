@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.encoders.chain import backbone_files, read_chain
+from harness.engines.deployed import refuse_changed, seal
 from harness.export.student import refuse_unservable
 from harness.runtime.errors import InputError, Problem, gather_problems
-from harness.runtime.process import atomic_folder, fingerprint, read_json, write_json
+from harness.runtime.process import atomic_folder, file_sha256, fingerprint, read_json, write_json
 from harness.vectors.space import Space, require_same_space
 
+_AGAIN = "export it again"
 _TYPES = "sentence_transformers.models."
 _NOT_OF_THE_TRANSFORMER = ("modules.json", "config_sentence_transformers.json", "harness.json", "README.md")
 
@@ -57,7 +59,45 @@ def export_pair(teacher: Path, student: Path, target: Path) -> None:
         })  # fmt: skip
         towers = {name: fingerprint(read_json(folder / "harness.json"))
                   for name, folder in (("teacher", teacher), ("student", student))}  # fmt: skip
-        write_json(new / "harness.json", {"space": space.to_json(), "towers": towers})
+        files = {path.relative_to(new).as_posix(): file_sha256(path)
+                 for path in sorted(new.rglob("*")) if path.is_file()}  # fmt: skip
+        write_json(new / "harness.json", seal({"space": space.to_json(), "towers": towers, "files": files}))
+
+
+def check_pair(folder: Path) -> dict[str, Any]:
+    """What ``harness.json`` of a pair says, if every file is still the one that was exported.
+
+    Raises:
+        InputError: no pair, or one of an earlier version. StaleArtefactError: files were changed, each named.
+    """
+    path = folder / "harness.json"
+    told: dict[str, Any] = read_json(path, next=_AGAIN)
+    if not isinstance(told, dict) or "towers" not in told or not isinstance(told.get("files"), dict):
+        raise InputError(Problem("not an exported pair: it does not say what its files were", where=str(path),
+                                 got="harness.json without towers or files", allowed="export/pair of a run",
+                                 next=_AGAIN))  # fmt: skip
+    refuse_changed(folder, told)
+    return told
+
+
+def open_route(folder: Path, route: str, scratch: Path) -> Path:
+    """One tower of a pair as a plain sentence-transformers folder again, made of links; ``scratch`` is empty.
+
+    Args:
+        route: ``query`` or ``document``.
+    """
+    config = read_json(folder / "router_config.json", next=_AGAIN)
+    modules = []
+    for number, name in enumerate(config["structure"][route]):
+        kind = config["types"][name]
+        place = "" if kind.endswith(".Transformer") else f"{number}_{kind.rpartition('.')[2]}"
+        (scratch / place).mkdir(exist_ok=True)
+        for path in (folder / name).iterdir():
+            (scratch / place / path.name).symlink_to(path.resolve())
+        modules.append({"idx": number, "name": str(number), "path": place, "type": kind})
+    write_json(scratch / "modules.json", modules)
+    shutil.copy(folder / "config_sentence_transformers.json", scratch)
+    return scratch
 
 
 def _space(folder: Path) -> Space:

@@ -24,6 +24,7 @@ Encode = Callable[[Sequence[str]], Floats]
 
 METRICS = ("P@1", "nDCG@10")
 DEPTH = 100
+SAME_DOCUMENT = 0.999  # as of vectors that are brought along: they may be rounded
 BATCH = 64  # texts that an artefact is given at once
 # What an artefact of the student's own precision reaches where nothing is wrong. Rounding in another order moves a
 # float32 vector by some 1e-7 and swaps a near-tie now and then; half precision has three digits.
@@ -125,6 +126,30 @@ def measure_parity(
     return {"passed": not reasons, "reasons": reasons, **answer}
 
 
+def same_documents(artefact: Encode, texts: Sequence[str], vector_ND: Floats) -> dict[str, Any]:
+    """Whether documents are encoded to the vectors that the frozen index holds; told as ``measure_parity`` tells it.
+
+    Args:
+        artefact: encodes documents, the prompt included.
+        texts: of some documents.
+        vector_ND: their stored vectors, which may be rounded, and computed on another device.
+    """
+    found_ND = _encode(artefact, texts)
+    answer: dict[str, Any] = {"queries": len(texts), "bounds": {"min_cosine": SAME_DOCUMENT}, "languages": {},
+                              "recovery": {}}  # fmt: skip
+    broken = _broken(found_ND, vector_ND)
+    if broken:
+        return {"passed": False, "reasons": [broken], **answer}
+    lengths_N = np.linalg.norm(found_ND, axis=1) * np.linalg.norm(vector_ND, axis=1)
+    cosine_N = (found_ND * vector_ND).sum(axis=1) / np.maximum(lengths_N, 1e-12)
+    least = float(cosine_N.min())
+    row = {"queries": len(texts), "min_cosine": least, "mean_cosine": float(cosine_N.mean()), "overlap@10": None}
+    reasons = [] if least >= SAME_DOCUMENT else [
+        f"the least cosine to a stored vector is {least:.6g}, at least {SAME_DOCUMENT:g} is wanted"
+    ]  # fmt: skip
+    return {"passed": not reasons, "reasons": reasons, **answer, "languages": {"all": row}}
+
+
 def _encode(artefact: Encode, texts: Sequence[str]) -> Floats:
     """In batches of like length, so that padding is compared, too, but does not take over."""
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
@@ -199,11 +224,11 @@ def one_line(parity: dict[str, Any]) -> str:
     if row is None:
         return "; ".join(parity["reasons"])
     told = [f"cosine {row['min_cosine']:.6f} at least, {row['mean_cosine']:.6f} on average",
-            f"overlap@10 {row['overlap@10']:.4f}"]  # fmt: skip
+            *([f"overlap@10 {row['overlap@10']:.4f}"] if row["overlap@10"] is not None else [])]  # fmt: skip
     for metric, rows in parity["recovery"].items():
         macro = rows["macro"]
         if macro["value"] is not None:
             known = macro["low"] is not None and macro["high"] is not None
             interval = f" [{macro['low']:.4f}, {macro['high']:.4f}]" if known else ""
             told.append(f"keeps {macro['value']:.4f}{interval} of {metric}")
-    return f"{row['queries']:,} queries: " + "; ".join(told)
+    return f"{row['queries']:,} texts: " + "; ".join(told)

@@ -61,9 +61,15 @@ class RunFolder:
     def exports(self) -> dict[str, list[Path]]:
         """Step -> the folders and files that it exports."""
         export = self.export
-        onnx = [export / "student" / "onnx", self.triton, export / "parity.json"]
-        return {"export": [export], "export.pair": [export / "pair"], "export.index": [export / "index"],
-                "export.onnx": onnx}  # fmt: skip
+        return {
+            "export": [export], "export.pair": [export / "pair", self.proof("pair")],
+            "export.index": [export / "index"],
+            "export.onnx": [export / "student" / "onnx", self.triton, self.proof("onnx")],
+        }  # fmt: skip
+
+    def proof(self, artefact: str) -> Path:
+        """How ``student`` (its folder), ``pair`` or ``onnx`` were held against the student in memory."""
+        return self.export / "parity" / f"{artefact}.json"
 
     def student(self, state: str) -> Path:
         """``cut``, ``aligned`` or ``refined``."""

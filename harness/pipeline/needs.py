@@ -46,6 +46,7 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
     mine = recipe.mine
     searched = {"index in memory": matrix} if recipe.evaluate.searcher != "exact" and installed("faiss") else {}
     encoding = {"weights": 4 * teacher.parameters if teacher else 0}
+    outside = 4 * dimension * max(counts.outside, default=0)
     depth = len(recipe.evaluate.systems) * min(recipe.evaluate.depth, counts.documents)
     found = {
         "data": Need({"texts": counts.text_bytes}),
@@ -59,9 +60,11 @@ def needs(recipe: Recipe, models: Mapping[str, Model], counts: Counts) -> dict[s
         "student": Need({"model": 4 * student.parameters}, {"weights": 4 * student.parameters}) if student else Need(),
         "mine.refine": Need({"mined": _mined(mine.refine, counts)}, {"vectors": matrix}),
         "embed.more": Need({"vectors": documents}, encoding),
-        "export": Need({"model": 4 * student.parameters}) if student else Need(),
+        "export": Need({"model": 4 * student.parameters}, {"weights": 8 * student.parameters}) if student else Need(),
         **_exports(recipe, teacher, student, matrix),
         "evaluate": Need({"hits": 4 * depth * counts.evaluated}, {**encoding, **searched}),
+        "embed.outside": Need({"vectors": row * sum(counts.outside)}, encoding),
+        "evaluate.outside": Need(memory={**encoding, **dict.fromkeys(searched, outside)}),
     }
     for name in ("align", "refine"):
         stage = _stage(student, name, recipe, counts)
@@ -88,7 +91,7 @@ def _exports(
     vectors = {name: matrix * {"faiss-int8": 0.25, "faiss-pq": 0.0625}.get(name, 1) for name in recipe.export.index}
     in_memory = max((size for name, size in vectors.items() if "faiss" in name), default=0)
     return {
-        "export.pair": Need({"model": towers}),
+        "export.pair": Need({"model": towers}, {"weights": towers + own}),
         "export.index": Need({"index": sum(vectors.values())}, {"weights": own, "index in memory": in_memory}),
         "export.onnx": Need({"model": own * files * (2 if recipe.export.triton else 1)}, {"weights": 2 * own}),
     }

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = ("embed.base", "embed", "embed.more")
 NEEDED = ("data", "teacher", "embed")  # without these done there is nothing to update
-SEARCHED = ("data.slices", "export.index", "export.onnx", "bench.ann", "evaluate", "report")  # made anew
+SEARCHED = (  # made anew
+    "data.slices", "export", "export.pair", "export.index", "export.onnx", "bench.ann", "evaluate", "report"
+)  # fmt: skip
 
 
 def update_documents(recipe: Recipe, output: Path) -> dict[str, Any] | None:

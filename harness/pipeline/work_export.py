@@ -2,45 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from harness.encoders.chain import read_chain
 from harness.encoders.sources import resolve_model
 from harness.engines.deployed import MODEL_FILES, ONNX, PARITY, read_onnx_manifest, write_parity
 from harness.export.card import Base, Deployed, license_of, model_card
 from harness.export.index import export_index
+from harness.export.opening import open_deployed
 from harness.export.pair import export_pair
-from harness.export.parity import Questions, bounds_of, measure_parity, one_line, some_of_each
+from harness.export.parity import (
+    Encode,
+    Questions,
+    bounds_of,
+    measure_parity,
+    one_line,
+    same_documents,
+    some_of_each,
+)
 from harness.export.student import export_student
-from harness.runtime.errors import InputError
+from harness.runtime.errors import InputError, RunError
 from harness.runtime.process import atomic_file, logger, read_json, remove_folder, replace_folder, write_json
 from harness.vectors.space import require_same_space
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from harness.data.records import Record
     from harness.pipeline.context import Run
     from harness.recipe import ExportSettings
 
 ASKED = 250  # queries of each language that an artefact is held against the student on
+DOCUMENTS = 200  # that a pair encodes again
 CALIBRATION = 64  # training queries of each language that int8-static measures ranges on
 
 
 def do_export(run: Run) -> list[Path]:
-    """Copy the student to ``export/student``; it carries prompts, pooling, projection, normalisation and its space."""
-    export_student(deployed(run), run.folder.export / "student")
-    return [run.folder.export / "student"]
+    """Copy the student to ``export/student``; it carries prompts, pooling, projection, normalisation and its space.
+
+    Raises:
+        RunError: the copy, opened as others will open it, is not the student: nothing is exported.
+    """
+    target, proof = run.folder.export / "student", run.folder.proof("student")
+    with _scratch(run) as place:
+        export_student(deployed(run), place / "student")
+        opened = open_deployed(place / "student")
+        told = {"student": {"artefact": f"folder ({opened.reader})", **_hold(run, opened.queries)}}
+        _log(told)
+        write_json(proof, told)
+        if reasons := told["student"]["reasons"]:
+            remove_folder(target)
+            what = f"the student's folder, opened by {opened.reader}, is not the student, and is not exported"
+            raise RunError("\n    ".join([what, *reasons, f"figures: {proof}"]))
+        replace_folder(place / "student", target)
+    return [target, proof]
 
 
 def do_pair(run: Run) -> list[Path]:
-    """Teacher and student as one sentence-transformers model."""
-    export_pair(run.folder.teacher, deployed(run), run.folder.export / "pair")
-    return [run.folder.export / "pair"]
+    """Teacher and student as one sentence-transformers model, if its queries are the student's and its documents those
+    of the frozen vectors."""
+    target, proof = run.folder.export / "pair", run.folder.proof("pair")
+    with _scratch(run) as place:
+        export_pair(run.folder.teacher, deployed(run), place / "pair")
+        opened = open_deployed(place / "pair")
+        told = {
+            "pair": {"artefact": f"pair, queries ({opened.reader})", **_hold(run, opened.queries)},
+            "pair documents": {"artefact": f"pair, documents ({opened.reader})",
+                               **hold_documents(run, opened.documents)},
+        }  # fmt: skip
+        _log(told)
+        if all(row["passed"] for row in told.values()):
+            replace_folder(place / "pair", target)
+        else:
+            remove_folder(target)
+    write_json(proof, told)
+    return [target, proof]
 
 
 def do_index(run: Run) -> list[Path]:
@@ -66,45 +108,72 @@ def do_onnx(run: Run) -> list[Path]:
 
     settings, target = _settings(run), run.folder.export / "student"
     encoder = run.open(target)
-    with tempfile.TemporaryDirectory(prefix=".export.", suffix=".tmp", dir=run.folder.root) as place:
-        scratch = Path(place) / "student"
+    with _scratch(run) as place:
+        scratch = place / "student"
         shutil.copytree(target, scratch, copy_function=_link, ignore=lambda _, names: {ONNX} & set(names))
         export_onnx(encoder, scratch, settings.onnx, calibration=_calibration(run))
         told = compare(run, scratch, encoder.encode(asked_texts(run), side="query"))
-        failed = [name for name in settings.onnx if not told[name]["passed"]]
-        for name in settings.onnx:
-            logger.info("export: onnx %s %s (%s)", name, "is the student" if name not in failed else "is NOT exported",
-                        one_line(told[name]))  # fmt: skip
-        if failed:
+        _log(told)
+        if failed := [name for name in settings.onnx if not told[name]["passed"]]:
             remove_onnx(scratch, failed)
         if (scratch / ONNX).exists():
             write_parity(scratch, told)
             replace_folder(scratch / ONNX, target / ONNX)
         else:
             remove_folder(target / ONNX)
-    write_json(run.folder.export / PARITY, told)
+    write_json(run.folder.proof("onnx"), told)
+    (run.folder.export / PARITY).unlink(missing_ok=True)  # of an earlier version
     if settings.triton and (target / ONNX).exists():
         write_triton(target, run.folder.triton)
     else:
         remove_folder(run.folder.triton)
-    return [target / ONNX, run.folder.export / PARITY, run.folder.triton]
+    return [target / ONNX, run.folder.proof("onnx"), run.folder.triton]
 
 
 def compare(run: Run, folder: Path, student_QD: np.ndarray) -> dict[str, Any]:
     """Each ONNX file of a folder held against the student's own vectors of the queries ``asked``."""
     from harness.engines.onnx_runtime import OnnxEngine
 
-    settings, dataset = _settings(run), run.dataset
-    questions = Questions(asked(run), dataset.documents, run.frozen_index(), dataset.search_within)
-    evaluate = run.recipe.evaluate
     return {
-        precision: measure_parity(
-            OnnxEngine(folder, precision=precision, threads=run.recipe.launch.threads).encode, student_QD, questions,
-            bounds_of(precision, settings.parity), resamples=evaluate.resamples, confidence=evaluate.confidence,
-            seed=run.recipe.seed,
-        )
-        for precision in settings.onnx
+        precision: {"artefact": f"onnx {precision}", **_hold(
+            run, OnnxEngine(folder, precision=precision, threads=run.recipe.launch.threads).encode, student_QD,
+            precision,
+        )}
+        for precision in _settings(run).onnx
     }  # fmt: skip
+
+
+def _hold(run: Run, artefact: Encode, student_QD: np.ndarray | None = None, precision: str = "fp32") -> dict[str, Any]:
+    """An artefact's queries against the student's own; without ``student_QD`` that encodes them."""
+    dataset, evaluate = run.dataset, run.recipe.evaluate
+    if student_QD is None:
+        student_QD = _encoded(run, deployed(run), asked(run))
+    questions = Questions(asked(run), dataset.documents, run.frozen_index(), dataset.search_within)
+    return measure_parity(
+        artefact, student_QD, questions, bounds_of(precision, _settings(run).parity), resamples=evaluate.resamples,
+        confidence=evaluate.confidence, seed=run.recipe.seed,
+    )  # fmt: skip
+
+
+def hold_documents(run: Run, artefact: Encode) -> dict[str, Any]:
+    """Some documents, encoded again, against their frozen vectors."""
+    documents, store = run.dataset.documents, run.store("documents")
+    rows = np.random.default_rng(run.recipe.seed).permutation(len(documents))[:DOCUMENTS].tolist()
+    vector_ND = store.vectors(store.rows_of([documents.ids[row] for row in rows]))
+    return same_documents(artefact, [documents.texts[row] for row in rows], vector_ND)
+
+
+def _log(told: dict[str, Any]) -> None:
+    for row in told.values():
+        fate = "is the student" if row["passed"] else "is NOT exported"
+        logger.info("export: %s %s (%s)", row["artefact"], fate, one_line(row))
+
+
+@contextlib.contextmanager
+def _scratch(run: Run) -> Iterator[Path]:
+    """Where artefacts are made and held against the student: ``export/`` never holds one that is not proven."""
+    with tempfile.TemporaryDirectory(prefix=".export.", suffix=".tmp", dir=run.folder.root) as place:
+        yield Path(place)
 
 
 def asked(run: Run) -> list[Record]:
@@ -152,11 +221,12 @@ def _link(source: str, target: str) -> None:
 def with_exports(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     """results.json with what was held against the student, and a warning for each artefact that is not deployed."""
     settings, export = run.recipe.export, run.folder.export
-    if settings and settings.onnx:
-        results["parity"] = read_json(export / PARITY)
+    if settings:
+        made = ["student", *(["pair"] if settings.pair else []), *(["onnx"] if settings.onnx else [])]
+        results["parity"] = {name: row for one in made for name, row in read_json(run.folder.proof(one)).items()}
         results["warnings"] += [
-            f"onnx {name} is not exported: {'; '.join(told['reasons'])}"
-            for name, told in results["parity"].items() if not told["passed"]
+            f"{row['artefact']} is not exported: {'; '.join(row['reasons'])}"
+            for row in results["parity"].values() if not row["passed"]
         ]  # fmt: skip
     if settings and settings.index:
         told = read_json(export / "index" / "manifest.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,15 +14,17 @@ import yaml
 from builders.tiny_run import tiniest_tree, write_recipe
 
 from harness.encoders.folder import open_encoder
+from harness.export import opening
+from harness.export.pair import export_pair
 from harness.export.student import export_student
-from harness.pipeline import checks, surroundings
+from harness.pipeline import checks, surroundings, work_export
 from harness.pipeline.controller import Controller, run_recipe
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.needs import needs
 from harness.pipeline.plan import plan
 from harness.pipeline.sizes import counts_of, models_of
 from harness.recipe import load_recipe
-from harness.runtime.errors import InputError
+from harness.runtime.errors import InputError, RunError
 from harness.runtime.process import read_json
 from harness.vectors.store import VectorStore
 
@@ -57,7 +60,7 @@ def run(done: RunFolder, tmp_path: Path) -> RunFolder:
 
 def test_everything_asked_for_is_there(done: RunFolder) -> None:
     names = {path.relative_to(done.export).as_posix() for path in done.export.rglob("*") if path.is_file()}
-    assert {"student/model.safetensors", "student/onnx/model.onnx", "parity.json",
+    assert {"student/model.safetensors", "student/onnx/model.onnx", "parity/student.json", "parity/onnx.json",
             "pair/router_config.json", "index/vectors.npy", "index/ids.txt", "index/index.faiss",
             "index/index-int8.faiss", "index/manifest.json", "triton-models/student/config.pbtxt"} <= names  # fmt: skip
     assert not list(done.root.glob(".*.tmp")), "no scratch folder is left"
@@ -66,7 +69,7 @@ def test_everything_asked_for_is_there(done: RunFolder) -> None:
 
 
 def test_an_artefact_that_is_the_student_is_exported_with_the_proof(done: RunFolder) -> None:
-    told = read_json(done.export / "parity.json")
+    told = read_json(done.proof("onnx"))
     assert set(told) == {"fp32", "int8"} and told["fp32"]["passed"]
     assert set(told["fp32"]["languages"]) == {"aa", "bb", "cc", "all"}
     assert told["fp32"]["languages"]["all"]["min_cosine"] > 0.99999
@@ -75,7 +78,7 @@ def test_an_artefact_that_is_the_student_is_exported_with_the_proof(done: RunFol
 
 
 def test_one_that_is_not_is_not_exported_and_the_report_says_why(done: RunFolder) -> None:
-    told = read_json(done.export / "parity.json")["int8"]
+    told = read_json(done.proof("onnx"))["int8"]
     assert not told["passed"] and "the least cosine" in told["reasons"][0]
     assert 0.9 < told["languages"]["all"]["min_cosine"] < 0.99999
     names = [path.name for place in ("student/onnx", "triton-models") for path in (done.export / place).rglob("*")]
@@ -103,6 +106,60 @@ def test_the_pair_is_teacher_and_student(done: RunFolder) -> None:
     np.testing.assert_allclose(pair.encode_query(texts), student, atol=1e-5)
 
 
+def test_folder_and_pair_pass_the_gate_too(done: RunFolder) -> None:
+    """As sentence-transformers opens them, on the same queries and the same index."""
+    pytest.importorskip("sentence_transformers")
+    told = {**read_json(done.proof("student")), **read_json(done.proof("pair"))}
+    assert set(told) == {"student", "pair", "pair documents"} and all(row["passed"] for row in told.values())
+    for name in ("student", "pair"):
+        assert told[name]["languages"]["all"]["min_cosine"] > 0.99999
+        assert "sentence-transformers" in told[name]["artefact"]
+        assert told[name]["recovery"]["P@1"]["macro"]["value"] == 1 and told[name]["bounds"]["min_cosine"] == 0.99999
+        assert set(told[name]["languages"]) == {"aa", "bb", "cc", "all"}
+    assert told["pair documents"]["queries"] > 50
+    results = read_json(done.results)["parity"]
+    assert set(results) == {*told, "fp32", "int8"}
+    report = (done.root / "report.md").read_text(encoding="utf-8")
+    assert "| folder (sentence-transformers" in report and "| pair, documents (sentence-transformers" in report
+
+
+def test_a_pair_that_is_not_the_two_is_not_exported_and_the_report_says_why(
+    recipe: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the other prompt, say, documents are elsewhere."""
+    def wrong(teacher: Path, student: Path, target: Path) -> None:
+        export_pair(teacher, student, target)
+        path = target / "config_sentence_transformers.json"
+        path.write_text(path.read_text().replace('"document": ""', '"document": "kami kami kami: "'))
+
+    monkeypatch.setattr(work_export, "export_pair", wrong)
+    monkeypatch.setattr(opening, "has_sentence_transformers", lambda: False)  # seconds
+    assert run_recipe(load_recipe(recipe), run.root, first="export.pair")[1] == ["export.pair", "report"]
+    told = read_json(run.proof("pair"))
+    assert told["pair"]["passed"] and not told["pair documents"]["passed"] and not (run.export / "pair").exists()
+    assert told["pair"]["artefact"] == "pair, queries (harness)"
+    warnings = [text for text in read_json(run.results)["warnings"] if "pair" in text]
+    assert len(warnings) == 1 and "pair, documents (harness) is not exported: the least cosine" in warnings[0]
+
+
+def test_a_folder_that_is_not_the_student_ends_the_run_and_is_not_there(
+    recipe: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(source: Path, target: Path) -> None:
+        export_student(source, target)
+        path = target / "1_Pooling" / "config.json"
+        told = read_json(path)
+        path.write_text(json.dumps({**told, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}))
+
+    monkeypatch.setattr(work_export, "export_student", wrong)
+    monkeypatch.setattr(opening, "has_sentence_transformers", lambda: False)
+    with pytest.raises(RunError, match="is not the student, and is not exported(.|\n)*the least cosine"):
+        run_recipe(load_recipe(recipe), run.root, first="export")
+    assert not (run.export / "student").exists() and not read_json(run.proof("student"))["student"]["passed"]
+    monkeypatch.setattr(work_export, "export_student", export_student)
+    assert run_recipe(load_recipe(recipe), run.root)[1] == ["export", "export.onnx", "bench", "report"]
+
+
 def test_the_deployed_student_is_timed_in_every_engine(done: RunFolder) -> None:
     latency = read_json(done.results)["latency"]
     assert set(latency["student-refined"]) == {"torch", "onnx"}, "int8 failed, and is not there to be timed"
@@ -117,9 +174,10 @@ def test_the_same_again_does_nothing(recipe: Path, run: RunFolder) -> None:
 
 
 def test_an_artefact_taken_out_of_the_recipe_goes(recipe: Path, run: RunFolder) -> None:
-    less = load_recipe(recipe, ["export={index: [npy]}", "bench="])
+    less = load_recipe(recipe, ["export.onnx=[]", "export.pair=false", "export.triton=false", "export.index=[npy]",
+                                "bench="])  # fmt: skip
     assert run_recipe(less, run.root)[1] == ["export.index", "report"]
-    assert sorted(path.name for path in run.export.iterdir()) == ["README.md", "index", "student"]
+    assert sorted(path.name for path in run.export.iterdir()) == ["README.md", "index", "parity", "student"]
     assert not (run.export / "student" / "onnx").exists()
     assert [path.name for path in (run.export / "index").iterdir() if "faiss" in path.name] == []
 

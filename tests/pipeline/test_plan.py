@@ -64,7 +64,7 @@ def test_each_verb_of_a_step_is_a_command() -> None:
         ("bench.repeats=2", {"bench", "report"}),
         ("bench.k=5", {"bench", "report"}),
         ("bench.price_per_hour=2.5", {"report"}),
-        ("evaluate.resamples=300", {"report"}),
+        ("evaluate.resamples=300", {"export", "report"}),
         ("evaluate.depth=200", {"evaluate", "report"}),
         ("evaluate.metrics=[P@1, Hit@5]", {"evaluate", "report"}),
         ("refine.anchor=2.0", {"refine", "export", "evaluate", "bench", "report"}),
@@ -90,8 +90,8 @@ def test_a_changed_setting_changes_what_depends_on_it(path: Path, override: str,
         ("export.pair=true", "export.pair", {"report"}),
         ("export.index=[npy]", "export.index", {"report"}),
         ("export.onnx=[fp32]", "export.onnx", {"report"}),
-        ("export.parity.overlap=0.8", None, set()),
-        ("export.system=student-aligned", None, {"export"}),
+        ("export.parity.overlap=0.8", None, {"export", "report"}),
+        ("export.system=student-aligned", None, {"export", "report"}),
     ],
 )
 def test_what_is_exported_beside_the_student_leaves_the_student_where_it_is(
@@ -107,7 +107,7 @@ def test_every_artefact_is_made_anew_when_what_it_is_made_of_changes(path: Path)
     before = keys(load_recipe(path, everything), {})
     for override, expected in {
         "refine.anchor=2.0": {"export", "export.pair", "export.index", "export.onnx"},
-        "export.parity.overlap=0.8": {"export.onnx"},
+        "export.parity.overlap=0.8": {"export", "export.pair", "export.onnx"},
         "export.index=[npy, parquet]": {"export.index"},
     }.items():
         after = keys(load_recipe(path, [*everything, override]), {})

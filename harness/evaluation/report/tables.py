@@ -210,8 +210,9 @@ def parity(view: View) -> Grid | None:
         passed = dig(told, "passed") is True
         share = Interval(*(number(kept.get(key)) for key in ("value", "low", "high")))
         digits = {"min_cosine": 5, "mean_cosine": 5, "overlap@10": 3}
-        cells = [f"onnx {clean(name)}", "exported" if passed else "not exported", count(row.get("queries")),
-                 *(decimals(row.get(key), places) for key, places in digits.items()), share.text()]  # fmt: skip
+        cells = [clean(dig(told, "artefact") or f"onnx {name}"), "exported" if passed else "not exported",
+                 count(row.get("queries")), *(decimals(row.get(key), places) for key, places in digits.items()),
+                 share.text()]  # fmt: skip
         rows.append(Row(cells, status="reached" if passed else "missed"))
     header = ["artefact", "", "queries", "least cosine", "mean cosine", "overlap@10", "P@1 of the student's"]
     return grid("Artefacts beside the student in memory", header, rows, left=(0, 1))
