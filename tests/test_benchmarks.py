@@ -17,9 +17,9 @@ from harness.recipe import load_recipe
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def quality() -> Any:
-    spec = importlib.util.spec_from_file_location("teacher_quality", BENCHMARKS / "teacher_quality.py")
+def script(name: str) -> Any:
+    """A benchmark as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look it up
@@ -29,6 +29,11 @@ def quality() -> Any:
     os.environ.clear()
     os.environ.update(environment)
     return module
+
+
+@pytest.fixture(scope="module")
+def quality() -> Any:
+    return script("teacher_quality")
 
 
 def answers(quality: Any, hits: list[int]) -> PerQuery:
@@ -76,3 +81,39 @@ def test_what_was_judged_irrelevant_is_taken_out_of_training_alone(quality: Any,
     assert (kept / "qrels" / "dev.tsv").read_text() == (source / "qrels" / "dev.tsv").read_text()
     assert quality.data_folder(source, tmp_path / "other", True) == source
     assert quality.data_folder(kept, tmp_path / "again", False) == kept, "nothing to take out"
+
+
+def test_searchers_side_by_side_find_the_same(tmp_path: Path) -> None:
+    searching = script("searching")
+    searching.write_vectors(tmp_path, 30, 700, 16)
+    query_QD = np.load(tmp_path / "queries.npy")
+    np.testing.assert_allclose(np.linalg.norm(query_QD, axis=1), 1, atol=1e-5)
+    ours = searching.harness_search(tmp_path, query_QD, 7)()
+    if importlib.util.find_spec("faiss") is not None:  # importing the other one takes many seconds
+        assert searching.same_hits(ours, searching.faiss_search(tmp_path, query_QD, 7)()) == 1
+    wrong = ours[1].copy()
+    wrong[:3, 0] = 699 - wrong[:3, 0]
+    assert searching.same_hits(ours, (ours[0], wrong)) == pytest.approx(0.9)
+    assert searching.same_hits(ours, (ours[0] + 1e-3, ours[1])) == 0
+    told = {"seconds": 2.0, "ready_seconds": 1.0, "flops_per_second": 7e9, "product_flops_per_second": 1e10,
+            "share_of_product": 0.7, "queries_per_second": 15.0, "peak_bytes": 2**30, "same_hits": 0.9}  # fmt: skip
+    rows = searching.table({"harness": told, "faiss": {"failed": "exit code 1"}})
+    assert rows[2] == "| harness | 2.0 | 15.0 | 7 | 10 | 70% | 1,024 | 1.0 | 90.00% |"
+    assert {row.count("|") for row in rows} == {10}
+
+
+def test_metrics_side_by_side_are_the_same(tmp_path: Path) -> None:
+    metrics = script("metrics")
+    given = metrics.rankings(60, 1_000)
+    hit_QK, judgments = given
+    assert all(len(set(rows)) == 1_000 for rows in hit_QK.tolist())
+    assert all(1 <= sum(grade > 0 for grade in grades.values()) <= metrics.RELEVANT for grades in judgments)
+    results = {name: metrics.RUNS[name](given, tmp_path) | {"queries": 60, "peak_bytes": 0}
+               for name in metrics.SYSTEMS[:3]}  # fmt: skip
+    assert metrics.furthest(tmp_path, "pytrec_eval") < 1e-12
+    with np.load(tmp_path / "harness.npz") as ours:
+        assert 0 < ours["nDCG@10"].mean() < 1 and 0 < ours["judged@10"].mean() < 1
+        means = {name: np.array(ours[name].mean()) for name in metrics.NAMES}
+        np.savez(tmp_path / "sentence-transformers.npz", **means)
+    assert metrics.furthest(tmp_path, "sentence-transformers") == 0
+    assert {row.count("|") for row in metrics.table(results | {"other": {"failed": "exit code 1"}})} == {8}
