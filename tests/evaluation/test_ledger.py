@@ -1,0 +1,102 @@
+"""The gap ledger: its steps, that they add up, and what is left out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from builders.evaluations import per_query
+
+from harness.evaluation.ledger import CHAIN, ledger
+from harness.evaluation.per_query import PerQuery
+from harness.evaluation.statistics import resample
+
+GROUPS = 60
+STEPS = ["cut", "align", "refine", "quantise", "approximate index"]
+
+
+def chain(without: tuple[str, ...] = ()) -> dict[str, PerQuery]:
+    """Every system of the chain (and one that is no part of it), with metrics of random numbers."""
+    random = np.random.default_rng(8)
+    names = ["de"] * GROUPS + ["en"] * GROUPS + ["fr"] * 20
+    groups = [*range(GROUPS), *range(GROUPS), *range(20)]
+    return {
+        name: per_query(names, groups, {"P@1": random.integers(0, 2, len(names)), "nDCG@10": random.random(len(names))})
+        for name in (*CHAIN, "teacher-base") if name not in without
+    }  # fmt: skip
+
+
+def rows(systems: dict[str, PerQuery], slices: dict[str, list[str]] | None = None) -> list[dict[str, Any]]:
+    samples = resample(systems, metrics=["P@1", "nDCG@10"], resamples=300, seed=2)
+    return ledger(systems, samples, set_name="test", metrics=["P@1", "nDCG@10", "MRR@10"], slices=slices or {},
+                  confidence=0.95, seed=2)  # fmt: skip
+
+
+HALVES = {"length": ["short", "long"] * (GROUPS + 10), "seen": ["no"] * (2 * GROUPS) + ["yes"] * 20}
+
+
+def test_the_contract() -> None:
+    found = rows(chain(), HALVES)
+    assert list(dict.fromkeys(row["step"] for row in found)) == STEPS
+    assert {row["scope"] for row in found} == {
+        "macro", "de", "en", "fr", "length=short", "length=long", "seen=no", "seen=yes"
+    }  # fmt: skip
+    assert len(found) == 5 * 2 * 8
+    assert set(found[0]) == {
+        "step", "systems", "set", "metric", "scope", "before", "after", "difference", "low", "high", "verdict",
+        "queries",
+    }  # fmt: skip
+    assert found[0]["systems"] == ["student-untrained", "teacher"] and found[0]["set"] == "test"
+    counts = {row["scope"]: row["queries"] for row in found}
+    assert counts["macro"] == 2 * GROUPS + 20 and counts["fr"] == counts["seen=yes"] == 20
+    assert all(row["low"] <= row["difference"] <= row["high"] for row in found)
+
+
+def test_the_steps_add_up_to_the_whole_gap_in_every_scope() -> None:
+    systems = chain()
+    found = rows(systems, HALVES)
+    for metric in ("P@1", "nDCG@10"):
+        for scope in {row["scope"] for row in found}:
+            steps = [row for row in found if row["metric"] == metric and row["scope"] == scope]
+            assert len(steps) == 5
+            for step, following in zip(steps, steps[1:], strict=False):
+                assert step["after"] == following["before"]
+            total = math.fsum(step["difference"] for step in steps)
+            assert total == pytest.approx(steps[-1]["after"] - steps[0]["before"], abs=1e-14)
+    first, last = (systems[name].metrics["P@1"] for name in ("teacher", "student-ann"))
+    languages = np.array(systems["teacher"].languages)
+    whole = np.mean([np.mean((last - first)[languages == name]) for name in ("de", "en", "fr")])
+    steps = [row["difference"] for row in found if row["metric"] == "P@1" and row["scope"] == "macro"]
+    assert math.fsum(steps) == pytest.approx(whole, abs=1e-14)
+    long = [row["difference"] for row in found if row["metric"] == "P@1" and row["scope"] == "length=long"]
+    assert math.fsum(long) == pytest.approx(np.mean((last - first)[1::2]), abs=1e-14)
+
+
+def test_a_step_that_was_not_evaluated_is_skipped_and_its_neighbours_are_joined() -> None:
+    found = rows(chain(without=("student-aligned", "student-int8")))
+    macro = [row for row in found if row["metric"] == "P@1" and row["scope"] == "macro"]
+    assert [(row["step"], row["systems"]) for row in macro] == [
+        ("cut", ["student-untrained", "teacher"]),
+        ("refine", ["student-refined", "student-untrained"]),
+        ("approximate index", ["student-ann", "student-refined"]),
+    ]
+    assert rows({name: system for name, system in chain().items() if name in ("teacher", "teacher-base")}) == []
+    assert rows({name: system for name, system in chain().items() if name == "teacher-base"}) == []
+
+
+def test_what_a_step_won_or_lost_is_told_per_language_and_slice() -> None:
+    before = per_query(["de"] * 100 + ["en"] * 100, [*range(100)] * 2, [0.0] * 40 + [1.0] * 60 + [1.0] * 100)
+    after = replace(before, metrics={"P@1": np.concatenate([np.ones(100), np.repeat([0.0, 1.0], [40, 60])])})
+    systems = {"student-aligned": before, "student-refined": after}
+    samples = resample(systems, metrics=["P@1"], resamples=500, seed=2)
+    found = ledger(systems, samples, set_name="test", metrics=["P@1"], confidence=0.95, seed=2,
+                   slices={"half": ["first"] * 100 + ["second"] * 100, "few": ["yes"] * 20 + ["no"] * 180})  # fmt: skip
+    verdicts = {row["scope"]: row["verdict"] for row in found}
+    assert verdicts == {
+        "macro": "undecided", "de": "gain", "en": "loss", "half=first": "gain", "half=second": "loss",
+        "few=yes": "undecided", "few=no": verdicts["few=no"],
+    }  # fmt: skip
+    assert {row["scope"]: row["difference"] for row in found}["few=yes"] == 1, "of 20 groups nothing is claimed"
