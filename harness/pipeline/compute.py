@@ -54,7 +54,8 @@ def steps_in_fp32(recipe: Recipe) -> list[str]:
     """The steps that compute in fp32 on a GPU, too, because the recipe says so."""
     slow = {name for name, training in trainings(recipe).items() if training.precision == "fp32"}
     slow |= {"teacher.more"} if "teacher" in slow else set()
-    slow |= {"embed.base", "embed", "embed.more", "embed.streams"} if recipe.embed.precision == "fp32" else set()
+    embedding = {"embed.base", "embed", "embed.more", "embed.streams", "embed.outside"}
+    slow |= embedding if recipe.embed.precision == "fp32" else set()
     return [step.name for step in plan(recipe) if step.name in slow]
 
 
@@ -154,4 +155,5 @@ def _encoding(recipe: Recipe, counts: Counts, teacher: Model) -> dict[str, float
     rows = sum(estimated_rows(recipe, recipe.align.streams).values()) if recipe.align else 0
     stored = 0 if recipe.align and recipe.align.targets == "online" else forward_operations(teacher, rows, query)
     return {"embed.base": documents + base, "embed": documents + as_queries, "embed.more": documents,
-            "embed.streams": stored}  # fmt: skip
+            "embed.streams": stored,
+            "embed.outside": forward_operations(teacher, sum(counts.outside), document)}  # fmt: skip

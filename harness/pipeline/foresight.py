@@ -72,7 +72,8 @@ def _there(step: str, need: Need, folder: RunFolder) -> float:
     stores = {"embed.base": ("base-documents", "base-queries"), "embed": ("documents", "queries"),
               "embed.more": ("more-documents",)}.get(step, ())  # fmt: skip
     grown = {
-        "vectors": [folder.vectors / f"{name}{end}" for name in stores for end in ("", ".partial")],
+        "vectors": [*(folder.vectors / f"{name}{end}" for name in stores for end in ("", ".partial")),
+                    *([folder.outside] if step == "embed.outside" else [])],
         "checkpoints": [folder.checkpoints(step.replace(".", "-"))],
         "hits": [folder.evaluations],
     }

@@ -18,7 +18,7 @@ from harness.encoders.layers import select_layers
 from harness.encoders.sources import describe_model, resolve_model
 from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer
-from harness.recipe import DataSettings, EncoderSettings, Recipe, StudentSettings
+from harness.recipe import DataSettings, EncoderSettings, OutsideSet, Recipe, StudentSettings
 from harness.runtime.errors import Problem, StaleArtefactError
 from harness.runtime.process import read_json
 
@@ -71,6 +71,7 @@ class Counts:
     evaluated: float = 0  # queries in all other sets
     unlabelled: float = 0
     text_bytes: float = 0
+    outside: tuple[float, ...] = ()  # documents of each set from elsewhere, at least
     tokens: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -148,10 +149,11 @@ def counts_of(recipe: Recipe, data: Path | None) -> Counts:
     Raises:
         StaleArtefactError: the prepared folder is damaged.
     """
+    outside = tuple(_outside_documents(given) for given in recipe.evaluate.outside)
     if data is None or not all((data / name).is_file() for name in ("data.json", "queries.jsonl", "corpus.jsonl")):
-        return _counts_of_source(recipe.data)
+        return replace(_counts_of_source(recipe.data), outside=outside)
     try:
-        return _counts_of_folder(recipe, data)
+        return replace(_counts_of_folder(recipe, data), outside=outside)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StaleArtefactError(Problem("the prepared data is damaged", where=str(data), got=str(error),
                                          next="restore it, or make it again with --from data")) from None  # fmt: skip
@@ -176,11 +178,21 @@ def _counts_of_source(data: DataSettings) -> Counts:
     files, problems = find_beir(Path(data.path), data.qrels)
     if problems or any(files[part].suffix == ".gz" for part in ("corpus", "queries")):
         return Counts()
-    sizes = {part: files[part].stat().st_size for part in ("corpus", "queries")}
-    with open(files["corpus"], "rb") as stream:
+    size = sum(files[part].stat().st_size for part in ("corpus", "queries"))
+    return Counts(documents=_surely_lines(files["corpus"]), text_bytes=SURE_SHARE * size)
+
+
+def _outside_documents(given: OutsideSet) -> float:
+    """What a set from elsewhere surely holds; nothing is known of gzipped files and of tasks of mteb."""
+    corpus = Path(given.beir or "") / "corpus.jsonl"
+    return _surely_lines(corpus) if given.beir and corpus.is_file() else 0
+
+
+def _surely_lines(path: Path) -> float:
+    """How many lines a file surely has, from the length of its first ones."""
+    with open(path, "rb") as stream:
         head = [len(line) for line in islice(stream, SAMPLE)]
-    documents = sizes["corpus"] / (sum(head) / len(head)) if head else 0
-    return Counts(documents=SURE_SHARE * documents, text_bytes=SURE_SHARE * sum(sizes.values()))
+    return SURE_SHARE * path.stat().st_size / (sum(head) / len(head)) if head else 0
 
 
 def _head(path: Path) -> list[str]:

@@ -17,10 +17,13 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.encoders.folder import open_encoder
 from harness.evaluation.per_query import PerQuery
+from harness.pipeline.compute import operations
 from harness.pipeline.controller import run_recipe
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.labels import kept_labels, label_sources
+from harness.pipeline.needs import needs
 from harness.pipeline.pool import label_run, pool_run
+from harness.pipeline.sizes import counts_of, models_of
 from harness.pipeline.trec import write_trec
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError, StaleArtefactError
@@ -133,6 +136,16 @@ def test_changed_files_of_an_outside_set_are_read_again(
     assert run_recipe(recipe, out)[1] == ["embed.outside", "evaluate.outside", "report"]
     (folder / "notes.txt").write_text("not part of the set")
     assert run_recipe(recipe, out)[1] == []
+
+
+def test_outside_documents_count_before_they_are_encoded(whole: tuple[Path, Path]) -> None:
+    recipe = load_recipe(whole[0])
+    counts, models = counts_of(recipe, None), models_of(recipe)
+    assert len(counts.outside) == 2 and all(20 < count <= 41 for count in counts.outside), "surely so many of each"
+    told = needs(recipe, models, counts)
+    assert told["embed.outside"].disk["vectors"] == 4 * models["teacher"].dimension * sum(counts.outside)
+    assert told["evaluate.outside"].memory["index in memory"] == 4 * models["teacher"].dimension * max(counts.outside)
+    assert operations(recipe, counts_of(recipe, whole[1] / "data"), models)["embed.outside"] > 0
 
 
 # ------------------------------------------------------------------------------------------------------ TREC files
