@@ -233,11 +233,11 @@ class Comparison:
 
     def bars(self) -> Grid | None:
         """Every bar of any run, and where each run stands."""
-        whats = list(dict.fromkeys(bar.what for run in self.runs for bar in run.view.bars))
+        asked = {bar.key: bar for run in reversed(self.runs) for bar in reversed(run.view.bars)}
         rows = []
-        for what in whats:
-            held = [next((bar for bar in run.view.bars if bar.what == what), None) for run in self.runs]
-            rows.append(Row([what, *(f"{STATUS_MARKS[b.status]} {b.value}" if b else MISSING for b in held)]))
+        for key, bar in reversed(asked.items()):
+            held = [next((own for own in run.view.bars if own.key == key), None) for run in self.runs]
+            rows.append(Row([bar.what, *(f"{STATUS_MARKS[b.status]} {b.value}" if b else MISSING for b in held)]))
         return grid("Bars", ["bar", *self.names], rows)
 
     def quality(self) -> Grid | None:

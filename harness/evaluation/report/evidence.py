@@ -24,6 +24,7 @@ from harness.evaluation.report.values import (
     percent,
     probability,
     rate,
+    whole_percent,
 )
 from harness.evaluation.report.view import METRICS, SYSTEMS, Status, View
 
@@ -36,7 +37,7 @@ CLAIM_MARKS = {"shown": "✓ shown", "not shown": "✗ not shown", "undecided": 
 
 def _claim_scope(test: Mapping[str, Any]) -> str:
     scope = str(test.get("scope", ""))
-    names = {"macro": "mean over languages", "all languages": "every language at once"}
+    names = {"macro": "the mean over languages", "all languages": "all languages at once"}
     return names.get(scope, clean(scope) or "(none)")
 
 
@@ -53,11 +54,11 @@ def claims(view: View, metric: str) -> Grid | None:
                  decimals(test.get("low")), probability(test.get("p")), probability(test.get("p_adjusted")),
                  count(test.get("queries"))]  # fmt: skip
         rows.append(Row(cells, test.get("scope") in order, CLAIMED.get(verdict)))
-    margins = list(dict.fromkeys(percent(test.get("margin"), 0) for test in found))
+    margins = list(dict.fromkeys(whole_percent(test.get("margin")) for test in found))
     header = ["scope", "verdict", "recovery", "lower bound", "p", "p (Holm)", "queries"]
     note = (
-        "Shown: the one-sided lower bound of the ratio lies above 1 less the margin. Every language at once holds only "
-        "if each holds; single languages are corrected for their number (Holm)."
+        "Shown: the one-sided lower bound of the ratio lies above 1 less the margin. All languages at once: only if "
+        "each holds. Single languages are corrected for their number (Holm). Undecided: too few groups of queries."
     )
     title = f"Does {clean(view.candidate)} lose less than {' or '.join(margins)} of {clean(metric)}?"
     return grid(title, header, rows, note, left=(0, 1))
@@ -70,9 +71,10 @@ def claim_sentences(view: View) -> list[str]:
     for test in view.claims:
         if test.get("metric") == view.lead:
             found.setdefault(str(test.get("verdict")), []).append(_claim_scope(test))
-            margin = percent(test.get("margin"), 0)
+            margin = whole_percent(test.get("margin"))
     head = f"That {clean(view.candidate)} loses less than {margin} of {clean(view.lead)}"
-    words = {"shown": "is shown for", "not shown": "is not shown for", "undecided": "can't be told for"}
+    words = {"shown": "is shown for", "not shown": "is not shown for",
+             "undecided": "can't be told, for want of queries, for"}  # fmt: skip
     parts = [f"{text} {listed(found[verdict])}" for verdict, text in words.items() if verdict in found]
     return [f"{head} {'; '.join(parts)}."] if parts else []
 
@@ -106,8 +108,8 @@ def alike(view: View) -> list[str]:
         )
     if spread.value is not None:
         parts.append(f"recovery differs between languages by a standard deviation of {spread.text()}")
-    share = {key: percent(dig(told, "variance", key)) for key in ("language", "slice", "rest")}
-    known = [f"{key} {text}" for key, text in share.items() if text != MISSING]
+    parted = {key: percent(dig(told, "variance", key)) for key in ("language", "slice", "rest")}
+    known = [f"{key} {text}" for key, text in parted.items() if text != MISSING]
     if known:
         parts.append(f"of the variance of per-query differences: {', '.join(known)}")
     head = f"Are languages treated alike ({clean(view.lead)})? {clean(told.get('verdict') or 'Not told').capitalize()}"
@@ -370,7 +372,8 @@ def outside(view: View) -> Grid | None:
     tasks = {task: told for task, told in branch(view.results, "outside").items() if isinstance(told, Mapping)}
     values = {(task, name): own for task, told in tasks.items() for name, own in told.items()
               if name != "recovery" and isinstance(own, Mapping) and _has_numbers(own)}  # fmt: skip
-    metrics = in_order([m for own in values.values() for m, v in own.items() if number(v) is not None], METRICS)[:5]
+    measured = [m for own in values.values() for m, v in own.items() if number(v) is not None]
+    metrics = in_order(measured, ("nDCG@10", "Recall@100", *METRICS))[:5]
     rows = []
     for task, told in tasks.items():
         for name in in_order([name for of, name in values if of == task], SYSTEMS):

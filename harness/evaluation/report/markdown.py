@@ -10,6 +10,8 @@ from harness.evaluation.report.tables import Grid
 from harness.evaluation.report.values import clean
 from harness.evaluation.report.view import View
 
+LONGEST = 60_000  # characters; GitHub takes 65,536 in a comment
+
 
 def escaped(text: str) -> str:
     """``text`` so that Markdown and the HTML within it show it as it is, in a table cell too."""
@@ -85,7 +87,17 @@ def markdown(view: View) -> str:
         _section(tables.macro(view)),
         _section(tables.cost(view)),
         "\n".join(f"- {escaped(text)}" for text in told),
-        *(_section(found, folded=True) for found in folded_tables(view)),
-        f"<sub>{facts}</sub>" if facts else "",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    foot = f"<sub>{facts}</sub>" if facts else ""
+    room = LONGEST - sum(len(part) + 2 for part in [*parts, foot])
+    left_out = []
+    for grid in folded_tables(view):
+        section = _section(grid, folded=True)
+        room -= len(section) + 2
+        if grid is not None and room < 0:
+            left_out.append(grid.title)
+        else:
+            parts.append(section)
+    if left_out:
+        parts.append(f"In report.html only, for their length: {escaped('; '.join(left_out))}.")
+    return "\n\n".join(part for part in [*parts, foot] if part) + "\n"

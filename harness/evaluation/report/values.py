@@ -53,6 +53,12 @@ def percent(value: object, digits: int = 1) -> str:
     return MISSING if found is None else f"{100 * found:.{digits}f} %"
 
 
+def whole_percent(value: object) -> str:
+    """A round share as percent, with as few digits as tell it, or a dash."""
+    found = number(value)
+    return MISSING if found is None else f"{100 * found:g} %"
+
+
 def rate(value: object) -> str:
     """A speed: whole from 100 on, with one decimal below."""
     found = number(value)

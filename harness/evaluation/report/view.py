@@ -41,8 +41,9 @@ Status = Literal["reached", "missed", "undecided"]
 class Bar:
     """One thing the recipe asks for, and whether the run reached it; ``what`` ends with the number it asks for.
 
-    ``numbers``: the value, its lower bound and the bar; ``at_most``: whether less is better; ``doubtful``: reached, yet
-    the interval reaches below the bar (only where the entry itself does not tell a status).
+    ``key``: the same in all runs that ask for it; ``numbers``: the value, its lower bound and the bar; ``at_most``:
+    whether less is better; ``doubtful``: reached, yet the interval reaches below the bar (only where the entry itself
+    does not tell a status).
     """
 
     what: str
@@ -50,6 +51,7 @@ class Bar:
     low: str
     status: Status
     doubtful: bool
+    key: str = ""
     numbers: tuple[float | None, float | None, float | None] = (None, None, None)
     at_most: bool = False
 
@@ -73,7 +75,8 @@ def _bar(entry: Mapping[str, Any]) -> Bar:
         status = told
     doubtful = told is None and passed is True and low is not None and bar is not None and low < bar
     at_most = asked.endswith("at most")
-    return Bar(what, decimals(value), decimals(low), status, doubtful, (value, low, bar), at_most)
+    key = f"{entry.get('name')} {bar}"
+    return Bar(what, decimals(value), decimals(low), status, doubtful, key, (value, low, bar), at_most)
 
 
 class View:
@@ -198,14 +201,11 @@ class View:
     @cached_property
     def small(self) -> list[str]:
         """The languages that are too small to tell: they are undecided, never passed."""
-        told = {str(test.get("scope")): test.get("verdict") for test in self.claims if test.get("metric") == self.lead}
         worst = dig(self.results, "recovery", self.candidate, self.set, "worst", self.lead, "undecided")
-        told |= dict.fromkeys(worst if isinstance(worst, list) else [], "undecided")
-        recovery = {lang: self.recovery(self.candidate, lang, self.lead) for lang in self.languages}
-        return [
-            lang for lang, found in recovery.items()
-            if found.value is not None and (told.get(lang) == "undecided" or (self.has_joint and found.joint is None))
-        ]  # fmt: skip
+        told = {str(lang) for lang in worst} if isinstance(worst, list) else set()
+        found = {lang: self.recovery(self.candidate, lang, self.lead) for lang in self.languages}
+        known = {lang: kept for lang, kept in found.items() if kept.value is not None}
+        return [lang for lang, kept in known.items() if lang in told or (self.has_joint and kept.joint is None)]
 
     @cached_property
     def has_joint(self) -> bool:
