@@ -9,7 +9,7 @@ much as either found in any group, and the other nothing; how often that group i
 Where the reference is always right and the student nothing lost, the lower bound is that of Clopper and Pearson (the
 "rule of three"); for many groups the added group vanishes. (Gaffke, Mathematical Methods of Statistics 2005, bounds a
 mean of bounded numbers with exponential weights for all and the worst possible number added; here the data keeps the
-ordinary bootstrap's weights.) ``benchmarks/statistics.py`` measures how often the bounds hold.
+ordinary bootstrap's weights.) ``benchmarks/intervals.py`` measures how often the bounds hold.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ one more group that the student loses (``intervals``): p is the share of resampl
 Why not by flipping the signs of student - (1 - x) * reference, group by group: that presumes that differences lie above
 zero as often and as far as below. At a margin of 2 % they are many of 0.02 and few of -0.98. A student that truly loses
 2 % has lost none of 50 queries in 36 of 100 cases, and each of those would be "shown" with p = 2 ** -50.
-``benchmarks/statistics.py`` measures both.
+``benchmarks/intervals.py`` measures both.
 
 - ``macro``: one test.
 - ``all languages``: an intersection-union test. It claims that the loss is small in every language, and each language's
