@@ -39,6 +39,8 @@ Numbers = NDArray[np.int64]
 Tree = dict[str, Any]
 
 PERMUTATIONS = 2_000
+MOVED = 40_000_000  # units that all permutations move together, some seconds' work: of a large set there are fewer
+FEWEST = 400  # but not fewer than these, or than were asked for
 RESAMPLES = 2_000  # of the spread of recoveries; an interval of an interval's width needs no more
 _ANSWERS = ("permutation", "permutation_of_recovery", "sd_recovery", "friedman", "kruskal", "variance")
 FEW_COMPLETE = 10  # groups that hold every language: fewer are no parallel set
@@ -104,6 +106,7 @@ def alike(
     lost_QK = reference_QK - system_QK
     with np.errstate(divide="ignore", invalid="ignore"):
         beyond_QK = system_QK - system_QK.sum(axis=0) / reference_QK.sum(axis=0) * reference_QK
+    permutations = min(permutations, max(FEWEST, MOVED // len(units.count_U)))
     both = permutation_tests(units, np.hstack([lost_QK, np.nan_to_num(beyond_QK)]), permutations, seed)
     samples = resample(kept, metrics=metrics, resamples=min(resamples, RESAMPLES), seed=seed)
     factors = {"language": language_Q, "group": group_Q,

@@ -14,7 +14,7 @@ Axes: Q queries, S samples, of which the first is the data itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from harness.data.columns import Value, are_numbers
 from harness.data.records import Record
 from harness.evaluation.per_query import PerQuery
-from harness.evaluation.statistics import FEW_GROUPS, recovery_of, resample
+from harness.evaluation.statistics import FEW_GROUPS, Samples, recovery_of, resample
 
 Numbers = NDArray[np.float64]
 
@@ -191,34 +191,49 @@ def slice_results(
         "recovery": {METRIC: {"value", "low", "high"}}, "undecided"}}}}`` of every system but the reference.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in systems if name != reference}
-    for slice_name, cut in slices.items():
-        labels = [f"={value}" for value in cut.values]  # a value may be called as a summary row is
-        cut_up = {name: replace(system, languages=labels) for name, system in systems.items()}
-        samples = resample(cut_up, metrics=metrics, resamples=resamples, seed=seed)
-        place = {label: number for number, label in enumerate(samples.languages)}
-        means = {name: {metric: samples.means(name, metric)[0] for metric in metrics} for name in systems}
-        for name, by_slice in found.items():
-            rows = recovery_of(samples, name, reference, confidence=confidence)
+    if not slices:
+        return found
+    cut_up = {name: _cut_up(system, slices) for name, system in systems.items()}
+    samples = resample(cut_up, metrics=metrics, resamples=resamples, seed=seed)
+    place = {label: number for number, label in enumerate(samples.languages)}
+    means = {name: {metric: samples.means(name, metric)[0] for metric in metrics} for name in systems}
+    for name, by_slice in found.items():
+        rows = recovery_of(samples, name, reference, confidence=confidence)
+        for slice_name, cut in slices.items():
+            labels = {value: f"{slice_name}={value}" for value in cut.order}
             by_slice[slice_name] = {
-                value: _row(samples.count_SL[0], samples.groups_L, place[f"={value}"], means[reference], means[name],
-                            rows[f"={value}"])
-                for value in cut.order if f"={value}" in place
+                value: _row(samples, place[label], means[reference], means[name], rows[label])
+                for value, label in labels.items() if label in place
             }  # fmt: skip
     return found
 
 
+def _cut_up(system: PerQuery, slices: Mapping[str, Slice]) -> PerQuery:
+    """The evaluation once for each slice, parts for languages: so that all slices share one draw of groups."""
+    times = len(slices)
+    return PerQuery(
+        ids=system.ids * times,
+        languages=[f"{name}={value}" for name, cut in slices.items() for value in cut.values],
+        groups=system.groups * times,
+        weights=np.ones(len(system) * times),
+        hits=[[]] * (len(system) * times),
+        scores=np.zeros((len(system) * times, 0), np.float32),
+        metrics={name: np.tile(column, times) for name, column in system.metrics.items()},
+    )
+
+
 def _row(
-    count_L: Numbers, groups_L: NDArray[np.int64], at: int, reference: Mapping[str, Numbers],
-    system: Mapping[str, Numbers], recovered: Mapping[str, Mapping[str, Any]],
+    samples: Samples, at: int, reference: Mapping[str, Numbers], system: Mapping[str, Numbers],
+    recovered: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     estimates = {
         metric: {key: estimate[key] for key in ("value", "low", "high")} for metric, estimate in recovered.items()
     }
     return {
-        "queries": int(count_L[at]),
-        "groups": int(groups_L[at]),
+        "queries": int(samples.count_SL[0, at]),
+        "groups": int(samples.groups_L[at]),
         "reference": {metric: float(mean_L[at]) for metric, mean_L in reference.items()},
         "system": {metric: float(mean_L[at]) for metric, mean_L in system.items()},
         "recovery": estimates,
-        "undecided": bool(groups_L[at] < FEW_GROUPS or any(e["low"] is None for e in estimates.values())),
+        "undecided": bool(samples.groups_L[at] < FEW_GROUPS or any(e["low"] is None for e in estimates.values())),
     }

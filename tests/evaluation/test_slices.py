@@ -92,7 +92,7 @@ def test_a_slice_is_what_the_bootstrap_says_of_a_language() -> None:
     cut = Slice(values, ["rare", "macro", "absent"], "a column with the name of a summary row")
     found = slice_results({"t": reference, "s": student}, "t", {"column": cut}, ["P@1", "MRR@10"], 400, 0.95, 5)
     assert list(found) == ["s"] and list(found["s"]["column"]) == ["rare", "macro"]
-    relabelled = [per_query([f"={value}" for value in values], system.groups, system.metrics)
+    relabelled = [per_query([f"column={value}" for value in values], system.groups, system.metrics)
                   for system in (student, reference)]  # fmt: skip
     rows = recovery(*relabelled, metrics=["P@1", "MRR@10"], resamples=400, confidence=0.95, seed=5)
     for value, row in found["s"]["column"].items():
@@ -102,7 +102,7 @@ def test_a_slice_is_what_the_bootstrap_says_of_a_language() -> None:
         assert row["system"]["P@1"] == pytest.approx(student.metrics["P@1"][own].mean())
         assert row["reference"]["P@1"] == pytest.approx(reference.metrics["P@1"][own].mean())
         for metric, estimate in row["recovery"].items():
-            assert estimate == {key: rows[f"={value}"][metric][key] for key in ("value", "low", "high")}
+            assert estimate == {key: rows[f"column={value}"][metric][key] for key in ("value", "low", "high")}
         assert row["undecided"] is False
 
 
