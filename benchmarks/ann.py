@@ -61,7 +61,8 @@ def enlarged(vector_ND: np.ndarray, documents: int, path: Path) -> np.ndarray:
     big_ND[:real] = vector_ND[:real]
     for start in range(real, documents, BLOCK):
         count = min(BLOCK, documents - start)
-        own, one, other = random.integers(len(vector_ND), size=(3, count))
+        own, one = random.integers(len(vector_ND), size=(2, count))
+        other = (one + random.integers(1, len(vector_ND), size=count)) % len(vector_ND)
         noise_BD = vector_ND[one] - vector_ND[other]
         length_B = np.linalg.norm(noise_BD, axis=1, keepdims=True)
         noise_BD *= random.choice(distance_S, (count, 1)) / np.maximum(length_B, 1e-6)
@@ -132,7 +133,7 @@ def prepared(options: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndar
         query, encode_ms = asked_of(options)
     elif options.run is not None:
         query = {}
-    return np.load(path, mmap_mode="r"), query, encode_ms
+    return np.load(path, mmap_mode="c"), query, encode_ms
 
 
 def asked_of(options: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
@@ -198,7 +199,7 @@ def exact_of(query: dict[str, np.ndarray], vector_ND: np.ndarray) -> tuple[dict[
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    from harness.evaluation.ann import effort_curves, told_of_index
+    from harness.evaluation.ann import LEAST_DOCUMENTS, TOO_SMALL, effort_curves, told_of_index
     from harness.vectors.approximate import default_efforts, saved_bytes
 
     vector_ND, query, encode_ms = prepared(options)
@@ -207,8 +208,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         return {}
     asked, exact_ms = exact_of(query, vector_ND)
     real = json.loads((options.work / "real.json").read_text())["documents"]
+    enough = len(vector_ND) >= LEAST_DOCUMENTS
     told: dict[str, Any] = {
-        "documents": len(vector_ND), "real_documents": min(real, len(vector_ND)), "dimensions": vector_ND.shape[1],
+        "verdict": "measured" if enough else TOO_SMALL, "documents": len(vector_ND),
+        "real_documents": min(real, len(vector_ND)), "dimensions": vector_ND.shape[1],
         "queries": len(query[TEACHER]), "k": K, "threads": 1, "encode_p50_ms": encode_ms, "exact_p50_ms": exact_ms,
         "indexes": {},
     }  # fmt: skip
@@ -219,7 +222,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         by_student = {}
         for student in [name for name in curves if name != TEACHER]:
             pair = {name: curves[name] for name in (TEACHER, student)}
-            by_student[student] = told_of_index(pair, asked, student, TEACHER, encode_ms, k=K, metric=None, enough=True)
+            by_student[student] = told_of_index(pair, asked, student, TEACHER, encode_ms, k=K, metric=None,
+                                                enough=enough)  # fmt: skip
         told["indexes"][kind] = {
             "built": {"seconds": index.seconds, "bytes": saved_bytes(options.work / f"{kind}-{options.documents}"),
                       "parameters": dict(index.parameters)},
@@ -236,7 +240,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 def table(told: dict[str, Any]) -> list[str]:
     made_up = told["documents"] - told["real_documents"]
     lines = [
-        f"{told['documents']:,} vectors of {told['dimensions']} dimensions, {made_up:,} of them made up (moved copies); "
+        f"{told['documents']:,} vectors, {made_up:,} of them made up (moved copies), {told['dimensions']} dimensions; "
         f"{told['queries']:,} queries; recall@{told['k']} against each system's own exact search; one thread. "
         f"Exact search of one query: {told['exact_p50_ms']:.1f} ms.",
     ]
@@ -257,6 +261,9 @@ def table(told: dict[str, Any]) -> list[str]:
 def _concluded(student: str, index: dict[str, Any], own: dict[str, Any]) -> str:
     ratio, whole = own["effort_ratio"], own["end_to_end"]
     efforts = {name: index["systems"][name]["within_1_percent"] for name in (student, TEACHER)}
+    if ratio is None:
+        return (f"- {student}: within 1 % at effort {efforts[student]}, the teacher at {efforts[TEACHER]}; of so few "
+                "documents: too small to tell")  # fmt: skip
     value, low, high = ("none" if ratio[key] is None else f"{ratio[key]:.2f}" for key in ("value", "low", "high"))
     text = (f"- {student}: within 1 % at effort {efforts[student]}, the teacher at {efforts[TEACHER]}: "
             f"ratio {value} [{low}, {high}], {ratio['verdict']}")  # fmt: skip

@@ -13,7 +13,6 @@ Axes: Q queries, N documents, D dimensions, K hits, E efforts, R resamples.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -22,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.evaluation.bench.latency import turns
+from harness.evaluation.bench.machine import quiet
 from harness.runtime.process import progress
 from harness.vectors.approximate import Searcher
 
@@ -135,16 +136,17 @@ def effort_curves(
     one: dict[str, list[NDArray[np.int64]]] = {system: [] for system in asked}
     batch: dict[str, list[list[int]]] = {system: [] for system in asked}
     for effort in progress(efforts, what=what, unit="effort"):
-        searcher = at(effort)
         for system, own in asked.items():
-            _, row_QK = searcher.search(own.query_QD, k, own.partition_Q)
+            _, row_QK = at(effort).search(own.query_QD, k, own.partition_Q)
             recall_of[system].append(recall(exact_scores(own.query_QD, row_QK, vectors), own.exact_score_QK[:, :k]))
             if own.metric_of:
                 metric_of[system].append(own.metric_of(row_QK))
-        for system, taken in time_one(searcher, asked, k, timed).items():
-            one[system].append(taken)
-        for system, taken_all in time_batches(searcher, asked, k, repeats).items():
-            batch[system].append(taken_all)
+    with quiet():
+        for effort in progress(efforts, what=f"{what}, timed", unit="effort"):
+            for system, taken in time_one(at(effort), asked, k, timed).items():
+                one[system].append(taken)
+            for system, taken_all in time_batches(at(effort), asked, k, repeats).items():
+                batch[system].append(taken_all)
     return {
         system: Curve(list(efforts), np.stack(recall_of[system]),
                       np.stack(metric_of[system]) if metric_of[system] else None, one[system], batch[system])
@@ -152,19 +154,12 @@ def effort_curves(
     }  # fmt: skip
 
 
-def _turns(systems: Sequence[str], turn: int) -> list[str]:
-    """The systems in their order, another one first at each turn."""
-    first = turn % len(systems)
-    return [*systems[first:], *systems[:first]]
-
-
 def time_one(searcher: Searcher, asked: Mapping[str, Asked], k: int, timed: int) -> dict[str, NDArray[np.int64]]:
     """Nanoseconds of queries asked one at a time, the same queries for every system."""
     count = min(timed, *(len(own.query_QD) for own in asked.values()))
     found = {system: np.zeros(count, dtype=np.int64) for system in asked}
-    gc.collect()
     for start in range(0, count, BLOCK):
-        for system in _turns(list(asked), start // BLOCK):
+        for system in turns(list(asked), start // BLOCK):
             own = asked[system]
             for number in (start, *range(start, min(start + BLOCK, count))):  # the first call does not count
                 part = None if own.partition_Q is None else own.partition_Q[number : number + 1]
@@ -178,10 +173,9 @@ def time_batches(searcher: Searcher, asked: Mapping[str, Asked], k: int, repeats
     """Nanoseconds of all queries in batches, by repeat; systems take turns by the batch."""
     found = {system: [0] * repeats for system in asked}
     count = min(len(own.query_QD) for own in asked.values())
-    gc.collect()
     for repeat in range(repeats):
         for turn, start in enumerate(range(0, count, BATCH)):
-            for system in _turns(list(asked), repeat + turn):
+            for system in turns(list(asked), repeat + turn):
                 own, rows = asked[system], slice(start, min(start + BATCH, count))
                 part = None if own.partition_Q is None else own.partition_Q[rows]
                 began = perf_counter_ns()
@@ -201,7 +195,7 @@ def time_encoding(
     count = min(len(own) for own in texts.values())
     taken = {system: np.zeros(count) for system in encoders}
     for start in range(0, count, BLOCK):
-        for system in _turns(list(encoders), start // BLOCK):
+        for system in turns(list(encoders), start // BLOCK):
             for number in (start, *range(start, min(start + BLOCK, count))):
                 began = perf_counter_ns()
                 encoders[system](texts[system][number])
