@@ -23,7 +23,7 @@ def caveats(results: Tree, headline: str | None, warn_teacher_gain: float) -> li
     if headline is None:
         return ["nothing was evaluated"]
     return [*_about_sets(results, headline), *_about_teacher(results, headline, warn_teacher_gain),
-            *_about_languages(results, headline)]  # fmt: skip
+            *_about_languages(results, headline), *filter(None, [at(results, "noise", "warning")])]  # fmt: skip
 
 
 def _about_sets(results: Tree, headline: str) -> list[str]:

@@ -327,3 +327,11 @@ def test_a_set_that_shares_queries_with_training_is_warned_of() -> None:
     assert "50 of 200 queries of test (25.0%) are asked, word for word, in training too" in warning
     sets["test"]["shared_with_train"] = {"texts": 0, "groups": 0}
     assert results(sets=sets)["warnings"] == []
+
+
+def test_a_machine_that_was_not_quiet_is_warned_of() -> None:
+    noise = {"percent": 7.0, "warning": "the machine was not quiet"}
+    found = results(bench={**bench_result(), "noise": noise})
+    assert found["noise"] == noise and noise["warning"] in found["warnings"]
+    for quiet in ({}, {"noise": {"percent": 0.5, "warning": None}}):
+        assert not any("quiet" in told for told in results(bench={**bench_result(), **quiet})["warnings"])
