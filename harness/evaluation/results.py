@@ -151,7 +151,7 @@ def _timed(bench: Tree | None, conditions: Tree) -> Tree:
     """What was timed, and under which conditions."""
     if bench is None:
         return {"latency": {}, "throughput": {}, "conditions": dict(conditions)}
-    timed = {key: bench[key] for key in ("latency", "throughput", "noise") if key in bench}  # noise came later
+    timed: Tree = {key: bench[key] for key in ("latency", "throughput", "noise") if key in bench}  # noise came later
     return {**timed, "conditions": {**conditions, **bench["conditions"]}}
 
 
