@@ -9,9 +9,10 @@ Intervals are of paired differences over the same draws of groups (``harness.eva
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.statistics import Samples, differences_of, resample
@@ -56,10 +57,9 @@ def ledger(
     if len(chain) < 2 or not metrics:
         return []
     parts = [(samples, ["macro", *samples.languages])]
-    resamples = len(samples.count_SL) - 1
-    for slice_name, values in slices.items():
-        cut_up = {name: replace(systems[name], languages=[f"{slice_name}={v}" for v in values]) for name in chain}
-        drawn = resample(cut_up, metrics=metrics, resamples=resamples, seed=seed)
+    if slices:
+        cut_up = {name: _cut_up(systems[name], metrics, slices) for name in chain}
+        drawn = resample(cut_up, metrics=metrics, resamples=len(samples.count_SL) - 1, seed=seed)
         parts.append((drawn, drawn.languages))
     return [
         {"step": CHAIN[after], "systems": [after, before], "set": set_name, "metric": metric, **row}
@@ -68,6 +68,20 @@ def ledger(
         for drawn, scopes in parts
         for row in _rows(drawn, after, before, metric, scopes, confidence)
     ]
+
+
+def _cut_up(system: PerQuery, metrics: Sequence[str], slices: Mapping[str, Sequence[str]]) -> PerQuery:
+    """The evaluation once for each slice, with parts for languages: so that all slices share one draw of groups."""
+    times = len(slices)
+    return PerQuery(
+        ids=system.ids * times,
+        languages=[f"{name}={value}" for name, values in slices.items() for value in values],
+        groups=system.groups * times,
+        weights=np.ones(len(system) * times),
+        hits=[[]] * (len(system) * times),
+        scores=np.zeros((len(system) * times, 0), np.float32),
+        metrics={name: np.tile(system.metrics[name], times) for name in metrics},
+    )
 
 
 def _rows(
