@@ -224,14 +224,15 @@ def effort(view: View) -> list[str]:
     """Per approximate index: recall by effort, and speed by recall; labelled where the index is too small to tell."""
     told = branch(view.results, "ann")
     note = "too small to tell" if told.get("verdict") == "too small to tell" else ""
+    recall = f"recall@{clean(told.get('k', 10))}"
     drawn = []
     for index, about in branch(told, "indexes").items():
         curves = {name: dig(part, "curve") for name, part in branch(about, "systems").items()}
         title = INDEX_NAMES.get(index, clean(index))
-        by_effort = [Line(clean(n), _curve(c, "recall@10", along="effort"), _kind(view, n)) for n, c in curves.items()]
-        by_recall = [Line(clean(n), _curve(c, "queries_per_second", along="recall@10"), _kind(view, n))
+        by_effort = [Line(clean(n), _curve(c, recall, along="effort"), _kind(view, n)) for n, c in curves.items()]
+        by_recall = [Line(clean(n), _curve(c, "queries_per_second", along=recall), _kind(view, n))
                      for n, c in curves.items()]  # fmt: skip
-        drawn.append(_lines(Axes(title, "effort", "recall@10 of exact search", log_x=True), by_effort, 0.99, note))
-        drawn.append(_lines(Axes(title, "recall@10 of exact search", "queries per second", log_y=True), by_recall,
+        drawn.append(_lines(Axes(title, "effort", f"{recall} of exact search", log_x=True), by_effort, 0.99, note))
+        drawn.append(_lines(Axes(title, f"{recall} of exact search", "queries per second", log_y=True), by_recall,
                             note=note))  # fmt: skip
     return [panel for panel in drawn if panel]
