@@ -42,14 +42,22 @@ def test_fields_and_metadata_of_a_folder(tmp_path: Path) -> None:
     assert read_columns(settings, ["device"], {"q2"}) == {"device": {"q2": "desk top"}}
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_pairs_have_the_ids_that_preparation_gives(tmp_path: Path, kind: str) -> None:
+def pairs(tmp_path: Path, kind: str) -> DataSettings:
+    """The same lines as JSONL, as Parquet, and as a data set of the hub that lies on the disk."""
+    if kind == "hub":
+        folder = write_jsonl(tmp_path / "set" / "train.jsonl", PAIRS).parent
+        return DataSettings(source="huggingface", dataset=str(folder), hold_out=0.9)
     path = tmp_path / f"pairs.{kind}"
     if kind == "jsonl":
         write_jsonl(path, PAIRS)
     else:
         pq.write_table(pa.Table.from_pylist(PAIRS), path)
-    settings = DataSettings(source="pairs", path=str(path), hold_out=0.9)
+    return DataSettings(source="pairs", path=str(path), hold_out=0.9)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hub"])
+def test_pairs_have_the_ids_that_preparation_gives(tmp_path: Path, kind: str) -> None:
+    settings = pairs(tmp_path, kind)
     prepare_data(settings, tmp_path / "data")
     splits = load_dataset(tmp_path / "data").splits
     named = {record.id: (record.language, record.text) for split in splits.values() for record in split}
@@ -71,15 +79,10 @@ def test_pairs_without_a_language(tmp_path: Path) -> None:
     assert set(read_columns(settings, ["size"], ids)["size"]) == ids
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hub"])
 def test_an_unknown_column_names_those_that_there_are(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"pairs.{kind}"
-    if kind == "jsonl":
-        write_jsonl(path, PAIRS)
-    else:
-        pq.write_table(pa.Table.from_pylist(PAIRS), path)
     with pytest.raises(InputError) as error:
-        read_columns(DataSettings(source="pairs", path=str(path)), ["device", "divice"], set())
+        read_columns(pairs(tmp_path, kind), ["device", "divice"], set())
     (problem,) = error.value.problems
     assert problem.got == "divice" and problem.where == "evaluate.slices"
     assert "device" in problem.allowed and "price" in problem.allowed
