@@ -229,6 +229,7 @@ def test_all_problems_are_listed_at_once() -> None:
         (["bench={engines: [onnx]}", "export={onnx: [int8]}"], "bench.engines"),
         (["bench={engines: [onnx]}"], "bench.engines"),
         (["bench=", "report={bars: {latency_ms: 20}}"], "report.bars.latency_ms"),
+        (["report={bars: {worst: {P@3: 0.9}}}"], "report.bars.worst.P@3"),
         (["bench={currency: EUR}"], "bench.currency"),
         (["bench={engines: [cuda-graphs], systems: [teacher]}", "export={}"], "bench.engines"),
     ],

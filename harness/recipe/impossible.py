@@ -276,7 +276,7 @@ def _impossible_metrics(recipe: Recipe) -> list[tuple[str, str, str]]:
                       "add a quality such as P@1"))  # fmt: skip
     found += [
         (f"report.bars.{name}.{metric}", f"{metric} is not among evaluate.metrics", "add it there, or remove the bar")
-        for name in ("teacher", "recovery") for metric in getattr(bars, name) if metric not in evaluate.metrics
+        for name in ("teacher", "recovery", "worst") for metric in getattr(bars, name) if metric not in evaluate.metrics
     ]  # fmt: skip
     return found
 
