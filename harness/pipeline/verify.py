@@ -1,7 +1,8 @@
 """``harness verify FOLDER --index ...``: is a deployed folder still the student, on this machine and on that index?
 
 The folder's own weights, in torch, answer real queries over the frozen index, and so does every ONNX file beside them;
-where sentence-transformers is installed, it does, too. What differs by more than the bounds fails.
+where sentence-transformers is installed, it does, too. What differs by more than the bounds fails. Of a pair, both
+towers are verified: queries as the student's, documents against the frozen vectors where their texts are known.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from harness.data.records import Documents, Record
 from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
 from harness.pipeline.surroundings import installed
 from harness.recipe import DataSettings, ParitySettings, Texts, load_recipe
-from harness.runtime.errors import InputError, Problem, gather_problems
-from harness.runtime.process import logger
+from harness.runtime.errors import InputError, Problem, StaleArtefactError, gather_problems
+from harness.runtime.process import logger, read_json
 
 if TYPE_CHECKING:
     from harness.export.parity import Encode, Questions
+    from harness.pipeline.context import Run
     from harness.vectors.space import Space
 
 RECIPE = "recipe.resolved.yaml"
@@ -45,14 +47,19 @@ def verify(folder: Path, index: Path, queries: Path | None = None) -> list[Verif
     """Hold every artefact of a deployed folder against its weights.
 
     Args:
-        folder: what ``harness export`` wrote (``export/student``), wherever it is now.
+        folder: what ``harness export`` wrote (``export/student`` or ``export/pair``), wherever it is now.
         index: the folder of a run, a store of vectors, or an index that was handed over (``export/index``).
         queries: a file of query texts (``.txt``, JSONL or Parquet with ``text`` and ``lang``); None: those of the run.
 
     Raises:
         InputError: an adapter that is not merged, no tokenizer, no queries, an index that can't be read; all at once.
-        StaleArtefactError: a file of the folder or of the index was edited or swapped, or their spaces differ.
+        StaleArtefactError: a file of the folder or of the index was edited or swapped, their spaces differ, or the
+            run's documents or models changed since it was exported.
     """
+    if (folder / "router_config.json").is_file():
+        from harness.pipeline.verify_pair import verify_pair
+
+        return verify_pair(folder, index, queries)
     from harness.encoders.folder import open_encoder
     from harness.engines.deployed import ONNX, check_onnx, onnx_precisions, read_parity
     from harness.export.parity import bounds_of, measure_parity
@@ -64,11 +71,13 @@ def verify(folder: Path, index: Path, queries: Path | None = None) -> list[Verif
         lambda: told.update(folder=_check_student(folder)),
         lambda: check_onnx(folder, onnx_precisions(folder)) if has_onnx else None,
         lambda: told.update(parity=read_parity(folder) if has_onnx else None),
-        lambda: told.update(asked=_questions(index, queries)),
+        lambda: told.update(asked=asked_of(index, queries)),
+        lambda: refuse_stale(folder, index),
     )
     space: Space = Space.from_json(told["folder"].get("space"), where=str(folder / "harness.json"))
-    questions, of_index, settings = told["asked"]
-    require_same_space(space, of_index, str(folder), str(index))
+    asked: Asked = told["asked"]
+    questions, settings = asked.questions, asked.settings
+    require_same_space(space, asked.space, str(folder), str(index))
     if has_onnx and told["parity"] is None:
         logger.warning("verify: %s is missing or not sealed: the %s bounds apply to the ONNX files",
                        folder / ONNX / "parity.json", "run's" if (index / RECIPE).is_file() else "default")  # fmt: skip
@@ -99,13 +108,9 @@ def _artefacts(folder: Path) -> dict[str, tuple[str, Callable[[], Encode]]]:
         return TorchEngine(open_encoder(folder)).encode
 
     def sentence_transformers() -> Encode:
-        from sentence_transformers import SentenceTransformer
+        from harness.export.opening import by_sentence_transformers
 
-        from harness.encoders.folder import quiet
-
-        with quiet():
-            model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
-        return lambda texts: model.encode_query(list(texts), show_progress_bar=False)
+        return by_sentence_transformers(folder).queries
 
     found: dict[str, tuple[str, Callable[[], Encode]]] = {"torch": ("fp32", torch)}
     if installed("sentence_transformers"):
@@ -125,23 +130,35 @@ def _bounds(folder: Path, parity: Mapping[str, Any], precision: str) -> ParitySe
 
 
 def _check_student(folder: Path) -> dict[str, Any]:
-    """``export.student.check_student``; of the folders near it, which one is meant."""
+    """``export.student.check_student``; of the folder around it, which one is meant."""
     from harness.export.student import check_student
 
-    pair = (folder / "router_config.json").is_file()
-    if pair or (folder / "student" / "modules.json").is_file():
-        what = "this is the pair (Router), not the student" if pair else "this is the export folder, not the student"
-        raise InputError(Problem(what, where=str(folder), got="router_config.json" if pair else "student/",
-                                 allowed="the folder of the student",
-                                 next=f"name {(folder.parent if pair else folder) / 'student'}"))  # fmt: skip
+    if (folder / "student" / "modules.json").is_file():
+        raise InputError(Problem("this is the export folder, not the student", where=str(folder), got="student/",
+                                 allowed="the folder of the student, or of the pair",
+                                 next=f"name {folder / 'student'}"))  # fmt: skip
     return check_student(folder)
 
 
 # ------------------------------------------------------------------------------------------ what is asked, and where
 
 
-def _questions(index: Path, queries: Path | None) -> tuple[Questions, Space, ParitySettings]:
-    """The questions, the index's space, and bounds for what brings none."""
+@dataclass(frozen=True)
+class Asked:
+    """The questions, the index's space, bounds for what brings none, and the run that they are of, if any."""
+
+    questions: Questions
+    space: Space
+    settings: ParitySettings
+    run: Run | None = None
+
+
+def asked_of(index: Path, queries: Path | None) -> Asked:
+    """What is asked on an index.
+
+    Raises:
+        InputError: no index, or no queries. StaleArtefactError: the index was edited, or is not of today's documents.
+    """
     if (index / RECIPE).is_file():
         return _of_run(RunFolder(index), queries)
     if not (index / "manifest.json").is_file():
@@ -161,16 +178,55 @@ def _questions(index: Path, queries: Path | None) -> tuple[Questions, Space, Par
     from harness.vectors.store import VectorStore
 
     if is_handed_over(index):
+        _refuse_stale_index(index)
         handed = open_handed_over(index)
         ids, space, built = handed.ids, handed.space, VectorIndex.build(handed.vector_ND, handed.ids, kind="exact")
     else:
         store = VectorStore.open(index, verify=True)
         ids, space, built = store.ids, store.space, VectorIndex.build(store.vectors(), store.ids)
     blank = [""] * len(ids)
-    return Questions(records, Documents(ids, blank, blank, blank), built), space, ParitySettings()
+    return Asked(Questions(records, Documents(ids, blank, blank, blank), built), space, ParitySettings())
 
 
-def _of_run(folder: RunFolder, queries: Path | None) -> tuple[Questions, Space, ParitySettings]:
+def refuse_stale(folder: Path, index: Path) -> None:
+    """Refuse what lies in the run's own ``export/`` and was made before its documents or models changed.
+
+    Raises:
+        StaleArtefactError: naming the steps.
+    """
+    if not (index / RECIPE).is_file():
+        return
+    run = RunFolder(index)
+    manifest, here = Manifest(run), folder.resolve()
+    student, pair = run.export / "student", run.export / "pair"
+    steps = {"export": student, "export.onnx": student, "export.pair": pair}
+    stale = [step for step, place in steps.items()
+             if here == place.resolve() and step in manifest.steps and not manifest.current(step)]  # fmt: skip
+    if stale:
+        raise StaleArtefactError(
+            Problem("exported before the run's documents or models changed", where=str(folder),
+                    got=f"{', '.join(stale)}: not done with what the run holds now", allowed="what is exported anew",
+                    next="harness run RECIPE makes it anew")
+        )  # fmt: skip
+
+
+def _refuse_stale_index(index: Path) -> None:
+    """Refuse an index that still lies in its run, whose documents were updated since."""
+    root = index.resolve().parent.parent
+    if not (root / RECIPE).is_file() or not (root / "vectors" / "documents" / "manifest.json").is_file():
+        return
+    from harness.vectors.store import VectorStore
+
+    told, now = read_json(index / "manifest.json"), VectorStore.open(root / "vectors" / "documents").sha256
+    if told.get("store") != now:
+        raise StaleArtefactError(
+            Problem("handed over before the run's documents changed", where=str(index),
+                    got=f"vectors {str(told.get('store'))[:12]}", allowed=f"vectors {now[:12]}",
+                    next="harness run RECIPE hands them over anew")
+        )  # fmt: skip
+
+
+def _of_run(folder: RunFolder, queries: Path | None) -> Asked:
     from harness.export.parity import Questions
     from harness.pipeline.context import Run
     from harness.pipeline.work_export import asked
@@ -185,7 +241,7 @@ def _of_run(folder: RunFolder, queries: Path | None) -> tuple[Questions, Space, 
     records = asked(run) if queries is None else read_queries(queries)
     settings = run.recipe.export.parity if run.recipe.export else ParitySettings()
     questions = Questions(records, dataset.documents, run.frozen_index(), within)
-    return questions, run.store("documents").space, settings
+    return Asked(questions, run.store("documents").space, settings, run)
 
 
 def read_queries(path: Path) -> list[Record]:

@@ -18,13 +18,15 @@ from harness.export import opening
 from harness.export.pair import export_pair
 from harness.export.student import export_student
 from harness.pipeline import checks, surroundings, work_export
+from harness.pipeline import verify as verify_module
 from harness.pipeline.controller import Controller, run_recipe
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.needs import needs
 from harness.pipeline.plan import plan
 from harness.pipeline.sizes import counts_of, models_of
+from harness.pipeline.update import update_documents
 from harness.recipe import load_recipe
-from harness.runtime.errors import InputError, RunError
+from harness.runtime.errors import InputError, RunError, StaleArtefactError
 from harness.runtime.process import read_json
 from harness.vectors.store import VectorStore
 
@@ -188,6 +190,41 @@ def test_a_student_made_anew_takes_what_lay_in_its_folder_along(recipe: Path, ru
     export_student(run.student("refined"), run.export / "student")
     controller = Controller(loaded, run)
     assert [step.name for step in controller.todo(plan(loaded))] == ["export.onnx", "report"]
+
+
+def test_after_an_update_of_the_documents_nothing_stale_is_served_in_silence(
+    recipe: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verify refuses what lies in the run and was made before; the run makes all of it anew and trains nothing."""
+    monkeypatch.setattr(opening, "has_sentence_transformers", lambda: False)
+    monkeypatch.setattr(verify_module, "installed", lambda name: False)
+    corpus, loaded = recipe.parent / "data" / "corpus.jsonl", load_recipe(recipe)
+    before = corpus.read_text(encoding="utf-8")
+    assert run_recipe(loaded, run.root)[1] == []  # which notes that files were copied
+    old = {name: read_json(run.export / name) for name in ("index/manifest.json", "parity/onnx.json")}
+    card = (run.export / "README.md").read_text(encoding="utf-8")
+    queries = run.root.parent / "queries.txt"
+    queries.write_text("bado kami\n", encoding="utf-8")
+    try:
+        corpus.write_text("".join(before.splitlines(keepends=True)[9:]), encoding="utf-8")
+        update_documents(loaded, run.root)
+        student, pair, index = run.export / "student", run.export / "pair", run.export / "index"
+        for folder, said in ((student, "export, export.onnx"), (pair, "export.pair")):
+            with pytest.raises(StaleArtefactError, match=f"exported before(.|\n)*got: {said}:(.|\n)*harness run"):
+                verify_module.verify(folder, run.root)
+        with pytest.raises(StaleArtefactError, match="handed over before(.|\n)*harness run"):
+            verify_module.verify(student, index, queries)
+        made = ["export", "export.pair", "export.index", "export.onnx", "evaluate", "report"]
+        assert run_recipe(loaded, run.root)[1] == made
+    finally:
+        corpus.write_text(before, encoding="utf-8")
+    assert all(one.passed for one in verify_module.verify(student, run.root))
+    assert all(one.passed for one in verify_module.verify(pair, run.root))
+    assert all(one.passed for one in verify_module.verify(student, index, queries))
+    told = read_json(index / "manifest.json")
+    assert told["rows"] == old["index/manifest.json"]["rows"] - 9
+    assert read_json(run.proof("onnx")) == read_json(student / "onnx" / "parity.json") != old["parity/onnx.json"]
+    assert card != (run.export / "README.md").read_text(encoding="utf-8"), "the card tells of the new documents"
 
 
 def test_packages_and_a_gpu_that_are_missing_are_told_before_any_work(

@@ -158,7 +158,7 @@ def test_an_update_equals_a_rebuild_and_trains_nothing(
     stay = [name for name in store.ids if name in old.row and name not in ("d4-1", "d23-0")]
     np.testing.assert_array_equal(store.vectors(store.rows_of(stay)), old.vectors(old.rows_of(stay)))
     assert not partial_artefacts(out) and not list(out.rglob("*.tmp"))
-    assert run_recipe(recipe, out)[1] == ["export.index", "evaluate", "report"]
+    assert run_recipe(recipe, out)[1] == ["export", "export.index", "evaluate", "report"]
     assert np.load(out / "export" / "index" / "vectors.npy").shape == (117, 32), "handed over anew"
     assert _models(out) == models and run_recipe(recipe, out)[1] == []
     results = read_json(out / "results.json")
@@ -264,7 +264,7 @@ def test_updates_follow_one_another(out: Path, recipe: Recipe, corpus: Corpus, t
     store = VectorStore.open(out / "vectors" / "documents")
     assert sum(shard.rows for shard in store.manifest.shards) <= 2 * len(store), "tombstones are cleared away"
     assert len(Manifest(RunFolder(out)).updates) == 4
-    assert run_recipe(recipe, out)[1] == ["export.index", "evaluate", "report"]
+    assert run_recipe(recipe, out)[1] == ["export", "export.index", "evaluate", "report"]
 
 
 # -------------------------------------------------------------------------------------------------------------- kills
@@ -340,7 +340,7 @@ def test_each_language_has_its_own_part_of_the_index(tmp_path: Path) -> None:
     require_equal_to_a_rebuild(tmp_path / "out", recipe, tmp_path / "again")
     found = {hit[0] for hit in search_run(tmp_path / "out", "xx new", 100, "xx")[0].hits}
     assert found == {"new", *(line["_id"] for line in documents[3:] if line["lang"] == "xx")}
-    assert run_recipe(recipe, tmp_path / "out")[1] == ["evaluate", "report"]
+    assert run_recipe(recipe, tmp_path / "out")[1] == ["export", "evaluate", "report"]
 
 
 def _write_vectors(root: Path, ids: Sequence[str], texts: Sequence[str], *, wrong: bool = False) -> None:
@@ -373,7 +373,7 @@ def test_given_vectors_are_read_anew_and_proved(tmp_path: Path) -> None:
         run_recipe(recipe, tmp_path / "out")
     assert (update_documents(recipe, tmp_path / "out") or {})["documents"] == {"stay": 114, "new": 3, "leave": 6}
     require_equal_to_a_rebuild(tmp_path / "out", recipe, tmp_path / "again")
-    assert run_recipe(recipe, tmp_path / "out")[1] == ["evaluate", "report"]
+    assert run_recipe(recipe, tmp_path / "out")[1] == ["export", "evaluate", "report"]
 
 
 def write_and_read(path: Path, lines: list[Line]) -> list[Line]:
@@ -394,7 +394,7 @@ def test_vectors_that_found_their_space_can_lose_documents_but_not_change(tmp_pa
     run_recipe(recipe, tmp_path / "out")
     write_jsonl(tmp_path / "data" / "corpus.jsonl", lines[4:])
     assert (update_documents(recipe, tmp_path / "out") or {})["documents"] == {"stay": 116, "new": 0, "leave": 4}
-    assert run_recipe(recipe, tmp_path / "out")[1] == ["evaluate", "report"]
+    assert run_recipe(recipe, tmp_path / "out")[1] == ["export", "evaluate", "report"]
     _write_vectors(tmp_path, [line["_id"] for line in lines], [line["text"] + "!" for line in lines])
     with pytest.raises(InputError, match="changed ones are another space"):
         update_documents(recipe, tmp_path / "out")

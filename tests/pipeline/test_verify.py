@@ -33,7 +33,7 @@ from harness.vectors.writer import write_store
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that exported its student and an index; not to be changed."""
     root = tmp_path_factory.mktemp("verify")
-    tree = tiniest_tree(root) | {"export": {"index": ["npy"]}}
+    tree = tiniest_tree(root) | {"export": {"index": ["npy"], "pair": True}}
     run_recipe(load_recipe(write_recipe(root, tree)), root / "out")
     return root / "out"
 
@@ -225,8 +225,62 @@ def test_folders_near_the_student_are_told_apart(done: Path, tmp_path: Path) -> 
         verify(done / "export", done)
     (tmp_path / "pair").mkdir()
     (tmp_path / "pair" / "router_config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"this is the pair \(Router\)(.|\n)*student"):
+    with pytest.raises(InputError, match="no such file(.|\n)*export it again"):
         verify(tmp_path / "pair", done)
+    (tmp_path / "pair" / "harness.json").write_text("{}")
+    with pytest.raises(InputError, match="not an exported pair"):
+        verify(tmp_path / "pair", done)
+
+
+# ---------------------------------------------------------------------------------------------------------- the pair
+
+
+@pytest.fixture
+def pair(done: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(done / "export" / "pair", tmp_path / "pair"))
+
+
+def test_a_pair_is_verified_on_both_sides(pair: Path, done: Path, queries: Path) -> None:
+    found = {one.artefact: one for one in verify(pair, done)}
+    assert set(found) == {"pair, queries (harness)", "pair, documents (harness)"}
+    assert all(one.passed for one in found.values())
+    assert found["pair, queries (harness)"].parity["recovery"]["P@1"]["macro"]["value"] == 1
+    assert found["pair, documents (harness)"].parity["languages"]["all"]["min_cosine"] > 0.9999
+    (alone,) = verify(pair, done / "vectors" / "documents", queries)
+    assert alone.passed and alone.artefact == "pair, queries (harness)", "vectors come without texts"
+
+
+def test_a_pair_is_verified_by_sentence_transformers(pair: Path, done: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    answer = CliRunner().invoke(app, ["verify", str(pair), "--index", str(done)])
+    assert answer.exit_code == 0 and answer.stdout.count("passed") == 4 and "FAILED" not in answer.stdout
+
+
+def test_an_edited_pair_and_one_of_other_towers_are_refused(pair: Path, done: Path) -> None:
+    path = pair / "query_0_Transformer" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(StaleArtefactError, match="query_0_Transformer/model.safetensors: not the file"):
+        verify(pair, done)
+    path.write_bytes(content)
+    told = read_json(pair / "harness.json")
+    told.pop("sealed")
+    (pair / "harness.json").write_text(json.dumps(seal({**told, "towers": {**told["towers"], "student": "another"}})))
+    with pytest.raises(StaleArtefactError, match="not the student that the run has now"):
+        verify(pair, done)
+
+
+def test_a_route_that_encodes_otherwise_fails(pair: Path, done: Path) -> None:
+    """Whole and sealed, but with another document prompt."""
+    path = pair / "config_sentence_transformers.json"
+    config = read_json(path)
+    path.write_text(json.dumps({**config, "prompts": {**config["prompts"], "document": "kami kami kami: "}}))
+    told = read_json(pair / "harness.json")
+    told.pop("sealed")
+    told["files"][path.name] = file_sha256(path)
+    (pair / "harness.json").write_text(json.dumps(seal(told)))
+    queries, documents = verify(pair, done)
+    assert queries.passed and not documents.passed and "a stored vector" in documents.parity["reasons"][0]
 
 
 @pytest.mark.parametrize(
