@@ -36,7 +36,7 @@ CLAIM_MARKS = {"shown": "✓ shown", "not shown": "✗ not shown", "undecided": 
 
 
 def _claim_scope(test: Mapping[str, Any]) -> str:
-    scope = str(test.get("scope", ""))
+    scope = clean(test.get("scope"))
     names = {"macro": "the mean over languages", "all languages": "all languages at once"}
     return names.get(scope, clean(scope) or "(none)")
 
@@ -45,11 +45,11 @@ def claims(view: View, metric: str) -> Grid | None:
     """Whether the candidate loses less than the margin: one row a scope, the summaries first."""
     order = {"macro": 0, "all languages": 1}
     found = sorted(
-        (t for t in view.claims if t.get("metric") == metric), key=lambda t: order.get(str(t.get("scope")), 2)
+        (t for t in view.claims if t.get("metric") == metric), key=lambda t: order.get(clean(t.get("scope")), 2)
     )
     rows = []
     for test in found:
-        verdict = str(test.get("verdict", ""))
+        verdict = clean(test.get("verdict"))
         cells = [_claim_scope(test), CLAIM_MARKS.get(verdict, clean(verdict) or MISSING), decimals(test.get("value")),
                  decimals(test.get("low")), probability(test.get("p")), probability(test.get("p_adjusted")),
                  count(test.get("queries"))]  # fmt: skip
@@ -70,7 +70,7 @@ def claim_sentences(view: View) -> list[str]:
     margin = MISSING
     for test in view.claims:
         if test.get("metric") == view.lead:
-            found.setdefault(str(test.get("verdict")), []).append(_claim_scope(test))
+            found.setdefault(clean(test.get("verdict")), []).append(_claim_scope(test))
             margin = whole_percent(test.get("margin"))
     head = f"That {clean(view.candidate)} loses less than {margin} of {clean(view.lead)}"
     words = {"shown": "is shown for", "not shown": "is not shown for",
@@ -144,7 +144,7 @@ def alike_tests(view: View) -> Grid | None:
 def _steps(view: View) -> list[str]:
     rows = [row for row in items(view.results.get("ledger"))
             if row.get("set") == view.set and row.get("metric") == view.lead]  # fmt: skip
-    return list(dict.fromkeys(str(row.get("step")) for row in rows))
+    return list(dict.fromkeys(clean(row.get("step")) for row in rows))
 
 
 def ledger(view: View) -> Grid | None:
@@ -152,11 +152,11 @@ def ledger(view: View) -> Grid | None:
     steps = _steps(view)
     rows = [row for row in items(view.results.get("ledger"))
             if row.get("set") == view.set and row.get("metric") == view.lead]  # fmt: skip
-    scopes = in_order([str(row.get("scope")) for row in rows], ("macro", *view.languages))
+    scopes = in_order([clean(row.get("scope")) for row in rows], ("macro", *view.languages))
     cells: dict[tuple[str, str], str] = {}
     for row in rows:
         doubt = " ?" if row.get("verdict") == "undecided" else ""
-        cells[str(row.get("scope")), str(row.get("step"))] = Interval.of(row, "difference").text(sign=True) + doubt
+        cells[clean(row.get("scope")), clean(row.get("step"))] = Interval.of(row, "difference").text(sign=True) + doubt
     found = [Row([clean(scope) or "(none)", *(cells.get((scope, step), MISSING) for step in steps)], scope == "macro")
              for scope in scopes]  # fmt: skip
     title = f"Gap ledger: {view.lead} that each step cost or won, on {view.set_label}"

@@ -15,6 +15,7 @@ from harness.evaluation.report.svg import (
     circle,
     cut,
     diamond,
+    escaped,
     label,
     line,
     log_ticks,
@@ -159,17 +160,14 @@ def _step(row: Mapping[str, Any], top: float, scale: Scale, width: int) -> list[
     doubt = " hollow" if side in (0, None) or row.get("verdict") == "undecided" else ""
     tip = f"{clean(row.get('step'))}: {before:.3f} to {after:.3f}, {change.text(sign=True)}"
     x1, x2 = sorted((scale(before), scale(after)))
-    parts = [
-        tag(
-            "rect", tag("title", tip), x=x1, y=y - 8, width=max(x2 - x1, 1.5), height=16.0, class_=f"step {kind}{doubt}"
-        )
-    ]
+    shape = {"x": x1, "y": y - 8, "width": max(x2 - x1, 1.5), "height": 16.0, "class_": f"step {kind}{doubt}"}
+    parts = [tag("rect", tag("title", escaped(tip)), **shape)]
     if change.low is not None and change.high is not None:
         ends = [scale(min(max(before + bound, scale.low), scale.high)) for bound in (change.low, change.high)]
         parts.append(line(ends[0], y, ends[1], y, "whisker summary"))
     parts.append(line(scale(after), y + 8, scale(after), y + STEP - 8, "joint"))
     shown = change.text(sign=True) if wide else decimals(change.value, sign=True)
-    step = str(row.get("step", "")).replace("approximate", "approximate" if wide else "approx.")
+    step = clean(row.get("step")).replace("approximate", "approximate" if wide else "approx.")
     verdict = "  " + clean(row.get("verdict") or "") if wide else " ?" if doubt else ""
     parts += [label(scale.start - 12, y, cut(step, 24 if wide else 13), "", "end"),
               label(width - 2, y, shown + verdict, "value", "end")]  # fmt: skip

@@ -16,8 +16,8 @@ _INVISIBLE = {"\u00ad", "\u200b", "\u200e", "\u200f", "\u2060", "\ufeff"}
 
 
 def clean(value: object) -> str:
-    """``value`` as one line of printable text: no control or direction-changing character passes."""
-    return "".join(map(_shown, str(value)))
+    """``value`` as one line of printable text, nothing for None: no control or direction-changing character passes."""
+    return "" if value is None else "".join(map(_shown, str(value)))
 
 
 def _shown(c: str) -> str:
