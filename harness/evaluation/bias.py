@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.records import Documents, Record
 from harness.evaluation.per_query import PerQuery
+from harness.evaluation.statistics import FEW_GROUPS
 
 Floats = NDArray[np.float64]
 Tree = dict[str, Any]
@@ -27,16 +28,19 @@ ENGLISH = "en"
 FEW_PARALLEL = 10  # documents asked for in several languages: fewer tell nothing of the ranks' variance
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Of each query the share of each document language: among the top hits, and among the relevant documents."""
+class Asked(NamedTuple):
+    """Queries, and for each the document language that is looked at: its own, or English."""
 
-    top_QD: Floats
-    relevant_QD: Floats
+    row_Q: NDArray[np.int64]
+    column_Q: NDArray[np.int64]
 
 
 def bias(
-    systems: Mapping[str, PerQuery], reference: str, records: Sequence[Record], documents: Documents
+    systems: Mapping[str, PerQuery],
+    reference: str,
+    records: Sequence[Record],
+    documents: Documents,
+    confidence: float = 0.95,
 ) -> dict[str, Tree] | None:
     """The bias of every system, the reference too, on one set.
 
@@ -51,71 +55,88 @@ def bias(
           mean over documents; a document that was not found has the rank after the last (``not_found`` is their share);
           None where hardly anything is asked for in several languages.
 
-        Of every system but the reference, each of the three holds ``"reference"``, the reference's number, too.
+        Of every system but the reference, each of the three holds ``"reference"``, the reference's number, too, and the
+        first two ``"added"``: {"value", "low", "high"} of the inclination less the reference's, by the spread between
+        groups.
     """
     languages = sorted(set(documents.languages))
     if len(languages) < 2:
         return None
-    pool_D = _counted(documents.languages, languages) / len(documents)
+    number = {language: i for i, language in enumerate(languages)}
+    language_of = {id_: number[language] for id_, language in zip(documents.ids, documents.languages, strict=True)}
+    relevant_QD = _shares([list(record.positives) for record in records], language_of, len(languages))
+    pool_D = np.bincount(list(language_of.values()), minlength=len(languages)) / len(documents)
+    asked = {"own_language": _own(records, number), "english": _english(records, number)}
     found: dict[str, Tree] = {}
+    tops: dict[str, Floats] = {}
     for name in [reference, *(name for name in systems if name != reference)]:
-        shares = _shares(systems[name], records, documents, languages)
+        top_QD = tops[name] = _shares([hits[:TOP] for hits in systems[name].hits], language_of, len(languages))
         tree: Tree = {
             "documents": {
-                language: {"share_of_top": float(shares.top_QD[:, at].mean()),
-                           "share_of_relevant": float(shares.relevant_QD[:, at].mean()),
+                language: {"share_of_top": float(top_QD[:, at].mean()),
+                           "share_of_relevant": float(relevant_QD[:, at].mean()),
                            "share_of_pool": float(pool_D[at])}
                 for at, language in enumerate(languages)
             },
-            "own_language": _own(shares, records, languages),
-            "english": _english(shares, records, languages),
+            **{key: _inclination(top_QD, relevant_QD, of) for key, of in asked.items()},
             "rank_variance": _rank_variance(systems[name], records),
         }  # fmt: skip
         found[name] = tree
-        for key, number in (("own_language", "inclination"), ("english", "inclination"), ("rank_variance", "value")):
-            if name != reference and tree[key] is not None and (beside := found[reference][key]) is not None:
-                tree[key]["reference"] = beside[number]
+        if name != reference:
+            _beside(tree, found[reference])
+            for key, of in asked.items():
+                if tree[key] is not None and of is not None:
+                    groups = [records[row].group for row in of.row_Q.tolist()]
+                    tree[key]["added"] = _mean_over_groups((top_QD - tops[reference])[of], groups, confidence)
     return found
 
 
-def _counted(names: Sequence[str], languages: Sequence[str]) -> Floats:
-    number = {language: i for i, language in enumerate(languages)}
-    return np.bincount([number[name] for name in names], minlength=len(languages)).astype(np.float64)
+def _beside(tree: Tree, reference: Tree) -> None:
+    """Put the reference's numbers beside a system's."""
+    for key, number in (("own_language", "inclination"), ("english", "inclination"), ("rank_variance", "value")):
+        if tree[key] is not None and reference[key] is not None:
+            tree[key]["reference"] = reference[key][number]
 
 
-def _shares(
-    system: PerQuery, records: Sequence[Record], documents: Documents, languages: Sequence[str]
-) -> Shares:
-    number = {language: i for i, language in enumerate(languages)}
-    language_of = {id_: number[language] for id_, language in zip(documents.ids, documents.languages, strict=True)}
-    top_QD, relevant_QD = np.zeros((2, len(records), len(languages)))
-    for row, (hits, record) in enumerate(zip(system.hits, records, strict=True)):
-        for part_D, ids in ((top_QD[row], hits[:TOP]), (relevant_QD[row], list(record.positives))):
-            for id_ in ids:
-                part_D[language_of[id_]] += 1 / len(ids)
-    return Shares(top_QD, relevant_QD)
+def _shares(ids: Sequence[Sequence[str]], language_of: Mapping[str, int], languages: int) -> Floats:
+    """share_QD: of each query's documents, the share of each language."""
+    share_QD = np.zeros((len(ids), languages))
+    for row, found in enumerate(ids):
+        for id_ in found:
+            share_QD[row, language_of[id_]] += 1 / len(found)
+    return share_QD
 
 
-def _own(shares: Shares, records: Sequence[Record], languages: Sequence[str]) -> Tree | None:
-    number = {language: i for i, language in enumerate(languages)}
+def _own(records: Sequence[Record], number: Mapping[str, int]) -> Asked | None:
     rows = [row for row, record in enumerate(records) if record.language in number]
     columns = [number[records[row].language] for row in rows]
-    return _inclination(shares.top_QD[rows, columns], shares.relevant_QD[rows, columns])
+    return Asked(np.array(rows), np.array(columns)) if rows else None
 
 
-def _english(shares: Shares, records: Sequence[Record], languages: Sequence[str]) -> Tree | None:
-    if ENGLISH not in languages:
-        return None
+def _english(records: Sequence[Record], number: Mapping[str, int]) -> Asked | None:
     rows = [row for row, record in enumerate(records) if record.language != ENGLISH]
-    at = languages.index(ENGLISH)
-    return _inclination(shares.top_QD[rows, at], shares.relevant_QD[rows, at])
+    return Asked(np.array(rows), np.full(len(rows), number[ENGLISH])) if rows and ENGLISH in number else None
 
 
-def _inclination(top_Q: Floats, relevant_Q: Floats) -> Tree | None:
-    if not len(top_Q):
+def _inclination(top_QD: Floats, relevant_QD: Floats, asked: Asked | None) -> Tree | None:
+    if asked is None:
         return None
-    top, relevant = float(top_Q.mean()), float(relevant_Q.mean())
-    return {"queries": len(top_Q), "share_of_top": top, "share_of_relevant": relevant, "inclination": top - relevant}
+    top, relevant = float(top_QD[asked].mean()), float(relevant_QD[asked].mean())
+    count = len(asked.row_Q)
+    return {"queries": count, "share_of_top": top, "share_of_relevant": relevant, "inclination": top - relevant}
+
+
+def _mean_over_groups(value_Q: Floats, groups: Sequence[str], confidence: float) -> dict[str, float | None]:
+    """A mean and its normal interval; queries of a group are no independent evidence. Few groups: no interval."""
+    mean = float(value_Q.mean())
+    rest: dict[str, float] = defaultdict(float)
+    for group, value in zip(groups, value_Q.tolist(), strict=True):
+        rest[group] += value - mean
+    if len(rest) < FEW_GROUPS:
+        return {"value": mean, "low": None, "high": None}
+    error = float(np.sqrt(sum(value**2 for value in rest.values()) * len(rest) / (len(rest) - 1))) / len(value_Q)
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def _rank_variance(system: PerQuery, records: Sequence[Record]) -> Tree | None:

@@ -207,7 +207,8 @@ def _bias(run: Run, name: str, systems: Sequence[str]) -> dict[str, Any] | None:
     if run.dataset.search_within or len(set(documents.languages)) < 2:
         return None
     found = {system: PerQuery.load(run.folder.evaluations / system / name) for system in systems}
-    return bias(found, run.recipe.evaluate.reference, run.dataset.splits[name], documents)
+    settings = run.recipe.evaluate
+    return bias(found, settings.reference, run.dataset.splits[name], documents, settings.confidence)
 
 
 def _languages(

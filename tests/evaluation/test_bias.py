@@ -36,6 +36,8 @@ def test_shares_of_the_top_of_the_relevant_and_of_the_pool() -> None:
     )
     assert found["student"]["documents"]["en"]["share_of_top"] == pytest.approx(2.5 / 3)
     assert found["teacher"]["english"]["inclination"] == pytest.approx(0.5 - 0.25)
+    added = {key: found["student"][key].pop("added") for key in ("english", "own_language")}
+    assert added["english"] == {"value": pytest.approx(0.5), "low": None, "high": None}, "too few groups to tell more"
     assert found["student"]["english"] == pytest.approx(
         {"queries": 2, "share_of_top": 1.0, "share_of_relevant": 0.25, "inclination": 0.75, "reference": 0.25}
     )
@@ -43,6 +45,20 @@ def test_shares_of_the_top_of_the_relevant_and_of_the_pool() -> None:
         {"queries": 2, "share_of_top": 0.25, "share_of_relevant": 1.0, "inclination": -0.75, "reference": -0.25}
     )
     assert found["student"]["rank_variance"] is None, "nothing is asked for in two languages"
+
+
+def test_what_a_student_adds_has_an_interval_over_groups() -> None:
+    """As wide as that of the groups' means, however often a group asks."""
+    once = [asked("de", str(number), "d1") for number in range(40)]
+    teacher, student = [["d1", "e1"]] * 40, [["e1", "e2"] if number % 4 == 0 else ["d1", "e1"] for number in range(40)]
+    for times in (1, 3):
+        hits = {"teacher": teacher * times, "student": student * times}
+        systems = {name: answered(once * times, answers) for name, answers in hits.items()}
+        found = bias(systems, "teacher", once * times, POOL)
+        assert found is not None and "added" not in found["teacher"]["english"]
+        added = found["student"]["english"]["added"]
+        half = 1.959964 * np.std([0.5] * 10 + [0.0] * 30, ddof=1) / np.sqrt(40)
+        assert added == pytest.approx({"value": 0.125, "low": 0.125 - half, "high": 0.125 + half})
 
 
 def test_ranks_of_what_is_asked_for_in_several_languages() -> None:
