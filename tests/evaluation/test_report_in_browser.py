@@ -12,6 +12,8 @@ from builders.results import example_results
 from builders.rich_results import SCRIPTED, rich_results
 
 from harness.evaluation.report import write_report
+from harness.evaluation.report.compare import Comparison, read_runs
+from harness.evaluation.report.compare_page import write_comparison
 
 pytestmark = [
     pytest.mark.browser,
@@ -73,13 +75,16 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The whole report, one of many languages, an earlier one, and one with next to nothing."""
+    """The whole report, one of many languages, an earlier one, one with next to nothing, and two runs side by side."""
     told = {"whole": rich_results(), "many": rich_results(FIFTY_ONE), "earlier": example_results(),
             "nothing": {"schema": 1}}  # fmt: skip
     folder = tmp_path_factory.mktemp("pages")
     for name, results in told.items():
         write_report(results, folder / name)
-    return {name: folder / name / "report.html" for name in told}
+        (folder / name / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    write_comparison(Comparison(read_runs([folder / "whole", folder / "earlier"])), folder / "compared")
+    written = {name: folder / name / "report.html" for name in told}
+    return written | {"compared": folder / "compared" / "compare.html"}
 
 
 def seen(browser: Browser, path: Path, width: int) -> list[str]:
@@ -92,11 +97,11 @@ def seen(browser: Browser, path: Path, width: int) -> list[str]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["whole", "many", "earlier", "nothing"])
+@pytest.mark.parametrize("name", ["whole", "many", "earlier", "nothing", "compared"])
 def test_it_is_laid_out_without_a_fault(name: str, width: int, browser: Browser, pages: dict[str, Path]) -> None:
     assert seen(browser, pages[name], width) == []
     if name != "nothing":
-        assert browser.ask(DRAWN) >= 15
+        assert browser.ask(DRAWN) >= (1 if name == "compared" else 15)
         small, large = (browser.ask(f"document.querySelector('figure .{kind}').checkVisibility()")
                         for kind in ("narrow", "wide"))  # fmt: skip
         assert (small, large) == (width < 760, width >= 760)

@@ -24,7 +24,7 @@ from harness.evaluation.report.values import (
     number,
     rate,
 )
-from harness.evaluation.report.view import SETS, STATUS_MARKS, SYSTEMS, View
+from harness.evaluation.report.view import SETS, STATUS_MARKS, SYSTEMS, Bar, View
 from harness.runtime.errors import InputError, Problem
 
 RESULTS = "results.json"
@@ -233,9 +233,12 @@ class Comparison:
 
     def bars(self) -> Grid | None:
         """Every bar of any run, and where each run stands."""
-        asked = {bar.key: bar for run in reversed(self.runs) for bar in reversed(run.view.bars)}
+        asked: dict[str, Bar] = {}
+        for run in self.runs:
+            for bar in run.view.bars:
+                asked.setdefault(bar.key, bar)
         rows = []
-        for key, bar in reversed(asked.items()):
+        for key, bar in asked.items():
             held = [next((own for own in run.view.bars if own.key == key), None) for run in self.runs]
             rows.append(Row([bar.what, *(f"{STATUS_MARKS[b.status]} {b.value}" if b else MISSING for b in held)]))
         return grid("Bars", ["bar", *self.names], rows)

@@ -36,7 +36,7 @@ def recovery_plot(told: Comparison, width: int) -> str | None:
             view = run.view
             few = scope in view.small
             found = view.recovery(view.candidate, scope, told.lead)
-            kind = "few" if few else "summary" if run is told.first else ""
+            kind = "few" if few else "base" if run is told.first else ""
             if found.value is not None:
                 dots.append(Dot(cut(run.name, 28 if width > ABREAST else 14), found, kind, heading))
                 heading = ""

@@ -18,7 +18,8 @@ class Dot:
     """A row of a dot-and-whisker plot.
 
     Attributes:
-        kind: "summary", "worst", "few" (too little data to tell: hollow and broken) or "" for the rest.
+        kind: "summary" (apart, above the rest) and "base" (what others are held against): diamonds; "worst"; "few" (too
+            little data to tell: hollow and broken); "" for the rest.
         heading: the title of a group that starts with this row.
         more: what stands behind the name where there is room.
     """
@@ -52,7 +53,7 @@ def _dot(dot: Dot, y: float, scale: Scale, reference: float) -> str:
                 parts.append(path([(at + step, y - 4), (at, y), (at + step, y + 4)], f"whisker {dot.kind}"))
     x = scale(_within(value, scale))
     kind = f"mark {dot.kind}{hollow}"
-    parts.append(diamond(x, y, 7, kind, tip) if dot.kind == "summary" else circle(x, y, 5, kind, tip))
+    parts.append(diamond(x, y, 7, kind, tip) if dot.kind in ("summary", "base") else circle(x, y, 5, kind, tip))
     return "".join(parts)
 
 
@@ -100,7 +101,7 @@ def whiskers(dots: Sequence[Dot], *, width: int, reference: float, title: str, b
              for m in marks]  # fmt: skip
     parts += _rules(scale, reference, bar, (top, bottom), wide)
     for dot, name, y in zip(dots, names, places, strict=True):
-        strong = "strong" if dot.kind in ("summary", "worst") else "soft" if dot.kind == "few" else ""
+        strong = "strong" if dot.kind in ("summary", "base", "worst") else "soft" if dot.kind == "few" else ""
         shown = dot.interval.text(sign=not reference) if wide else decimals(dot.interval.value, sign=not reference)
         if dot.heading:
             parts.append(label(2, y - (TIGHT if len(dots) > MANY else ROW), cut(dot.heading, most + 8), "strong"))

@@ -74,7 +74,8 @@ svg line,svg polyline{fill:none;stroke-linecap:round;stroke-linejoin:round}
 .step.hollow{fill:var(--card);stroke-dasharray:4 3}
 svg .stamp{fill:var(--yellow);font-size:14px;font-weight:650;letter-spacing:.02em}svg .soft{fill:var(--soft)}
 .whisker{stroke:var(--blue);stroke-width:2.4;opacity:.65}.mark{fill:var(--blue);stroke:var(--blue);stroke-width:2}
-.whisker.summary{stroke:var(--ink);opacity:.8}.mark.summary{fill:var(--ink);stroke:var(--ink)}
+.whisker.summary,.whisker.base{stroke:var(--ink);opacity:.8}
+.mark.summary,.mark.base{fill:var(--ink);stroke:var(--ink)}
 .whisker.worst{stroke:var(--red)}.mark.worst{fill:var(--red);stroke:var(--red)}
 .whisker.origin{stroke:var(--orange)}.mark.origin{fill:var(--orange);stroke:var(--orange)}
 .whisker.other{stroke:var(--soft)}.mark.other{fill:var(--soft);stroke:var(--soft)}
