@@ -168,6 +168,9 @@ def _sampled_sums(cells: Cells, groups: int, resamples: int, seed: int) -> Float
             drawn_BE = drawn_BG if len(group_E) == groups else drawn_BG[:, group_E]
             sum_RLC[start : start + len(drawn_BG), language] = drawn_BE @ sum_EC
 
+    if block == resamples:  # threads would cost more than they spare
+        fill(0)
+        return sum_SLC
     with _one_blas_thread(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
         list(threads.map(fill, range(0, resamples, block)))
     return sum_SLC
