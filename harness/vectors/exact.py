@@ -50,14 +50,16 @@ def search(query_QD: Tensor, vector_ND: np.ndarray, rank_N: Tensor, k: int) -> T
     if not len(query_QD):
         return torch.empty((0, min(k, len(vector_ND))), dtype=torch.int64)
     queries = max(1, SCORE_BYTES // (4 * BLOCK_DOCUMENTS))
-    room = torch.empty(min(queries, len(query_QD)) * _whole_chunks(min(len(vector_ND), BLOCK_DOCUMENTS)))
+    width = _whole_chunks(min(len(vector_ND), BLOCK_DOCUMENTS))
+    # Rows a chunk apart: where they lie a power of two apart, they fall into the same few lines of the cache.
+    room_BM = torch.empty((min(queries, len(query_QD)), width + CHUNK))[:, :width]
     best_QK = torch.empty((len(query_QD), 0), dtype=torch.int64)
     for start in range(0, len(vector_ND), BLOCK_DOCUMENTS):
         document_MD = _as_tensor(vector_ND[start : start + BLOCK_DOCUMENTS])
         rank_M = rank_N[start : start + BLOCK_DOCUMENTS]
         found = []
         for query_BD, best_BK in zip(torch.split(query_QD, queries), torch.split(best_QK, queries), strict=True):
-            score_BM = _scores(query_BD, document_MD, room)
+            score_BM = _scores(query_BD, document_MD, room_BM)
             more_BK = _above(score_BM, rank_M, best_BK, k)
             if more_BK is None:
                 more_BK = _block_best(score_BM[:, : len(rank_M)], rank_M, k)
@@ -71,10 +73,9 @@ def _whole_chunks(documents: int) -> int:
     return -(-documents // CHUNK) * CHUNK
 
 
-def _scores(query_BD: Tensor, document_MD: Tensor, room: Tensor) -> Tensor:
-    """The block's scores, -inf after the last document up to a whole chunk; ``room`` is memory for them."""
-    width = _whole_chunks(len(document_MD))
-    score_BM = room[: len(query_BD) * width].view(len(query_BD), width)  # fresh memory each time costs page faults
+def _scores(query_BD: Tensor, document_MD: Tensor, room_BM: Tensor) -> Tensor:
+    """The block's scores, -inf after the last document up to a whole chunk, in memory that is used again and again."""
+    score_BM = room_BM[: len(query_BD), : _whole_chunks(len(document_MD))]
     with torch.autocast("cpu", enabled=False):  # a caller's bf16 must not reach the scores
         torch.mm(query_BD, document_MD.T, out=score_BM[:, : len(document_MD)])
     score_BM[:, len(document_MD) :] = -torch.inf
@@ -86,7 +87,8 @@ def _above(score_BM: Tensor, rank_M: Tensor, best_BK: Tensor, k: int) -> Tensor 
 
     That is: of all scores that are not below the k-th best so far, or in the first block the k-th best of the peaks.
     """
-    peak_BC = score_BM.unflatten(1, (-1, CHUNK)).amax(dim=2)
+    score_BCM = score_BM.unflatten(1, (-1, CHUNK))
+    peak_BC = score_BCM.amax(dim=2)
     if best_BK.shape[1] == k:
         floor_B = scores_of(best_BK.amin(dim=1))
     elif peak_BC.shape[1] >= 2 * k:
@@ -98,7 +100,7 @@ def _above(score_BM: Tensor, rank_M: Tensor, best_BK: Tensor, k: int) -> Tensor 
     query_P, chunk_P = torch.nonzero(peak_BC >= floor_B[:, None], as_tuple=True)
     if len(query_P) * CHUNK > score_BM.numel() * _LOOKED_INTO:
         return None
-    score_PC = score_BM.view(-1, CHUNK)[query_P * peak_BC.shape[1] + chunk_P]
+    score_PC = score_BCM[query_P, chunk_P]
     pair_E, lane_E = torch.nonzero(score_PC >= floor_B[query_P, None], as_tuple=True)
     query_E = query_P[pair_E]
     count_B = torch.bincount(query_E, minlength=len(score_BM))
