@@ -45,12 +45,12 @@ def judgments(records: Sequence[Record], documents: Documents) -> list[dict[int,
 
 
 def search(
-    index: Searcher, query_QD: np.ndarray, records: Sequence[Record], depth: int, within: bool
+    index: Searcher, query_QD: np.ndarray, records: Sequence[Record], depth: int, within: bool, *, shared: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hits of every query as (score_QK, row_QK); ``within``: only documents of the query's language.
 
     Several processes, given the same queries, search a part of the documents each, or of the queries where the index
-    can't be parted; all get all hits.
+    can't be parted; all get all hits. ``shared=False``: this process searches alone, and the others may do anything.
 
     Raises:
         InputError: query vectors that are not finite, or of another dimension than the index.
@@ -60,8 +60,10 @@ def search(
         names = name_some(records[row].id for row in broken.tolist())
         raise InputError(Problem(f"{broken.size} query vectors are not finite", got=names,
                                  next="look at these queries, or encode them in higher precision (embed.precision)"))
+    languages = [record.language for record in records] if within else None
+    if not shared:
+        return index.search(query_QD, depth, languages)
     if isinstance(index, VectorIndex):
-        languages = [record.language for record in records] if within else None
         return index.search_shared(query_QD, depth, languages)
     part = share(len(records))
     partition = [record.language for record in records[part]] if within else None

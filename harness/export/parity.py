@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from harness.data.records import Documents, Record
 from harness.evaluation.per_query import PerQuery
-from harness.evaluation.searching import agreement, judge, search
+from harness.evaluation.searching import agreement, judged, search
 from harness.evaluation.statistics import recovery
 from harness.recipe import ParitySettings
 from harness.vectors.index import VectorIndex
@@ -170,9 +170,10 @@ def _broken(vector_QD: Floats, student_QD: Floats) -> str:
 
 def _judge(questions: Questions, query_QD: Floats) -> PerQuery:
     records, documents = questions.records, questions.documents
+    # One process exports while the others wait: it must not wait for them here.
+    score_QK, row_QK = search(questions.index, query_QD, records, DEPTH, questions.within, shared=False)
     if questions.judged:
-        return judge(questions.index, query_QD, records, documents, depth=DEPTH, within=questions.within)
-    score_QK, row_QK = search(questions.index, query_QD, records, DEPTH, questions.within)
+        return judged(score_QK, row_QK, records, documents)
     hits = [[documents.ids[row] for row in rows if row >= 0] for rows in row_QK]
     names = [record.id for record in records]
     return PerQuery(names, [r.language for r in records], [r.group for r in records], np.ones(len(records)), hits,
