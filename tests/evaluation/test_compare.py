@@ -194,3 +194,19 @@ def test_text_of_runs_cannot_become_markup(tmp_path: Path) -> None:
     html, short = page(told), markdown(told)
     assert "<script" not in html and "&lt;script&gt;" in html
     assert "<script" not in short
+
+
+def test_the_hash_of_a_set_is_of_what_it_asks_and_of_which_documents() -> None:
+    from harness.data.records import Dataset, Documents, Record
+    from harness.pipeline.work_report import _set_sha256
+
+    def dataset(text: str = "cat", document: str = "a cat", grade: float = 1.0, other: str = "x") -> Dataset:
+        documents = Documents(ids=["d"], texts=[document], languages=["en"], keys=[""])
+        test = Record("q", text, "en", "g", {"d": grade})
+        return Dataset(documents, {"test": [test], "train": [Record("t", other, "en", "h", {"d": 1.0})]},
+                       unlabelled=[], search_within=False, sha256="")  # fmt: skip
+
+    same = _set_sha256(dataset(), "test")
+    assert same == _set_sha256(dataset(other="y"), "test")  # what was trained on is another matter
+    changed = (dataset(text="dog"), dataset(document="a dog"), dataset(grade=2.0))
+    assert len({same, *(_set_sha256(found, "test") for found in changed)}) == 4

@@ -253,6 +253,8 @@ def test_small_indexes_are_labelled_and_draw_no_conclusion() -> None:
     results = rich_results()
     panels = curves.effort(View(results))
     assert len(panels) == 6 and not any("too small" in panel for panel in panels)
+    (told,) = evidence.effort_note(View(results))
+    assert "(264,112 documents): HNSW 2 [1, 2] undecided; IVF 2 [1, 2] undecided." in told
     results["ann"] |= {"verdict": "too small to tell", "documents": 3963}
     assert all("too small to tell" in panel for panel in curves.effort(View(results)))
     (told,) = evidence.effort_note(View(results))

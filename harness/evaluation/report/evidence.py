@@ -29,6 +29,7 @@ from harness.evaluation.report.values import (
 from harness.evaluation.report.view import METRICS, SYSTEMS, Status, View
 
 CLAIMED: dict[str, Status] = {"shown": "reached", "not shown": "missed", "undecided": "undecided"}
+TOO_SMALL = "too small to tell"
 CLAIM_MARKS = {"shown": "✓ shown", "not shown": "✗ not shown", "undecided": "? undecided"}
 
 
@@ -281,11 +282,17 @@ def bias_note(view: View) -> list[str]:
 def effort_note(view: View) -> list[str]:
     """What the approximate indexes cost, or that this index is too small to tell."""
     told = branch(view.results, "ann")
-    verdict, documents = clean(told.get("verdict") or ""), number(told.get("documents"))
+    verdict, documents = clean(told.get("verdict")), number(told.get("documents"))
     size = f" ({count(documents)} documents)" if documents is not None else ""
-    if verdict == "too small to tell":
+    if verdict == TOO_SMALL:
         return [f"The cost of an approximate index: {verdict}{size}. Under 100,000 documents no conclusion is drawn."]
-    return [f"The cost of an approximate index: {verdict}{size}."] if verdict else []
+    ratios = {INDEX_NAMES.get(index, clean(index)): _ratio(dig(about, "effort_ratio"))
+              for index, about in branch(told, "indexes").items()}  # fmt: skip
+    known = [f"{index} {text}" for index, text in ratios.items() if text != MISSING]
+    if not known:
+        return [f"The cost of an approximate index: {verdict}{size}."] if verdict else []
+    head = f"Search effort of the student over that of {clean(view.reference)}, each within 1 % of its exact search"
+    return [f"{head}{size}: {'; '.join(known)}."]
 
 
 def effort(view: View) -> Grid | None:

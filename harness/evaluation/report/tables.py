@@ -199,7 +199,16 @@ def cost(view: View) -> Grid | None:
     note = f"Latency: one query at a time, systems interleaved.{path}" + (
         f" {view.conditions}." if view.conditions else ""
     )
+    note = " ".join(filter(None, [note, noise_note(view)]))
     return grid("Latency and throughput", header, rows, note, left=(0, 1))
+
+
+def noise_note(view: View) -> str:
+    """How far two timings of one and the same system lie apart, and what disturbed the timing."""
+    told = branch(view.results, "noise")
+    floor = number(told.get("percent"))
+    same = f"Medians that differ by less than {floor:.1f} % are equal here (one system, timed twice)." if floor else ""
+    return " ".join(filter(None, [same, clean(told.get("warning"))]))
 
 
 def parity(view: View) -> Grid | None:
