@@ -265,7 +265,9 @@ class _ShardWriter:
                 for at, content in missing.items():
                     self._write_one(first + at, ids[parts[at]], vectors, text_hash_N[parts[at]], content, bar)
         wait_for_all()
-        return [self._entry(first + at) for at in range(len(parts))]
+        shards = [self._entry(first + at) for at in range(len(parts))]
+        wait_for_all()  # the folder gets its final name only when all have read it
+        return shards
 
     def _entry(self, number: int) -> Shard:
         """A finished shard's own entry.
