@@ -69,16 +69,21 @@ def speed(queries: int, resamples: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- coverage
 
 
-def data_set(random: np.random.Generator, groups: int, kept_L: np.ndarray) -> tuple[PerQuery, PerQuery]:
-    """(student, reference)."""
+def data_set(
+    random: np.random.Generator, groups: int, kept_L: np.ndarray, size_G: np.ndarray | int = 1
+) -> tuple[PerQuery, PerQuery]:
+    """(student, reference); the queries of a group and language are all answered alike."""
     found_G, joint_G, shared_G = random.random(groups) < FOUND, random.random(groups), random.random(groups) < 0.5
     luck_LG = np.where(shared_G, joint_G, random.random((len(kept_L), groups)))
     won_LG = random.random((len(kept_L), groups)) < WON
     student_LG = np.where(found_G, luck_LG < kept_L[:, None], won_LG)
-    languages = np.repeat([f"l{i}" for i in range(len(kept_L))], groups).tolist()
-    numbers = [str(group) for group in range(groups)] * len(kept_L)
+    size_LG = np.broadcast_to(size_G, student_LG.shape)
+    languages = np.repeat([f"l{i}" for i in range(len(kept_L))], size_LG.sum(axis=1)).tolist()
+    numbers = np.repeat([str(group) for group in range(groups)] * len(kept_L), size_LG.ravel()).tolist()
     values = student_LG.ravel(), np.tile(found_G, len(kept_L))
-    student, reference = (per_query(languages, numbers, {"P@1": value.astype(float)}) for value in values)
+    student, reference = (
+        per_query(languages, numbers, {"P@1": np.repeat(value.astype(float), size_LG.ravel())}) for value in values
+    )
     return student, reference
 
 
@@ -122,24 +127,30 @@ def _lowest(samples: Any) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ claims
 
 
-def errors(groups: int, margin: float, data_sets: int, resamples: int) -> dict[str, float]:
-    """How often "loses less than the margin" is shown of a student that loses the margin; and gains out of nothing."""
+def errors(groups: int, margin: float, sizes: str, data_sets: int, resamples: int) -> dict[str, float]:
+    """How often "loses less than the margin" is shown of a student that loses the margin; and gains out of nothing.
+
+    Args:
+        sizes: of groups: "1", or "uneven" for a geometric distribution of mean 3.
+    """
     random = np.random.default_rng([groups, round(1000 * margin)])
     kept_L = np.array([1 - margin - (1 - FOUND) * WON / FOUND])
     counted: dict[str, list[bool]] = {"shown": [], "by flipping signs": [], "gain or loss": []}
     for number in range(data_sets):
-        student, reference = data_set(random, groups, kept_L)
+        size_G = random.geometric(1 / 3, groups) if sizes == "uneven" else 1
+        student, reference = data_set(random, groups, kept_L, size_G)
+        group_Q = np.unique(student.groups, return_inverse=True)[1]
         samples = resample({"s": student, "r": reference}, metrics=["P@1"], resamples=resamples, seed=number)
         if reference.metrics["P@1"].any():
             told = loses_less_than(samples, "s", "r", "P@1", margin=margin, confidence=CONFIDENCE)
             counted["shown"].append(told[0]["verdict"] == "shown")
-            d_G = student.metrics["P@1"] - (1 - margin) * reference.metrics["P@1"]
+            d_G = np.bincount(group_Q, student.metrics["P@1"] - (1 - margin) * reference.metrics["P@1"])
             sign_RG = 2.0 * np.random.default_rng(number).integers(0, 2, size=(resamples, groups)) - 1
             p = (1 + np.sum(sign_RG @ d_G >= d_G.sum() - 1e-9)) / (1 + resamples)
             counted["by flipping signs"].append(bool(p <= 1 - CONFIDENCE))
-        swapped_G = random.random(groups) < 0.5  # no difference between the two: each group's answers by chance
+        swapped_Q = (random.random(groups) < 0.5)[group_Q]  # no difference between the two: each group's by chance
         one, two = student.metrics["P@1"], reference.metrics["P@1"]
-        sides = {"a": np.where(swapped_G, one, two), "b": np.where(swapped_G, two, one)}
+        sides = {"a": np.where(swapped_Q, one, two), "b": np.where(swapped_Q, two, one)}
         equal = {name: replace(student, metrics={"P@1": column}) for name, column in sides.items()}
         drawn = resample(equal, metrics=["P@1"], resamples=resamples, seed=number)
         verdict = paired_difference_of(drawn, "a", "b", "P@1", confidence=CONFIDENCE)["verdict"]
@@ -172,9 +183,10 @@ def coverage_table(told: list[dict[str, Any]]) -> str:
 
 def error_table(told: list[dict[str, Any]]) -> str:
     """Of ``errors``."""
-    names = [name for name in told[0] if name not in ("groups", "margin")]
-    rows = [[str(row["groups"]), f"{row['margin']:g}", *(f"{row[name]:.3f}" for name in names)] for row in told]
-    return table(["groups", "margin", *names], rows)
+    given = ("groups", "size", "margin")
+    names = [name for name in told[0] if name not in given]
+    rows = [[*(str(row[name]) for name in given), *(f"{row[name]:.3f}" for name in names)] for row in told]
+    return table([*given, *names], rows)
 
 
 def provenance() -> dict[str, Any]:
@@ -207,8 +219,8 @@ def main() -> None:
         ]  # fmt: skip
         print(f"nominal {CONFIDENCE}\n\n{coverage_table(told['coverage'])}\n", flush=True)
         told["errors"] = [
-            {"groups": groups, "margin": margin, **errors(groups, margin, given.data_sets, 1_000)}
-            for groups in given.groups for margin in (0.02, 0.05)
+            {"groups": groups, "size": size, "margin": margin, **errors(groups, margin, size, given.data_sets, 1_000)}
+            for groups in given.groups for size in ("1", "uneven") for margin in (0.02, 0.05)
         ]  # fmt: skip
         print(f"at most {1 - CONFIDENCE:.2f}\n\n{error_table(told['errors'])}\n", flush=True)
     given.output.parent.mkdir(parents=True, exist_ok=True)

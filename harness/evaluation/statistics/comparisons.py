@@ -28,14 +28,14 @@ _ROUNDING = 1e-9  # a bound this close to zero is zero: sums of equal numbers in
 def ratios(samples: Samples, student: str, reference: str, metric: str) -> tuple[Floats, Floats]:
     """(low_SP, high_SP): student over reference with one more group against it, and for it (``intervals``)."""
     student_SP, reference_SP = (samples.all_means(system, metric) for system in (student, reference))
-    more_SP = samples.more_SP * samples.largest(metric, student, reference)
+    more_SP = samples.more_SP * samples.one_group(metric, student, reference)
     return divide(student_SP, reference_SP + more_SP), divide(student_SP + more_SP, reference_SP)
 
 
 def differences(samples: Samples, a: str, b: str, metric: str) -> tuple[Floats, Floats]:
     """(low_SP, high_SP): a less b with one more group against it, and for it."""
     difference_SP = samples.all_means(a, metric) - samples.all_means(b, metric)
-    more_SP = samples.more_SP * samples.largest(metric, a, b)
+    more_SP = samples.more_SP * samples.one_group(metric, a, b)
     return difference_SP - more_SP, difference_SP + more_SP
 
 

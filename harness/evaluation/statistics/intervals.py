@@ -4,12 +4,14 @@ Axes: S = 1 + R samples of which the first is the data itself, L languages, H hy
 
 **One more group.** A plain percentile bootstrap can't see what did not happen: where a student lost none of 60 queries,
 each resample has lost none, and the interval is [1, 1], though one that loses a twentieth of all shows no loss among 60
-in one case of twenty. So each bound allows for one more group that speaks against it, in which one system finds as
-much as either found in any group, and the other nothing; how often that group is drawn is exponential with mean 1.
-Where the reference is always right and the student nothing lost, the lower bound is that of Clopper and Pearson (the
-"rule of three"); for many groups the added group vanishes. (Gaffke, Mathematical Methods of Statistics 2005, bounds a
-mean of bounded numbers with exponential weights for all and the worst possible number added; here the data keeps the
-ordinary bootstrap's weights.) ``benchmarks/intervals.py`` measures how often the bounds hold.
+in one case of twenty. So each bound allows for one more group that speaks against it: one system finds nothing in it,
+the other as much as in the group of an average hit; how often that group is drawn is exponential with mean 1. (Where
+all groups are of one size, that is the size; else it is the whole over Kish's effective number of groups. With groups
+of the mean size bounds hold too rarely; with the largest one they are about twice as far away.) Where the reference is
+always right and the student lost nothing, the lower bound is that of Clopper and Pearson (the "rule of three"); for
+many groups the added group vanishes. (Gaffke, Mathematical Methods of Statistics 2005, bounds a mean of bounded numbers
+with exponential weights for all and the worst possible number added; here the data keeps the ordinary bootstrap's
+weights.) ``benchmarks/intervals.py`` measures how often the bounds hold.
 """
 
 from __future__ import annotations

@@ -87,12 +87,12 @@ def _tested(low_S: Floats, groups: int, margin: float, confidence: float) -> dic
 def _hopeless(samples: Samples, reference: str, metric: str, margin: float, confidence: float) -> Any:
     """hopeless_P: whether a student that found just what the reference found would not pass, for want of groups.
 
-    Its lower bound is mean / (mean + largest * more), with ``more`` at its quantile.
+    Its lower bound is mean / (mean + one group * more), with ``more`` at its quantile.
     """
     mean_P = samples.all_means(reference, metric)[0]
     more = -math.log(1 - confidence)
     with np.errstate(invalid="ignore"):
-        return ~(mean_P * margin > (1 - margin) * more * samples.largest(metric, reference))
+        return ~(mean_P * margin > (1 - margin) * more * samples.one_group(metric, reference))
 
 
 def _united(languages: list[dict[str, Any]], verdicts: list[str], macro: dict[str, Any]) -> dict[str, Any]:

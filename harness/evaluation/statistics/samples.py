@@ -40,7 +40,7 @@ class Samples:
         count_SL: queries; sum_SLM: system -> sums of the metrics.
         weight_S: weights of all queries, and weighted_SM: system -> sums of weight x metric; None and empty where all
             queries weigh the same.
-        largest_PM: system -> the most that any one group adds to a mean, in the data; share_P: to a mean of ones.
+        group_PM: system -> what the group of an average hit adds to a mean, in the data; share_P: to a mean of ones.
         more_SP: how many more groups the bounds allow for (``intervals``): drawn from the exponential distribution of
             mean 1, and 0 in sample 0.
     """
@@ -53,7 +53,7 @@ class Samples:
     sum_SLM: dict[str, Floats]
     weight_S: Floats | None
     weighted_SM: dict[str, Floats]
-    largest_PM: dict[str, Floats]
+    group_PM: dict[str, Floats]
     share_P: Floats
     more_SP: Floats
 
@@ -88,10 +88,10 @@ class Samples:
             columns.append(divide(self.weighted_SM[system][:, self.metrics.index(metric)], self.weight_S)[:, None])
         return np.concatenate(columns, axis=1)
 
-    def largest(self, metric: str, *systems: str) -> Floats:
-        """largest_P: the most that any one group adds to the mean of any of the systems."""
+    def one_group(self, metric: str, *systems: str) -> Floats:
+        """group_P: what one more group adds to a mean (``intervals``); the most of the systems."""
         place = self.metrics.index(metric)
-        return np.max([self.largest_PM[system][:, place] for system in systems], axis=0)
+        return np.max([self.group_PM[system][:, place] for system in systems], axis=0)
 
     def _sum_SL(self, system: str, metric: str) -> Floats:
         return self.sum_SLM[system][:, :, self.metrics.index(metric)]
@@ -127,7 +127,7 @@ def resample(systems: Mapping[str, PerQuery], *, metrics: Sequence[str], resampl
     sum_SLC = _sampled_sums(cells, len(groups), resamples, seed)
     plain = 1 + len(systems) * len(metrics)
     weighted_SC = sum_SLC[:, :, plain:].sum(axis=1)
-    largest_PC = _largest(cells, len(groups), plain)
+    group_PC = _one_group(cells, len(groups), plain)
     return Samples(
         languages=languages,
         groups_L=np.diff(starts),
@@ -137,9 +137,9 @@ def resample(systems: Mapping[str, PerQuery], *, metrics: Sequence[str], resampl
         sum_SLM=_by_system(systems, sum_SLC[:, :, :plain]),
         weight_S=weighted_SC[:, 0] if weighted else None,
         weighted_SM=_by_system(systems, weighted_SC) if weighted else {},
-        largest_PM=_by_system(systems, largest_PC),
-        share_P=largest_PC[:, 0],
-        more_SP=_more(resamples, len(largest_PC), seed),
+        group_PM=_by_system(systems, group_PC),
+        share_P=group_PC[:, 0],
+        more_SP=_more(resamples, len(group_PC), seed),
     )
 
 
@@ -176,8 +176,8 @@ def _sampled_sums(cells: Cells, groups: int, resamples: int, seed: int) -> Float
     return sum_SLC
 
 
-def _largest(cells: Cells, groups: int, plain: int) -> Floats:
-    """largest_PC: the most that any one group adds to a scope's mean in the data, as sums over counts.
+def _one_group(cells: Cells, groups: int, plain: int) -> Floats:
+    """group_PC: what the group of an average hit adds to a scope's mean in the data.
 
     Of the cells' columns the first ``plain`` are sums, and the same number of weighted sums may follow.
     """
@@ -185,11 +185,18 @@ def _largest(cells: Cells, groups: int, plain: int) -> Floats:
     rows = []
     for group_E, sum_EC in cells:
         share_EC = sum_EC[:, :plain] / sum_EC[:, 0].sum()
-        rows.append(share_EC.max(axis=0))
+        rows.append(_of_average_hit(share_EC))
         macro_GC[group_E] += share_EC / len(cells)
         all_GC[group_E] += sum_EC
-    parts = np.split(all_GC, all_GC.shape[1] // plain, axis=1)  # micro and, where there is one, weighted
-    return np.stack([*rows, macro_GC.max(axis=0), *(divide(x_GC.max(axis=0), x_GC[:, 0].sum()) for x_GC in parts)])
+    rows.append(_of_average_hit(macro_GC))
+    for sum_GC in np.split(all_GC, all_GC.shape[1] // plain, axis=1):  # micro and, where there is one, weighted
+        rows.append(_of_average_hit(divide(sum_GC, sum_GC[:, 0].sum())))
+    return np.stack(rows)
+
+
+def _of_average_hit(part_GC: Floats) -> Floats:
+    """Each group's part, averaged over groups by the part itself: the whole over Kish's effective number of groups."""
+    return np.nan_to_num(divide((part_GC**2).sum(axis=0), part_GC.sum(axis=0)))
 
 
 def _more(resamples: int, scopes: int, seed: int) -> Floats:
