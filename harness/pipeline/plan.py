@@ -102,8 +102,8 @@ STEPS = (
     Step("bench.ann", 1, ("data", "embed", "student", "align", "refine"),
          ("bench.ann", "export.system", "evaluate.searcher", "evaluate.select_metric", "seed"),
          lambda r: r.bench is not None and r.bench.ann is not None, along=True),
-    Step("evaluate", 2, ("bench.ann", "embed.base", "embed", "student", "align", "refine", "embed.more"), SEARCHED,
-         shared=True),
+    Step("evaluate", 2, ("export.onnx", "bench.ann", "embed.base", "embed", "student", "align", "refine",
+         "embed.more"), SEARCHED, shared=True),
     Step("evaluate.outside", 1, ("embed.outside", "student", "align", "refine"),
          tuple(f"evaluate.{key}" for key in ("outside", "systems", "searcher", "metrics", "depth")),
          lambda r: bool(r.evaluate.outside), shared=True, along=True),
@@ -121,9 +121,12 @@ def plan(recipe: Recipe) -> list[Step]:
 
 
 def _as_read(step: Step, recipe: Recipe) -> Step:
-    """``bench`` opens ONNX files only for engines that run them, ``evaluate`` approximate indexes for one system."""
-    if step.name == "evaluate" and "student-ann" not in recipe.evaluate.systems:
-        return replace(step, inputs=tuple(name for name in step.inputs if name != "bench.ann"))
+    """``bench`` opens ONNX files only for engines that run them, ``evaluate`` them and approximate indexes for a system
+    each."""
+    if step.name == "evaluate":
+        of = {"export.onnx": "student-int8", "bench.ann": "student-ann"}
+        systems = recipe.evaluate.systems
+        return replace(step, inputs=tuple(name for name in step.inputs if of.get(name, systems[0]) in systems))
     engines = recipe.bench.engines if recipe.bench else []
     if step.name != "bench" or any(engine.startswith("onnx") for engine in engines):
         return step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from harness.pipeline.ann_index import SYSTEM as ANN_SYSTEM
 from harness.pipeline.ann_index import approximately, deployed_index, deployed_system
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
+from harness.pipeline.int8_system import SYSTEM as INT8_SYSTEM
+from harness.pipeline.int8_system import int8_folder, int8_vectors, made_of
 from harness.pipeline.labels import judged_records, kept_labels
 from harness.runtime.distributed import on_main
 from harness.runtime.errors import InputError
@@ -36,6 +38,8 @@ def system_folder(run: Run, system: str) -> Path | None:
     states = {"student-untrained": "cut", "student-aligned": "aligned", "student-refined": "refined"}
     if system in states:
         return run.folder.student(states[system])
+    if system == INT8_SYSTEM:
+        return int8_folder(run)
     if system == ANN_SYSTEM:
         return system_folder(run, deployed_system(run.recipe))
     return {"teacher": run.folder.teacher, "teacher-more": run.folder.teacher_more}.get(system)
@@ -69,6 +73,8 @@ def query_vectors(run: Run, system: str, names: list[str]) -> dict[str, np.ndarr
     if system == "teacher" and run.recipe.teacher.model is None:
         store = run.store("queries")
         return {n: store.vectors(np.array([store.row[f"query:{r.id}"] for r in splits[n]])) for n in names}
+    if system == INT8_SYSTEM:
+        return {n: int8_vectors(run, [record.text for record in splits[n]], f"{system} {n}") for n in names}
     encoder, tokens, template = open_system(run, system), run.recipe.embed.batch_tokens, context_of(run, system)
     return {
         name: encoder.encode(
@@ -88,6 +94,8 @@ def do_evaluate(run: Run) -> list[Path]:
     """Search with every system's queries and store what was found, per query. What is there already is kept."""
     settings, dataset, names = run.recipe.evaluate, run.dataset, evaluated_sets(run.recipe, run.dataset)
     order = [settings.reference, *(s for s in settings.systems if s != settings.reference)]
+    if INT8_SYSTEM in order[1:]:  # last: where it is not deployed, the others are stored
+        order = [*(system for system in order if system != INT8_SYSTEM), INT8_SYSTEM]
     reference: dict[str, tuple[np.ndarray, PerQuery]] = {}
     written, labels = [], kept_labels(run.folder).sha256
     for system in order:
@@ -139,10 +147,12 @@ def _evaluation_key(run: Run, system: str) -> str:
     return fingerprint([parts, *(_made_of(run, name) for name in (system, settings.reference))])
 
 
-def _made_of(run: Run, system: str) -> list[str]:
+def _made_of(run: Run, system: str) -> list[Any]:
     """Hashes of a system's encoder and of the document vectors that it searches."""
     folder = system_folder(run, system)
-    encoder = run.keys["embed.base"] if folder is None else folder_sha256(folder)
+    encoder: Any = run.keys["embed.base"] if folder is None else ""
+    if folder is not None:  # the deployed folder holds a card, too
+        encoder = made_of(run) if system == INT8_SYSTEM else folder_sha256(folder)
     store = run.store({"teacher-base": "base-documents", "teacher-more": "more-documents"}.get(system, "documents"))
     given = run.keys["embed"] if run.recipe.teacher.model is None else ""  # the teacher's query vectors come from files
     read = [template] if (template := context_of(run, system)) else []

@@ -225,6 +225,12 @@ def _impossible_export(recipe: Recipe) -> list[tuple[str, str, str]]:
         if engine in files and files[engine] not in made:
             found.append(("bench.engines", f"{engine} runs a file that is not exported",
                           f"add {files[engine]} to export.onnx, or take {engine} out"))  # fmt: skip
+    if "student-int8" in recipe.evaluate.systems and "int8" not in made:
+        found.append(("evaluate.systems", "student-int8 is the deployed int8 file, and export.onnx makes none",
+                      "add int8 to export.onnx, or take student-int8 out"))  # fmt: skip
+    if recipe.bench and "student-int8" in recipe.bench.systems:
+        found.append(("bench.systems", "student-int8 is the deployed student in the engine onnx-int8",
+                      "take it out, and add onnx-int8 to bench.engines"))  # fmt: skip
     if recipe.bench and recipe.bench.engines and export and export.system not in recipe.bench.systems:
         found.append(("bench.engines", f"{export.system} is deployed, and is not among bench.systems",
                       f"add {export.system} to bench.systems, or take the engines out"))  # fmt: skip

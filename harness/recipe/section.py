@@ -34,7 +34,7 @@ def _metric_of(kinds: str) -> AfterValidator:
 Metric = Annotated[str, _metric_of("P|nDCG|MRR|Recall|Hit")]
 Measured = Annotated[str, _metric_of("P|nDCG|MRR|Recall|Hit|judged")]  # judged@k is measured, and is no quality
 System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined",
-                 "student-ann"]  # fmt: skip
+                 "student-int8", "student-ann"]  # fmt: skip
 SYSTEMS: tuple[str, ...] = get_args(System)
 
 

@@ -216,14 +216,16 @@ def _serve() -> None:
     import transformers.models.bert.tokenization_bert  # noqa: F401
 
     import harness.cli
+    import harness.export.opening
     import harness.pipeline.work_bench
     import harness.pipeline.work_evaluation
     import harness.pipeline.work_report
     import harness.pipeline.work_streams
     import harness.pipeline.work_training
-    import harness.pipeline.work_vectors  # noqa: F401
+    import harness.pipeline.work_vectors
 
     torch.set_num_threads(1)
+    harness.export.opening.has_sentence_transformers = lambda: False  # its import would cost each child seconds
     print("ready", flush=True)  # noqa: T201
     for line in sys.stdin:
         order = json.loads(line)

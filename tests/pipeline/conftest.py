@@ -10,6 +10,16 @@ from builders.killed import Zygote
 from builders.tiny_run import tiniest_tree, write_recipe
 from builders.whole import count_artefacts, partial_artefacts
 
+from harness.export import opening
+
+
+@pytest.fixture(scope="package", autouse=True)
+def without_sentence_transformers() -> Iterator[None]:
+    """Exports are opened by us: its import costs seconds. What opens them with it says so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "has_sentence_transformers", lambda: False)
+        yield
+
 
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:

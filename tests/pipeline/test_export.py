@@ -13,7 +13,10 @@ import pytest
 import yaml
 from builders.tiny_run import tiniest_tree, write_recipe
 
+from harness.data.prepare import load_dataset
 from harness.encoders.folder import open_encoder
+from harness.engines.onnx_runtime import OnnxEngine
+from harness.evaluation.per_query import PerQuery
 from harness.export import opening
 from harness.export.pair import export_pair
 from harness.export.student import export_student
@@ -28,10 +31,13 @@ from harness.pipeline.update import update_documents
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError, RunError, StaleArtefactError
 from harness.runtime.process import read_json
+from harness.vectors.index import VectorIndex
+from harness.vectors.space import Space
 from harness.vectors.store import VectorStore
 
 pytest.importorskip("faiss")
 pytest.importorskip("onnxruntime")
+pytest.importorskip("sentence_transformers")
 STRICT = {"min_cosine": 0.99999, "mean_cosine": 0.99999, "overlap": 0.5}  # what rounding to int8 can't keep
 EXPORT = {"pair": True, "index": ["npy", "faiss", "faiss-int8"], "onnx": ["fp32", "int8"], "triton": True,
           "parity": STRICT}  # fmt: skip
@@ -48,8 +54,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(recipe: Path) -> RunFolder:
-    """The finished run; not to be changed."""
-    folder, ran = run_recipe(load_recipe(recipe), recipe.parent / "out")
+    """The finished run, its exports opened with sentence-transformers; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "has_sentence_transformers", lambda: True)
+        folder, ran = run_recipe(load_recipe(recipe), recipe.parent / "out")
     assert [step for step in ran if step.startswith("export")] == EXPORTED
     return folder
 
@@ -135,7 +143,6 @@ def test_a_pair_that_is_not_the_two_is_not_exported_and_the_report_says_why(
         path.write_text(path.read_text().replace('"document": ""', '"document": "kami kami kami: "'))
 
     monkeypatch.setattr(work_export, "export_pair", wrong)
-    monkeypatch.setattr(opening, "has_sentence_transformers", lambda: False)  # seconds
     assert run_recipe(load_recipe(recipe), run.root, first="export.pair")[1] == ["export.pair", "report"]
     told = read_json(run.proof("pair"))
     assert told["pair"]["passed"] and not told["pair documents"]["passed"] and not (run.export / "pair").exists()
@@ -154,7 +161,6 @@ def test_a_folder_that_is_not_the_student_ends_the_run_and_is_not_there(
         path.write_text(json.dumps({**told, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}))
 
     monkeypatch.setattr(work_export, "export_student", wrong)
-    monkeypatch.setattr(opening, "has_sentence_transformers", lambda: False)
     with pytest.raises(RunError, match="is not the student, and is not exported(.|\n)*the least cosine"):
         run_recipe(load_recipe(recipe), run.root, first="export")
     assert not (run.export / "student").exists() and not read_json(run.proof("student"))["student"]["passed"]
@@ -192,11 +198,35 @@ def test_a_student_made_anew_takes_what_lay_in_its_folder_along(recipe: Path, ru
     assert [step.name for step in controller.todo(plan(loaded))] == ["export.onnx", "report"]
 
 
+def test_the_int8_file_is_evaluated_as_a_system_of_its_own(recipe: Path, run: RunFolder) -> None:
+    """What it costs in quality is told by the same queries and hits as that of every other step."""
+    loose = ["export.parity={min_cosine: 0.5, mean_cosine: 0.5, overlap: 0.1, recovery_loss: 1.0}", "bench="]
+    systems = "evaluate.systems=[teacher, student-aligned, student-refined, student-int8]"
+    with pytest.raises(RunError, match="int8 can't be evaluated(.|\n)*the least cosine(.|\n)*next: take it out"):
+        run_recipe(load_recipe(recipe, [systems, "bench="]), run.root)
+    assert not (run.evaluations / "student-int8").exists() and (run.evaluations / "student-refined").exists()
+    wanted = load_recipe(recipe, [systems, *loose])
+    assert "evaluate" in run_recipe(wanted, run.root)[1]
+    results = read_json(run.results)
+    (name,) = [name for name in results["quality"]["student-int8"] if name in ("test", "report")][:1]
+    assert results["quality"]["student-int8"][name]["macro"]["P@1"] > 0
+    assert results["recovery"]["student-int8"][name]["macro"]["P@1"]["value"] > 0
+    kept = PerQuery.load(run.evaluations / "student-int8" / name)
+    texts = {record.id: record.text for record in load_dataset(run.data).splits[name]}
+    engine = OnnxEngine(run.export / "student", precision="int8", threads=1)
+    index = VectorIndex.load(run.index, Space.from_json(read_json(run.export / "student" / "harness.json")["space"]))
+    for row in (0, len(kept) - 1):
+        score_1K, _ = index.search(engine.encode([texts[kept.ids[row]]]), 10, None)
+        np.testing.assert_allclose(score_1K[0], kept.scores[row][:10], atol=1e-5)
+    assert run_recipe(wanted, run.root)[1] == []
+    ran = run_recipe(load_recipe(recipe, [systems, *loose, "report.warn_teacher_gain=0.5"]), run.root)[1]
+    assert ran == ["report"], "the card beside it is written anew, and the file is the same"
+
+
 def test_after_an_update_of_the_documents_nothing_stale_is_served_in_silence(
     recipe: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """verify refuses what lies in the run and was made before; the run makes all of it anew and trains nothing."""
-    monkeypatch.setattr(opening, "has_sentence_transformers", lambda: False)
     monkeypatch.setattr(verify_module, "installed", lambda name: False)
     corpus, loaded = recipe.parent / "data" / "corpus.jsonl", load_recipe(recipe)
     before = corpus.read_text(encoding="utf-8")

@@ -116,6 +116,18 @@ def test_every_artefact_is_made_anew_when_what_it_is_made_of_changes(path: Path)
         assert "report" in changed
 
 
+def test_evaluate_waits_for_onnx_files_only_for_the_system_that_is_one(path: Path) -> None:
+    systems = "evaluate.systems=[teacher, student-refined{}]"
+    for more, reads in (("", False), (", student-int8", True)):
+        recipe = load_recipe(path, ["export={onnx: [fp32, int8]}", systems.format(more)])
+        (step,) = [step for step in plan(recipe) if step.name == "evaluate"]
+        assert ("export.onnx" in step.inputs) == reads
+    for wrong, said in (("export.onnx=[fp32]", "add int8 to export.onnx"), ("export=", "add int8 to export.onnx"),
+                        ("bench.systems=[teacher, student-refined, student-int8]", "onnx-int8 to bench.engines")):
+        with pytest.raises(InputError, match=said):
+            load_recipe(path, ["export={onnx: [fp32, int8]}", systems.format(", student-int8"), wrong])
+
+
 @pytest.mark.parametrize(("engine", "reads"), [(None, False), ("torch-compile", False), ("onnx", True)])
 def test_bench_waits_for_onnx_files_only_where_an_engine_runs_them(
     path: Path, engine: str | None, reads: bool
