@@ -70,6 +70,9 @@ def first_screen(view: View) -> str:
     langs = listed(view.languages, most=1) if len(view.languages) == 1 else f"{len(view.languages)} languages"
     shown = " · ".join([f"Set: {view.set_label}", f"{count(view.queries('all'))} queries", langs]) if view.set else ""
     notes = "".join(f"<li>{escaped(note)}</li>" for note in tables.verdict_notes(view))
+    if view.warnings:
+        many = "One warning" if len(view.warnings) == 1 else f"{len(view.warnings)} warnings"
+        notes += f'<li>{many} <a href="#warnings">below</a>.</li>'
     warnings = "".join(f"<p><b>Warning.</b> {escaped(text)}</p>" for text in view.warnings)
     return (
         f'<header><div class="run"><h1>{escaped(view.name)}</h1><span>{escaped(shown)}</span></div>'
@@ -79,7 +82,7 @@ def first_screen(view: View) -> str:
         + "</section>"
         + _bars(view)
         + _tiles(view)
-        + (f'<div class="warning" role="note">{warnings}</div>' if warnings else "")
+        + (f'<div class="warning" id="warnings" role="note">{warnings}</div>' if warnings else "")
         + "</header>"
     )
 

@@ -137,7 +137,7 @@ def ledger(view: View, width: int) -> str | None:
     for index, row in enumerate(rows):
         parts += _step(row, top + STEP * (index + 1), scale, width)
         told.append(f"{clean(row.get('step'))} {Interval.of(row, 'difference').text(sign=True)}")
-    share = f"  {100 * end['after'] / start['before']:.1f} % of it" if wide and start["before"] else ""
+    share = f", {100 * end['after'] / start['before']:.1f} % of the first" if wide and start["before"] else ""
     parts += _level(end["after"], (end.get("systems") or [view.candidate])[0], bottom - STEP, scale, width, share)
     return svg(width, bottom + 24, f"What every step cost or won of macro {view.lead}", parts, "; ".join(told))
 
