@@ -70,6 +70,11 @@ def test_results_keep_the_contract(whole: tuple[Path, Path]) -> None:
     assert results["latency"]["teacher"]["torch"]["all"]["batch"] == 1
     assert results["sets"]["select"]["selected_on"] and not results["sets"]["test"]["selected_on"]
     assert results["ann"]["verdict"] == "too small to tell"
+    assert {"Hit@10", "judged@10"} <= set(results["quality"]["student-refined"]["test"]["macro"])
+    assert "Hit@10" in results["recovery"]["student-refined"]["test"]["macro"]
+    assert "judged@10" not in results["recovery"]["student-refined"]["test"]["macro"], "nothing of it is kept or lost"
+    near = {name: results["agreement"][name]["test"]["all"]["rbo@100"] for name in ("teacher", "student-refined")}
+    assert near["teacher"] == pytest.approx(1) and 0.5 < near["student-refined"] < 1
     spaces = {system["space"] for name, system in results["systems"].items() if name != "teacher-base"}
     assert len(spaces) == 1, "teacher and students share one space"
 
@@ -223,6 +228,20 @@ def test_an_evaluation_is_of_the_weights_that_lie_there(whole: tuple[Path, Path]
     assert ran == ["evaluate", "report"]
     found = PerQuery.load(out / "evaluations" / "student-refined" / "test")
     assert found.hits == told["student-aligned"].hits != told["student-refined"].hits
+
+
+def test_the_metrics_that_a_recipe_names_are_measured(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    import shutil
+
+    out = Path(shutil.copytree(whole[1], tmp_path / "out"))
+    _, ran = run_recipe(load_recipe(whole[0], ["evaluate.metrics=[nDCG@7, Hit@3, judged@100]"]), out)
+    assert ran == ["evaluate", "report"]
+    found = PerQuery.load(out / "evaluations" / "student-refined" / "test")
+    assert list(found.metrics) == ["nDCG@7", "Hit@3", "judged@100"]
+    results = read_json(out / "results.json")
+    assert set(results["quality"]["teacher"]["test"]["aa"]) == {"queries", "nDCG@7", "Hit@3", "judged@100"}
+    assert set(results["recovery"]["student-refined"]["test"]["macro"]) == {"nDCG@7", "Hit@3"}
+    assert "nDCG@7" in (out / "report.md").read_text()
 
 
 def test_a_damaged_evaluation_is_made_again_when_asked_for(whole: tuple[Path, Path], tmp_path: Path) -> None:
