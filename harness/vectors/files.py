@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.recipe import VectorFiles
 from harness.runtime.errors import InputError, Problem
-from harness.runtime.process import file_sha256
+from harness.runtime.process import file_sha256, logger
 from harness.vectors.space import Space
 from harness.vectors.store import VectorStore, name_some
 from harness.vectors.writer import Encode, write_store
@@ -185,9 +185,30 @@ def _read_parquet(path: str) -> tuple[list[str], np.ndarray]:
 def _read_faiss(path: str) -> np.ndarray:
     from harness.vectors.index import require_faiss
 
-    index = require_faiss(path).read_index(path)
+    faiss = require_faiss(path)
+    index = faiss.read_index(path)
+    if lossy := rounding_of(index, faiss):
+        logger.warning(
+            "%s: %s: the index keeps its vectors rounded. Everything is then trained on and measured against rounded "
+            "vectors, and recovery does not tell what the rounding cost. Give the exact vectors where they exist (npy, "
+            "parquet, or a flat index)", path, lossy,
+        )  # fmt: skip
     vector_ND: np.ndarray = index.reconstruct_n(0, index.ntotal)
     return vector_ND
+
+
+def rounding_of(index: Any, faiss: Any) -> str:
+    """How a FAISS index rounds the vectors that it keeps, in words; empty where it keeps them in 16 bits or more."""
+    index = faiss.downcast_index(index)
+    for inner in ("index", "storage"):  # maps of ids, transforms; the vectors of a graph
+        if getattr(index, inner, None) is not None:
+            return rounding_of(getattr(index, inner), faiss)
+    name = type(index).__name__
+    if name in ("IndexScalarQuantizer", "IndexIVFScalarQuantizer"):
+        kinds = {getattr(faiss.ScalarQuantizer, kind): kind for kind in dir(faiss.ScalarQuantizer) if "QT_" in kind}
+        kind = kinds.get(index.sq.qtype, "QT_unknown").removeprefix("QT_")
+        return "" if kind in ("fp16", "bf16") else f"{name} ({kind})"
+    return "" if name in ("IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexIVFFlat", "IndexIVFFlatDedup") else name
 
 
 # ---------------------------------------------------------------------------------------------------- a sample again

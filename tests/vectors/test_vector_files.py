@@ -8,7 +8,7 @@ from builders.vectors import CountingEncode, toy_encode, toy_rows, toy_space
 
 from harness.recipe import VectorFiles
 from harness.runtime.errors import InputError
-from harness.vectors.files import check_sample, import_vectors, peek_dimension
+from harness.vectors.files import check_sample, check_vectors, import_vectors, peek_dimension, rounding_of
 from harness.vectors.store import VectorStore
 from harness.vectors.writer import write_store
 
@@ -159,3 +159,28 @@ def test_a_stretched_vector_is_refused_where_length_matters(tmp_path: Path) -> N
     texts = dict(zip(IDS, TEXTS, strict=True))
     with pytest.raises(InputError, match=r"0\.500 to 0\.500 times"):
         check_sample(store, texts, lambda given: 2 * toy_encode(given), sample=4, min_cosine=0.999)
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [("Flat", ""), ("SQfp16", ""), ("HNSW8", ""), ("IDMap,Flat", ""), ("SQ8", "IndexScalarQuantizer (8bit)"),
+     ("PQ3x2", "IndexPQ"), ("IDMap,SQ8", "IndexScalarQuantizer (8bit)"), ("HNSW8_SQ8", "IndexScalarQuantizer (8bit)")],
+)  # fmt: skip
+def test_an_index_that_keeps_rounded_vectors_is_told_before_work(
+    factory: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``check_vectors`` is what ``harness check`` and the data step call, before anything is trained."""
+    faiss = pytest.importorskip("faiss")
+    vector_ND = toy_encode(TEXTS)
+    index = faiss.index_factory(vector_ND.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(vector_ND)
+    index.add_with_ids(vector_ND, np.arange(len(IDS))) if "IDMap" in factory else index.add(vector_ND)
+    assert rounding_of(index, faiss) == said
+    files = files_of(tmp_path, "faiss", IDS, vector_ND)
+    faiss.write_index(index, files.path)
+    if "IDMap" in factory:
+        return  # such a map gives its vectors back only where it was made for that
+    with caplog.at_level("WARNING", logger="harness"):
+        check_vectors(files, IDS, vector_ND.shape[1], normalized=False)
+    assert bool(caplog.text) == bool(said) and said in caplog.text
+    assert not said or ("recovery does not tell" in caplog.text and files.path in caplog.text)
