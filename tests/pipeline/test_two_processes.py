@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders.every_step import searched
+from builders.outside import SPLIT, write_outside
 from builders.tiny_run import tiny_tree, write_recipe
 from builders.tiny_streams import with_streams
 from safetensors.numpy import load_file
@@ -43,6 +44,7 @@ def _recipe(folder: Path, **training: Any) -> Path:
     tree["teacher"]["hard_negatives"] = 1
     tree["refine"]["mined"] = 2
     tree["embed"] = {"shard_rows": 7, "batch_tokens": 100}
+    tree["evaluate"]["outside"] = [{"name": "far", "beir": str(write_outside(folder / "far")), "split": SPLIT}]
     return write_recipe(folder, with_streams(folder, tree))
 
 
@@ -75,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_every_step_was_done_by_two(runs: Runs) -> None:
     recipe = load_recipe(runs.recipe)
     names = [step.name for step in plan(recipe)]
-    assert len(names) == 14
+    assert len(names) == 16
     before = Manifest(RunFolder(runs.one)).steps
     for name in names:
         after = Manifest(RunFolder(runs.two / name)).steps
@@ -104,6 +106,17 @@ def test_logged_losses_and_scores_are_those_of_one_process(runs: Runs, stage: st
     assert [line.keys() for line in one] == [line.keys() for line in two]
     for ours, theirs in zip(one, two, strict=True):
         assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+@pytest.mark.parametrize("system", ["teacher", "student-refined"])
+def test_outside_sets_are_answered_as_by_one_process(runs: Runs, system: str) -> None:
+    folders = [RunFolder(runs.one), RunFolder(runs.two / "embed.outside")]
+    one, two = (VectorStore.open(folder.outside / "far" / "documents") for folder in folders)
+    assert (one.ids, one.sha256) == (two.ids, two.sha256) and len(one) == 40
+    np.testing.assert_allclose(two.vectors(), one.vectors(), atol=1e-5)
+    ours, theirs = (PerQuery.load(folder.outside / "far" / system) for folder in runs.folders("evaluate.outside"))
+    assert ours.ids == theirs.ids and [len(hits) for hits in ours.hits] == [len(hits) for hits in theirs.hits]
+    np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize(
