@@ -92,8 +92,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(override: str, key: str
         ("name=a b", "name", "'a b'", "pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'", ""),
         ("align=on", "align", "True", "a section with streams, targets, texts, training", ""),
         ("bench.systems=[student-refine]", "bench.systems.0", "'student-refine'",
-         "'teacher', 'teacher-base', 'teacher-more', 'student-untrained', 'student-aligned', 'student-refined', 'student-int8' "
-         "or 'student-ann'",
+         "'teacher', 'teacher-base', 'teacher-more', 'student-untrained', 'student-aligned', 'student-refined', "
+         "'student-int8' or 'student-ann'",
          "did you mean 'student-refined'?"),
         # unions: the key has none of pydantic's own names in it, and only the alternative that was meant speaks
         ("student.layers=[0, 1]", "student.layers.0", "0", "greater than or equal to 1", ""),
