@@ -210,7 +210,7 @@ def throughput(view: View) -> list[str]:
     """Queries per second by batch size: a panel per engine, a curve per system, one scale from 0."""
     curves = {(s, e): by_batch(dig(view.results, "throughput", s, e, "by_batch")) for s, e in view.timed}
     points = [point for curve in curves.values() for point in curve]
-    if not points:
+    if len({size for size, _ in points}) < 2:
         return []
     holds = ((points[0][0], 0.0), *points)
     drawn = []

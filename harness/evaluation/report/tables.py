@@ -204,11 +204,9 @@ def cost(view: View) -> Grid | None:
 
 
 def noise_note(view: View) -> str:
-    """How far two timings of one and the same system lie apart, and what disturbed the timing."""
-    told = branch(view.results, "noise")
-    floor = number(told.get("percent"))
-    same = f"Medians that differ by less than {floor:.1f} % are equal here (one system, timed twice)." if floor else ""
-    return " ".join(filter(None, [same, clean(told.get("warning"))]))
+    """How far two timings of one and the same system lie apart; what disturbed them is among the warnings."""
+    floor = number(dig(view.results, "noise", "percent"))
+    return f"Medians that differ by less than {floor:.1f} % are equal here (one system, timed twice)." if floor else ""
 
 
 def parity(view: View) -> Grid | None:

@@ -269,8 +269,9 @@ class View:
 
     @cached_property
     def conditions(self) -> str:
-        """Under which conditions latency was measured, as one line."""
-        return described(self.results.get("conditions"))
+        """Under which conditions latency was measured, as one line; versions are told with the provenance."""
+        told = branch(self.results, "conditions")
+        return described({key: value for key, value in told.items() if key != "versions"})
 
     @cached_property
     def verdict(self) -> Verdict:
