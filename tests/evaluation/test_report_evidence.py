@@ -14,7 +14,7 @@ import pytest
 from builders.results import example_results
 from builders.rich_results import FEW, LONG, SCRIPTED, SET, SYSTEM, rich_results
 
-from harness.evaluation.report import curves, evidence, plots, terminal_tables
+from harness.evaluation.report import costs, curves, evidence, plots, terminal_tables
 from harness.evaluation.report.disagree import cards
 from harness.evaluation.report.markdown import LONGEST, markdown
 from harness.evaluation.report.page import first_screen, page
@@ -253,11 +253,11 @@ def test_small_indexes_are_labelled_and_draw_no_conclusion() -> None:
     results = rich_results()
     panels = curves.effort(View(results))
     assert len(panels) == 6 and not any("too small" in panel for panel in panels)
-    (told,) = evidence.effort_note(View(results))
+    (told,) = costs.effort_note(View(results))
     assert "(264,112 documents): HNSW 2 [1, 2] undecided; IVF 2 [1, 2] undecided." in told
     results["ann"] |= {"verdict": "too small to tell", "documents": 3963}
     assert all("too small to tell" in panel for panel in curves.effort(View(results)))
-    (told,) = evidence.effort_note(View(results))
+    (told,) = costs.effort_note(View(results))
     assert "too small to tell (3,963 documents)" in told and "no conclusion" in told
     assert "too small to tell (3,963 documents)" in markdown(View(results))
 

@@ -2,10 +2,11 @@
 
 Everything is told from the results alone; no model, index or vector is ever needed here.
 
-    view.py      which set, systems, languages and metrics there are; the verdict; any number, or None
-    tables.py    every table once, as plain text
-    terminal.py  markdown.py  page.py    the three renderings; style.py is the page's style sheet
-    svg.py       scales, ticks and tags; plots.py draws with them
+    values.py      one value out of the file, and its text; view.py  what there is, the verdict, any number, or None
+    tables.py      every table as plain text; evidence.py, costs.py  those behind the verdict, and their sentences
+    terminal.py  markdown.py  page.py    the three renderings; sections.py, parts.py, style.py  what a page is made of
+    plots.py  curves.py  disagree.py     what is drawn, with dots.py and svg.py
+    compare.py  compare_page.py          runs side by side
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from harness.evaluation.report import disagree, evidence, tables
+from harness.evaluation.report import costs, disagree, evidence, tables
 from harness.evaluation.report.tables import Grid
 from harness.evaluation.report.values import clean
 from harness.evaluation.report.view import View
@@ -54,8 +54,8 @@ def folded_tables(view: View) -> list[Grid | None]:
         *(tables.by_language(view, metric) for metric in others),
         tables.recovery_of_all_metrics(view),
         tables.latency_by_language(view),
-        evidence.batches(view),
-        evidence.effort(view),
+        costs.batches(view),
+        costs.effort(view),
         evidence.outside(view),
         disagree.short_table(view),
         tables.parity(view),
@@ -75,7 +75,7 @@ def markdown(view: View) -> str:
         *evidence.alike(view),
         *evidence.leakage_note(view),
         *evidence.bias_note(view),
-        *evidence.effort_note(view),
+        *costs.effort_note(view),
     ]
     parts = [
         f"## {escaped(view.name)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.evaluation.report import curves, disagree, evidence, plots, tables
+from harness.evaluation.report import costs, curves, disagree, evidence, plots, tables
 from harness.evaluation.report.parts import figure, folded_table, panels, sentences, table
 from harness.evaluation.report.view import View
 
@@ -79,10 +79,10 @@ def _paid(view: View) -> str:
         + table(tables.cost(view))
         + folded_table(tables.latency_by_language(view))
         + panels(curves.throughput(view), "Queries per second by batch size. All panels share one scale.", "two")
-        + folded_table(evidence.batches(view))
-        + sentences(evidence.effort_note(view))
+        + folded_table(costs.batches(view))
+        + sentences(costs.effort_note(view))
         + panels(curves.effort(view), effort, "two")
-        + table(evidence.effort(view))
+        + table(costs.effort(view))
         + table(tables.parity(view))
         + table(tables.hand_over(view))
     )

@@ -1,0 +1,117 @@
+"""Tables and sentences of what search and encoding cost: the effort of approximate indexes, speed by batch size."""
+
+from __future__ import annotations
+
+from harness.evaluation.report.curves import INDEX_NAMES, by_batch
+from harness.evaluation.report.tables import Grid, Row, grid
+from harness.evaluation.report.values import (
+    MISSING,
+    Interval,
+    branch,
+    clean,
+    count,
+    decimals,
+    described,
+    dig,
+    in_order,
+    number,
+    rate,
+)
+from harness.evaluation.report.view import SYSTEMS, View
+
+TOO_SMALL = "too small to tell"
+
+
+def effort_note(view: View) -> list[str]:
+    """What the approximate indexes cost, or that this index is too small to tell."""
+    told = branch(view.results, "ann")
+    verdict, documents = clean(told.get("verdict")), number(told.get("documents"))
+    size = f" ({count(documents)} documents)" if documents is not None else ""
+    if verdict == TOO_SMALL:
+        return [f"The cost of an approximate index: {verdict}{size}. Under 100,000 documents no conclusion is drawn."]
+    ratios = {INDEX_NAMES.get(index, clean(index)): _ratio(dig(about, "effort_ratio"))
+              for index, about in branch(told, "indexes").items()}  # fmt: skip
+    known = [f"{index} {text}" for index, text in ratios.items() if text != MISSING]
+    if not known:
+        return [f"The cost of an approximate index: {verdict}{size}."] if verdict else []
+    head = f"Search effort of the student over that of {clean(view.reference)}, each within 1 % of its exact search"
+    return [f"{head}{size}: {'; '.join(known)}."]
+
+
+def effort(view: View) -> Grid | None:
+    """At which effort each system comes within 1 % of its own exact search."""
+    rows = []
+    indexes = branch(view.results, "ann", "indexes")
+    names = in_order([name for about in indexes.values() for name in branch(about, "systems")], SYSTEMS)
+    for index, about in indexes.items():
+        efforts = [dig(about, "systems", name, "within_1_percent") for name in names]
+        shown = [
+            count(value)
+            if number(value) is not None
+            else "not reached"
+            if name in branch(about, "systems")
+            else MISSING
+            for name, value in zip(names, efforts, strict=True)
+        ]
+        built = branch(about, "built")
+        end = dig(about, "end_to_end")
+        speed = number(dig(end, "speed_up"))
+        rows.append(
+            Row(
+                [
+                    INDEX_NAMES.get(index, clean(index)),
+                    decimals(built.get("seconds"), 1),
+                    _megabytes(built.get("bytes")),
+                    described(built.get("parameters")),
+                    *shown,
+                    _ratio(dig(about, "effort_ratio")),
+                    MISSING if speed is None else f"{speed:.2f}×",
+                ]
+            )
+        )
+    header = [
+        "index",
+        "built in s",
+        "MB",
+        "parameters",
+        *(f"effort within 1 %, {clean(n)}" for n in names),
+        "effort ratio",
+        "end to end",
+    ]
+    note = (
+        "Effort within 1 %: from which on each system stays so near its own exact search. End to end: encoding and "
+        "searching with the reference over the same with the student, each at that effort."
+    )
+    return grid("Approximate indexes", header, rows, note, left=(0, 3))
+
+
+def _ratio(entry: object) -> str:
+    """The student's effort over the reference's, with its interval and what that shows."""
+    found = Interval.of(entry)
+    if found.value is None:
+        return clean(dig(entry, "verdict") or MISSING)
+    bounds = "" if found.low is None or found.high is None else f" [{found.low:g}, {found.high:g}]"
+    return f"{found.value:g}{bounds} {clean(dig(entry, 'verdict') or '')}".strip()
+
+
+def _megabytes(value: object) -> str:
+    found = number(value)
+    return MISSING if found is None else f"{found / 1e6:,.1f}"
+
+
+def batches(view: View) -> Grid | None:
+    """Queries per second by batch size, why it stopped, peak memory and price."""
+    curves = {(s, e): dict(by_batch(dig(view.results, "throughput", s, e, "by_batch"))) for s, e in view.timed}
+    sizes = sorted({size for curve in curves.values() for size in curve})
+    rows = []
+    for (system, engine), curve in curves.items():
+        told = branch(view.results, "throughput", system, engine)
+        price = number(told.get("cost_per_million"))
+        money = MISSING if price is None else f"{price:.2f} {clean(told.get('currency') or '')}".strip()
+        rows.append(Row([clean(system), clean(engine), *(rate(curve.get(size)) for size in sizes),
+                         decimals(told.get("peak_memory_mb"), 0), money, clean(told.get("stopped") or MISSING)],
+                        system == view.candidate))  # fmt: skip
+    header = ["system", "engine", *(f"batch {size:g}" for size in sizes), "peak MB", "per million queries", "stopped"]
+    if not any(curves.values()) and all(set(row.cells[2:]) <= {MISSING} for row in rows):
+        return None
+    return grid("Queries per second by batch size", header, rows, left=(0, 1, len(header) - 1))
