@@ -106,11 +106,15 @@ def plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class Known:
-    """What labels are held against: the queries and documents that there are, and what has been judged before."""
+    """What labels are held against: the queries and documents that there are, and what has been judged before.
+
+    ``languages``: document -> language, where a query is searched in its own alone.
+    """
 
     queries: Mapping[str, Record]
     documents: Mapping[str, int]
     earlier: Labels
+    languages: Mapping[str, str] = field(default_factory=dict)
 
     def grade(self, query: str, document: str) -> float | None:
         """The grade that a pair has already; None where it has none."""
@@ -185,6 +189,8 @@ def _pair(row: Mapping[str, Any], known: Known) -> tuple[str, str]:
         raise BadLine("no such query among those evaluated", query)
     if not isinstance(document, str) or document not in known.documents:
         raise BadLine("no such document", document)
+    if known.languages and known.languages[document] != known.queries[query].language:
+        raise BadLine("the query is not searched in the document's language", f"{query}: {document}")
     return query, document
 
 

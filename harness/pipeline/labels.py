@@ -66,7 +66,9 @@ def add_labels(run: Run, path: Path) -> tuple[int, int]:
     kept, sha256 = kept_labels(run.folder), _sha256(path)
     queries = {record.id: record for records in run.dataset.splits.values() for record in records}
     evaluated = {record.id: queries[record.id] for name in evaluated_names(run) for record in run.dataset.splits[name]}
-    new, empty = read_labels(path, Known(evaluated, run.dataset.documents.row, kept.labels))
+    documents = run.dataset.documents
+    languages = dict(zip(documents.ids, documents.languages, strict=True)) if run.dataset.search_within else {}
+    new, empty = read_labels(path, Known(evaluated, documents.row, kept.labels, languages))
     count = sum(map(len, new.values()))
     if count:
         labels = {query: {**kept.labels.get(query, {}), **new.get(query, {})} for query in [*kept.labels, *new]}

@@ -200,6 +200,14 @@ def test_labels_are_held_against_those_of_before(tmp_path: Path) -> None:
     assert "another grade already" in _problems(path, Known(KNOWN.queries, KNOWN.documents, {"q1": {"d0": 0.0}}))
 
 
+def test_a_document_that_the_query_never_meets_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.tsv"
+    path.write_text("query_id\tdocument_id\tgrade\nq1\td0\t1\nq1\t-d1\t1\n")
+    within = Known(KNOWN.queries, KNOWN.documents, {}, {"d0": "aa", "-d1": "bb"})
+    assert "not searched in the document's language (1 line)" in _problems(path, within)
+    assert read_labels(path, KNOWN)[0] == {"q1": {"d0": 1.0, "-d1": 1.0}}
+
+
 def test_labels_join_the_judgments_of_queries_that_are_there() -> None:
     labels = {"q1": {"d0": 2.0, "-d1": 0.0, "gone": 1.0, "d6": 0.0}, "gone": {"d0": 1.0}}
     first, second, third = with_labels(RECORDS, labels, DOCUMENTS.row)

@@ -49,6 +49,9 @@ def test_pytrec_eval_finds_our_metrics_in_the_files(seed: int, tmp_path: Path) -
     write_run(run, result, "system")
     assert write_qrels(qrels, records)
     found, judgments = _parsed(run, qrels)
+    for record in records:
+        grades = {**record.positives, **dict.fromkeys(record.negatives, 0)}
+        assert judgments[record.id.replace(" ", "%20")] == {i.replace(" ", "%20"): g for i, g in grades.items()}
     measured = pytrec_eval.RelevanceEvaluator(judgments, set(ORACLE.values())).evaluate(found)
     for ours, theirs in ORACLE.items():
         told = [measured[f"q%20{number}"][theirs] for number in range(20)]
