@@ -97,6 +97,17 @@ def test_scores_that_overflow_hide_no_other() -> None:
     assert rank_QK[1].tolist() == best.tolist()
 
 
+def test_a_score_that_is_no_number_hides_none_but_the_last() -> None:
+    """Infinity less infinity: it takes one hit's place, and not its neighbours'."""
+    vector_ND = np.random.default_rng(0).permutation(np.stack([np.arange(256.0), np.zeros(256)], axis=1))
+    vector_ND = vector_ND.astype(np.float32)
+    near = int(vector_ND[:, 0].argmax())
+    vector_ND[near ^ 1] = [3e38, 3e38]  # in the best one's chunk
+    score_QK, rank_QK = searched(np.array([[10.0, -10]], dtype=np.float32), vector_ND, np.arange(256), 4)
+    others = np.delete(np.arange(256), near ^ 1)
+    assert rank_QK[0, :3].tolist() == others[np.argsort(-vector_ND[others, 0])][:3].tolist()
+
+
 def test_the_short_way_finds_the_very_scores_of_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "BLOCK_DOCUMENTS", 1024)
     monkeypatch.setattr(exact, "CHUNK", 16)
