@@ -1,4 +1,4 @@
-"""One query at a time: the deployed student beside the teacher as a user would run it, tokenisation included.
+"""One query at a time, and many: the deployed student beside the teacher as a user would run it, tokenisation included.
 
     python benchmarks/engines.py                                   # 1 and 2 threads, MiniLM and a 2-layer cut of it
     python benchmarks/engines.py --threads 2 --queries-file queries.txt --student outputs/mine/export/student
@@ -9,6 +9,9 @@ transformers (tokenizer, model, mean and norm), ``torch``, ``torch-compile``, an
 in one process for each number of threads and take turns in short blocks (A B C, B C A, ...): libraries' threads spin
 for a while after a call, and would be in the next one's way. Medians over all calls, and of each turn's ratio. The cut
 is not trained: this is about time; what int8 changes is told as cosine and overlap of neighbours among the queries.
+Throughput: the same queries in batches of like length, the best of three passes, ways in turns. A ratio is told twice:
+against ``SentenceTransformer.encode`` with the teacher, and against the teacher in the same engine, which is what two
+layers instead of six bring.
 """
 
 from __future__ import annotations
@@ -108,6 +111,21 @@ def turns(encoders: dict[str, Encode], texts: list[str], block: int, repeats: in
     return taken
 
 
+def throughput(encoders: dict[str, Encode], texts: list[str], batch: int, passes: int = 3) -> dict[str, float]:
+    """name -> queries a second in batches of texts of like length; the best pass, for others can only slow one down."""
+    ordered = sorted(texts, key=len)
+    batches = [ordered[start : start + batch] for start in range(0, len(ordered), batch)]
+    best = dict.fromkeys(encoders, 0.0)
+    for _ in range(passes):
+        for name, encode in encoders.items():
+            encode(batches[-1])
+            started = perf_counter_ns()
+            for several in batches:
+                encode(several)
+            best[name] = max(best[name], len(ordered) / (perf_counter_ns() - started) * 1e9)
+    return best
+
+
 def compare(reference_ND: np.ndarray, vector_ND: np.ndarray) -> dict[str, float]:
     """Cosines, and the share of each query's nearest among the queries that stay so."""
     cosine_N = (reference_ND * vector_ND).sum(1) / np.linalg.norm(vector_ND, axis=1)
@@ -144,6 +162,12 @@ def work(options: argparse.Namespace) -> None:
         rows[name] = {f"p{percent}_ms": float(np.percentile(ms, percent)) for percent in (10, 50, 99)}
         if REFERENCE in medians_T:
             rows[name]["ratio"] = float(np.median(medians_T[name] / medians_T[REFERENCE]))
+    rates = throughput(encoders, texts * options.repeats, options.batch)
+    for name, row in rows.items():
+        row["queries_per_second"] = rates[name]
+        same = f"{TEACHER} {name.partition(' ')[2]}"
+        if same in medians_T:
+            row["same_engine_ratio"] = float(np.median(medians_T[name] / medians_T[same]))
     agreement = {}
     for name in (TEACHER, STUDENT):
         vectors = {way: np.concatenate([encoders[f"{name} {way}"]([text]) for text in texts])
@@ -155,9 +179,10 @@ def work(options: argparse.Namespace) -> None:
         started = perf_counter_ns()
         tokeniser([text])
         tokenise.append((perf_counter_ns() - started) / 1e6)
+    lengths = [len(ids) for ids in tokeniser.token_lists(texts)]
     told = {"rows": rows, "agreement": agreement, "failed": failed, "tokenise_p50_ms": float(np.median(tokenise)),
-            "tokens_p50": float(np.median([len(ids) for ids in tokeniser.token_lists(texts)])), "calls": len(texts) *
-            options.repeats}  # fmt: skip
+            "batch": options.batch, "tokens_p50": float(np.median(lengths)),
+            "calls": len(texts) * options.repeats}  # fmt: skip
     sys.stdout.write(json.dumps(told) + "\n")
 
 
@@ -182,7 +207,7 @@ def measured(threads: int, folder: Path, options: argparse.Namespace) -> dict[st
                    "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
     command = [sys.executable, __file__, "--work", str(threads), "--folder", str(folder), "--queries-file",
                str(options.queries_file), "--ways", *options.ways]  # fmt: skip
-    for name in ("queries", "block", "repeats"):
+    for name in ("queries", "block", "repeats", "batch"):
         command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -193,17 +218,19 @@ def measured(threads: int, folder: Path, options: argparse.Namespace) -> dict[st
 
 def table(threads: int, told: dict[str, Any]) -> list[str]:
     """A Markdown table."""
-    lines = [f"{threads} threads, batch 1, {told['calls']} calls each, {told['tokens_p50']:.0f} tokens (median), the "
-             f"tokeniser alone {told['tokenise_p50_ms'] * 1000:.0f} microseconds", "",
-             "| encoder | way | p10 ms | p50 ms | p99 ms | of the reference | cosine (mean) | overlap |",
-             "|---|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    lines = [f"{threads} threads, batch 1 (queries/s: batch {told['batch']}), {told['calls']} calls each, "
+             f"{told['tokens_p50']:.0f} tokens (median), the tokeniser alone {told['tokenise_p50_ms'] * 1000:.0f} "
+             "microseconds", "",
+             "| encoder | way | p10 ms | p50 ms | p99 ms | of the reference | of the teacher in it | queries/s | "
+             "cosine (mean) | overlap |", "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for name, row in told["rows"].items():
         encoder, _, way = name.partition(" ")
         near = told["agreement"].get(name)
         agrees = f"{near['mean_cosine']:.4f} | {near['overlap']:.3f}" if near else "- | -"
-        ratio = f"1/{1 / row['ratio']:.1f}" if "ratio" in row else "-"
+        ratio, same = (f"1/{1 / row[key]:.1f}" if key in row else "-" for key in ("ratio", "same_engine_ratio"))
         times = " | ".join(f"{row[f'p{percent}_ms']:.2f}" for percent in (10, 50, 99))
-        lines.append(f"| {encoder} | {way} | {times} | {ratio} | {agrees} |")
+        rate = f"{row['queries_per_second']:,.0f}"
+        lines.append(f"| {encoder} | {way} | {times} | {ratio} | {same} | {rate} | {agrees} |")
     return [*lines, *(f"{name}: {why}" for name, why in told["failed"].items()), ""]
 
 
@@ -218,22 +245,25 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--block", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32, help="texts of a batch, for queries a second")
     parser.add_argument("--output", type=Path, default=Path("outputs/measured/engines.json"))
     parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="keep both encoders here; where they are already, time those")
     options = parser.parse_args()
     if options.work:
         work(options)
         return
     started = provenance()
     with tempfile.TemporaryDirectory(prefix="engines-") as name:
-        folder = Path(name)
+        folder = options.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         if options.queries_file is None:
-            options.queries_file = folder / "queries.txt"
+            options.queries_file = Path(name) / "queries.txt"
             options.queries_file.write_text("\n".join(emoji_names(options.queries)), encoding="utf-8")
-        prepare(folder, options.teacher, options.student)
+        if not (folder / STUDENT / "onnx").is_dir():
+            prepare(folder, options.teacher, options.student)
         results = {threads: measured(threads, folder, options) for threads in options.threads}
-    sizes = {"queries": options.queries, "block": options.block, "repeats": options.repeats}
+    sizes = {"queries": options.queries, "block": options.block, "repeats": options.repeats, "batch": options.batch}
     content = {"provenance": started, "teacher": options.teacher, "student": options.student, **sizes,
                "reference": REFERENCE, "threads": results}  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
