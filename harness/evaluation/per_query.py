@@ -35,7 +35,7 @@ class PerQuery:
         hits: document ids, best first; a list may be shorter than K where there are fewer documents.
         scores: float32_QK; -inf where there is no hit.
         metrics: metric -> float64_Q (see ``harness.metrics``).
-        agreement: measure against the reference -> float64_Q (``overlap@10``, ``cosine``); may be empty.
+        agreement: measure against the reference -> float64_Q (``overlap@10``, ``rbo@100``, ``cosine``); may be empty.
     """
 
     ids: list[str]
