@@ -353,7 +353,7 @@ def test_the_best_size_is_timed_again(engines: dict[str, FakeEngine], clock: Clo
     """One lucky pass makes a size the best of the ramp, and not the number that is reported."""
     meter = Meter({"student": engines["student"]}, ["aa"], repeats=1, machine=clock, advance=lambda passes: None)
     student = engines["student"]
-    taken = iter([10, 10, 10, 0.1, 10, 10])  # for each size a call that does not count; then two of the best size
+    taken = iter([10, 10, 10, 10, 10, 0.1, 10, 10, 10])  # one of three calls counts, at each size and at the end
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         clock.spend(next(taken))
@@ -406,13 +406,18 @@ def test_no_batch_of_a_ramp_is_timed_the_first_time(engines: dict[str, FakeEngin
     assert min(rates.values()) > 20, "no call of five seconds is in it"
 
 
-def test_passes_are_spread_evenly(clock: Clock) -> None:
+def test_passes_have_turns_and_a_call_before_each_that_does_not_count(clock: Clock) -> None:
     log: list[Call] = []
-    engines = {name: FakeEngine(name, clock, log, cost_ms=1) for name in "ab"}
+    engines = {name: FakeEngine(name, clock, log, cost_ms=1, each_ms=1, tokenise_ms=0) for name in "ab"}
     meter = Meter(engines, ["x"], repeats=1, machine=clock, advance=lambda passes: None)
-    meter._pass({"a": [["x"]] * 2, "b": [["x"]] * 4})
-    meter._pass({"a": [["x"]] * 2, "b": [["x"]] * 2}, turn=1)
-    assert "".join(system for system, _ in log) == "babbab" + "baab"
+    meter.warm(1)
+    log.clear()
+    taken = meter._pass({"a": [["x"]] * 4, "b": [["xx"]] * 8}, 0)
+    assert "".join(system for system, _ in log) == "aabbb" + "bbbaa" + "aabbb" + "bbbaa"
+    assert taken == {"a": pytest.approx(4 * 2e-3), "b": pytest.approx(8 * 3e-3)}
+    log.clear()
+    meter._pass({"a": [["x"] * 20], "b": [["x"] * 20]}, 1)
+    assert [(system, len(texts)) for system, texts in log] == [("b", 8), ("b", 20), ("a", 8), ("a", 20)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 100, 400])
@@ -440,7 +445,7 @@ def test_the_price_of_a_million_queries() -> None:
 def test_no_garbage_is_collected_inside_the_clock(engines: dict[str, FakeEngine]) -> None:
     run(engines, repeats=2)
     collected = engines["teacher"].collected
-    assert collected.count(False) == 2 * (1 + 5) + 2 * 3, "latency and throughput, but for the warm-up"
+    assert collected.count(False) == 2 * (1 + 5) + 2 * (3 + 3), "latency and throughput, but for the warm-up"
     assert not any(collected[4:16]) and gc.isenabled()
     log = [system for system, _ in engines["teacher"].log if system in ("garbage", "teacher")]
     assert log.count("garbage") == 3, "before each clock"

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from harness.engines.protocol import Engine
+from harness.evaluation.bench.latency import turns
 from harness.evaluation.bench.machine import Machine, quiet
 
 GIVEN = "the sizes of the recipe were timed"
 _SIZES = 8  # that a ramp's time is meant to last for: 1 to 128
 _CONFIRM = 0.25  # of that time, for the second look at the best sizes
 _SEED = 1  # of the order of texts within a pass
+_TURNS = 4  # of a system in a pass, where it has as many batches
+_WAKE = 8  # texts of the call before a turn
 Batches = list[list[str]]
 
 
@@ -52,7 +55,7 @@ class _Told:
 
 
 class Meter:
-    """Times batches of several systems, which take turns, batch by batch.
+    """Times batches of several systems, which take turns.
 
     Args:
         engines, texts: what is timed on what; batches are full, and begin again with the first text.
@@ -106,7 +109,7 @@ class Meter:
             several = self._sample(size, self._affordable(active, ramp.seconds / _SIZES))
             active = [system for system in active if self._fits(system, several[0])]
             batches = dict.fromkeys(active, several)
-            self._pass(batches)  # every shape once: libraries prepare what they need for it
+            self._warm_pass(batches)
             self._time(size, batches)
             size *= 2
         self._confirm(self._affordable(list(self._engines), _CONFIRM * ramp.seconds))
@@ -138,18 +141,33 @@ class Meter:
         order = np.random.default_rng(_SEED).permutation(len(chosen))
         return _full([chosen[i] for i in order], size, count)
 
-    def _pass(self, batches: Mapping[str, Batches], turn: int = 0) -> dict[str, float]:
-        """Seconds of each system for its batches, which are spread evenly over the pass, however many they are."""
-        place = {system: number for number, system in enumerate(batches)}
-        order = sorted(
-            ((number + 0.5) / len(several), (place[system] - turn - number) % len(place), system, number)
-            for system, several in batches.items() for number in range(len(several))
-        )  # fmt: skip
+    def _encode(self, system: str, batch: Sequence[str]) -> float:
+        """Seconds that a batch took."""
+        started = self._machine.now()
+        self._engines[system].encode(batch)
+        seconds = (self._machine.now() - started) / 1e9
+        self._told[system].spent += seconds
+        return seconds
+
+    def _warm_pass(self, batches: Mapping[str, Batches]) -> None:
+        """Every shape once: libraries prepare what they need for it."""
+        for system, several in batches.items():
+            for batch in several:
+                self._encode(system, batch)
+
+    def _pass(self, batches: Mapping[str, Batches], number: int) -> dict[str, float]:
+        """Seconds of each system for its batches, in a few turns; before each turn a short call that does not count.
+
+        Not batch by batch: threads of the library that had its turn before spin on, and slow the next one's first call.
+        """
         taken = dict.fromkeys(batches, 0.0)
-        for _, _, system, number in order:
-            started = self._machine.now()
-            self._engines[system].encode(batches[system][number])
-            taken[system] += (self._machine.now() - started) / 1e9
+        count = max(1, min(_TURNS, *map(len, batches.values())))
+        for turn in range(count):
+            for system in turns(list(batches), number * count + turn):
+                several = batches[system]
+                part = several[len(several) * turn // count : len(several) * (turn + 1) // count]
+                self._encode(system, part[0][:_WAKE])
+                taken[system] += sum(self._encode(system, batch) for batch in part)
         return taken
 
     def _rates(self, batches: Mapping[str, Batches]) -> dict[str, float]:
@@ -164,7 +182,6 @@ class Meter:
         for system, rate in self._rates(batches).items():
             told = self._told[system]
             told.rates[size], told.query_seconds = rate, 1 / rate
-            told.spent += (self._repeats + 1) * sum(map(len, batches[system])) / rate
 
     def _measure(self, system: str, batch: Sequence[str]) -> None:
         """The first call at a size: what it needs of memory, beside what earlier ones have kept for themselves."""
@@ -176,7 +193,7 @@ class Meter:
     def _confirm(self, count: int) -> None:
         """The best sizes once more, side by side: the best of many is too good by chance, and each had its own time."""
         batches = {system: self._sample(told.best, count) for system, told in self._told.items()}
-        self._pass(batches)
+        self._warm_pass(batches)
         for system, rate in self._rates(batches).items():
             self._told[system].confirmed = rate
 
