@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 def load(folder: str | Path, **options: Any) -> QueryEncoder:
     """The fastest engine of an exported folder on this machine; ``harness.engines.load.load`` says all of it.
 
+    Measured at first use, in a second or two, and kept; ``refresh=True`` measures again; ``.choice.why`` says why.
+
         vectors = harness.load("outputs/mine/export/student").encode(["red shoes", "rote Schuhe"])
     """
     from harness.engines.load import load as load_engine  # late: importing the package alone imports nothing

@@ -122,7 +122,8 @@ def save_encoder(
     """Save an encoder so that sentence-transformers 3 to 6 and text-embeddings-inference open it with equal vectors.
 
     ``harness.json`` beside it holds ``weights_sha256`` and ``extra`` (or what ``extra`` makes of that hash). An
-    existing folder is replaced in one move.
+    existing folder is replaced in one move. sentence-transformers opens it without a warning: it is told that there is
+    no pooler (``model_args`` in sentence_bert_config.json).
     """
     chain = [("Transformer", ""), ("Pooling", "1_Pooling")]
     if encoder.projection is not None:

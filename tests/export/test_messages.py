@@ -19,7 +19,7 @@ from harness.runtime.errors import InputError
 
 ROOT = Path(__file__).parents[2] / "harness"
 FILES = [*sorted((ROOT / "export").rglob("*.py")), *sorted((ROOT / "engines").rglob("*.py")),
-         ROOT / "pipeline" / "verify.py", ROOT / "pipeline" / "verify_pair.py", ROOT / "pipeline" / "work_export.py"]  # fmt: skip
+         *(ROOT / "pipeline" / name for name in ("verify.py", "verify_pair.py", "work_export.py"))]  # fmt: skip
 
 
 def test_every_problem_has_all_five_parts() -> None:
