@@ -80,7 +80,7 @@ class BenchSettings(Section):
     engines: list[EngineName] = added([])
     k: Positive = added(10)
     max_batch: Positive = added(1024)
-    ramp_seconds: PositiveFloat = added(8.0)
+    ramp_seconds: PositiveFloat = added(6.0)
     price_per_hour: PositiveFloat | None = added(None)
     currency: Name | None = added(None)
     ann: AnnSettings | None = added(None)

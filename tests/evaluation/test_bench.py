@@ -322,6 +322,14 @@ def test_sizes_double_until_two_doublings_bring_nothing(engines: dict[str, FakeE
     assert (told["batch"], told["queries_per_second"]) == (128, pytest.approx(rates[128]))
 
 
+def test_small_batches_that_bring_nothing_do_not_end_it(engines: dict[str, FakeEngine]) -> None:
+    student = engines["student"]
+    student.forward = lambda tokens: student.clock.spend(10 * len(tokens) if len(tokens) < 8 else 40)  # type: ignore
+    told = ramp(engines, max_batch=16)["student"]
+    rates = list(told["by_batch"].values())
+    assert rates[2] < 1.05 * rates[1] < 1.1025 * rates[0] and told["batch"] == 16 and rates[4] > 2 * rates[0]
+
+
 def test_what_ends_the_doubling_is_told(engines: dict[str, FakeEngine], clock: Clock) -> None:
     student = ramp(engines, max_batch=16)["student"]
     assert list(student["by_batch"]) == ["1", "2", "4", "8", "16"] and "16 is the largest" in student["stopped"]

@@ -17,6 +17,7 @@ GIVEN = "the sizes of the recipe were timed"
 _SIZES = 8  # that a ramp's time is meant to last for: 1 to 128
 _CONFIRM = 0.25  # of that time, for the second look at the best sizes
 _SEED = 1  # of the order of texts within a pass
+_LEAST = 16  # the size up to which no lack of gain ends a ramp: so small batches are noisy
 _TURNS = 4  # of a system in a pass, where it has as many batches
 _WAKE = 8  # texts of the call before a turn
 Batches = list[list[str]]
@@ -29,11 +30,11 @@ class Ramp:
     Attributes:
         max_batch: the largest size.
         seconds: for each system, all sizes together; about.
-        gain: two doublings in a row that each bring less than this share end it.
+        gain: two doublings in a row that each bring less than this share end it, after batches of 16.
     """
 
     max_batch: int = 1024
-    seconds: float = 8.0
+    seconds: float = 6.0
     gain: float = 0.05
 
 
@@ -213,7 +214,7 @@ class Meter:
         """Why a system is not timed at this size; None: it is."""
         told = self._told[system]
         last = list(told.rates.values())[-3:]
-        if len(last) == 3 and all(after < (1 + ramp.gain) * before for before, after in pairwise(last)):
+        if size > _LEAST and all(after < (1 + ramp.gain) * before for before, after in pairwise(last)):
             return f"two doublings in a row brought less than {ramp.gain:.0%} each"
         if size > ramp.max_batch:
             return f"{ramp.max_batch} is the largest batch of the recipe"
