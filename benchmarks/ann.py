@@ -31,7 +31,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "teacher"
-STUDENTS = ("student-aligned", "student-refined")
+STUDENTS = {"student-untrained": "cut", "student-aligned": "aligned", "student-refined": "refined"}
 ENCODED = 100  # queries that encoders are timed on
 K = 10
 SEED = 0
@@ -105,10 +105,11 @@ def run_queries(run: Path, count: int) -> list[str]:
     return [records[row].text for row in np.random.default_rng(SEED).permutation(len(records))[:count]]
 
 
-def run_encoders(run: Path) -> dict[str, Any]:
+def run_encoders(run: Path, students: Sequence[str]) -> dict[str, Any]:
+    """The teacher and those students that the run has."""
     from harness.encoders.folder import open_encoder
 
-    folders = {TEACHER: run / "teacher", **{name: run / "student" / name.removeprefix("student-") for name in STUDENTS}}
+    folders = {TEACHER: run / "teacher", **{name: run / "student" / STUDENTS[name] for name in students}}
     return {name: open_encoder(folder) for name, folder in folders.items() if (folder / "harness.json").is_file()}
 
 
@@ -142,7 +143,7 @@ def asked_of(options: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[s
     from harness.evaluation.ann import time_encoding
 
     torch.set_num_threads(1)
-    texts, encoders = run_queries(options.run, options.queries), run_encoders(options.run)
+    texts, encoders = run_queries(options.run, options.queries), run_encoders(options.run, options.students)
     query = {}
     for name, encoder in encoders.items():
         path = options.work / f"queries-{name}-{options.queries}.npy"
@@ -291,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--indexes", nargs="+", default=["hnsw", "ivf", "ivf-pq"], choices=["hnsw", "ivf", "ivf-pq"])
+    parser.add_argument("--students", nargs="+", default=list(STUDENTS)[1:], choices=STUDENTS)
     parser.add_argument("--parameters", default="{}", help='JSON, e.g. {"hnsw": {"neighbours": 16}}')
     parser.add_argument("--most-effort", type=int, default=10_000)
     parser.add_argument("--timed", type=int, default=200, help="queries asked one at a time")

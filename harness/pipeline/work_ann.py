@@ -31,6 +31,7 @@ from harness.pipeline.work_evaluation import context_of, open_system
 from harness.runtime.errors import InputError
 from harness.runtime.process import logger, read_json, write_json
 from harness.vectors.approximate import ApproximateIndex, default_efforts, saved_bytes
+from harness.vectors.index import require_faiss
 from harness.vectors.space import require_same_space
 from harness.vectors.store import StoreRows
 
@@ -84,12 +85,15 @@ def _same_threads(count: int) -> Iterator[None]:
     """Exact search and encoders on as many threads as the approximate indexes."""
     import torch
 
-    before = torch.get_num_threads()
+    faiss = require_faiss("bench.ann")
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        faiss.omp_set_num_threads(before[1])
 
 
 def _built(run: Run, kind: str, documents: StoreRows) -> ApproximateIndex:
