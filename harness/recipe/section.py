@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -19,20 +20,29 @@ Pooling = Literal["mean", "cls", "lasttoken"]
 TextKind = Literal["queries", "documents", "unlabelled"]
 SetName = Literal["select", "report", "test"]
 
-def _metric_of(kinds: str) -> AfterValidator:
+
+@dataclass(frozen=True)
+class _MetricOf:
     """A name such as P@10: one of ``kinds`` at any k."""
 
-    def checked(name: str) -> str:
-        if re.fullmatch(rf"({kinds})@[1-9][0-9]{{0,8}}", name):
+    kinds: str
+
+    @property
+    def pattern(self) -> str:
+        return rf"({self.kinds})@[1-9][0-9]{{0,8}}"
+
+    def checked(self, name: str) -> str:
+        if re.fullmatch(self.pattern, name):
             return name
-        allowed = ", ".join(f"{kind}@k" for kind in kinds.split("|"))
+        allowed = ", ".join(f"{kind}@k" for kind in self.kinds.split("|"))
         raise PydanticCustomError("metric", "one of {allowed}; k: how many hits", {"allowed": allowed})
 
-    return AfterValidator(checked)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.checked, handler(source))
 
 
-Metric = Annotated[str, _metric_of("P|nDCG|MRR|Recall|Hit")]
-Measured = Annotated[str, _metric_of("P|nDCG|MRR|Recall|Hit|judged")]  # judged@k is measured, and is no quality
+Metric = Annotated[str, _MetricOf("P|nDCG|MRR|Recall|Hit")]
+Measured = Annotated[str, _MetricOf("P|nDCG|MRR|Recall|Hit|judged")]  # judged@k is measured, and is no quality
 System = Literal["teacher", "teacher-base", "teacher-more", "student-untrained", "student-aligned", "student-refined",
                  "student-int8", "student-ann"]  # fmt: skip
 SYSTEMS: tuple[str, ...] = get_args(System)
