@@ -71,10 +71,7 @@ def _label(system: str, engine: str) -> str:
 
 @contextlib.contextmanager
 def _threads(count: int | None, *, faiss: bool) -> Iterator[dict[str, int]]:
-    """As many threads for torch (and what follows it), one for FAISS, and no parallel tokeniser beside a single one.
-
-    FAISS divides queries among threads, and one query can't be divided. With more, it waits at each search for threads
-    that find the encoder's still spinning on their cores: 3 ms instead of 0.4 after ONNX Runtime on two cores.
+    """As many threads for torch (and what follows it), and no parallel tokeniser beside a single one.
 
     Gives what there is of them, as conditions; afterwards all is as it was.
     """
@@ -85,7 +82,7 @@ def _threads(count: int | None, *, faiss: bool) -> Iterator[dict[str, int]]:
     searching, count = library.omp_get_max_threads() if library else before, count or before
     torch.set_num_threads(count)
     if library:
-        library.omp_set_num_threads(1)
+        library.omp_set_num_threads(count)
     if count == 1:
         os.environ[_PARALLEL] = "false"
     alone = os.environ.get(_PARALLEL, "").lower() in ("false", "off", "no", "n", "f", "0")
@@ -122,9 +119,30 @@ def _indexes(run: Run, systems: Sequence[str]) -> dict[str, Any]:
 
 
 def _search(run: Run, index: Any, k: int) -> Search:
-    """What a service does with a query's vector: the k best documents, among those of its language where asked for."""
+    """What a service does with a query's vector: the k best documents, among those of its language where asked for.
+
+    FAISS in one thread: it divides queries among threads, and one query can't be divided. With more, each search waits
+    for threads that find the encoder's still spinning on their cores: 3 ms instead of 0.4 after ONNX Runtime on two
+    cores. Set at each call, for torch and FAISS may share one OpenMP.
+    """
     within = run.dataset.search_within
-    return lambda vector_1D, language: index.search(vector_1D, k, [language] if within else None)
+
+    def search(vector_1D: Any, language: str) -> Any:
+        return index.search(vector_1D, k, [language] if within else None)
+
+    if index.kind != "faiss":
+        return search
+    library = require_faiss("bench")
+
+    def in_one_thread(vector_1D: Any, language: str) -> Any:
+        threads = library.omp_get_max_threads()
+        library.omp_set_num_threads(1)
+        try:
+            return search(vector_1D, language)
+        finally:
+            library.omp_set_num_threads(threads)
+
+    return in_one_thread
 
 
 def _searched(run: Run, indexes: Mapping[str, Any], k: int) -> dict[str, Any]:

@@ -91,6 +91,8 @@ def test_within_a_language_where_the_run_searches_so(recipe: Path, done: RunFold
     asked: list[Any] = []
 
     class Index:
+        kind = "exact"
+
         def search(self, query_QD: np.ndarray, k: int, partition_Q: Any) -> None:
             asked.append((k, partition_Q))
 
@@ -118,10 +120,22 @@ def test_a_single_thread_has_no_parallel_tokeniser_beside_it(monkeypatch: pytest
         assert told == {"search_threads": 1, "tokeniser_threads": 1}
     with work_bench._threads(2, faiss=False) as told:
         assert told == {"search_threads": 2, "tokeniser_threads": 5}
-    before = faiss.omp_get_max_threads()
+
+
+def test_one_query_is_searched_in_one_thread_and_torch_keeps_its_own(done: RunFolder, recipe: Path) -> None:
+    of_run = Run(load_recipe(recipe), done, {})
+    before, seen = torch.get_num_threads(), []
+
+    class Index:
+        kind = "faiss"
+
+        def search(self, vector_1D: np.ndarray, k: int, partition: list[str] | None) -> None:
+            seen.append(faiss.omp_get_max_threads())
+
     with work_bench._threads(2, faiss=True) as told:
-        assert told["search_threads"] == faiss.omp_get_max_threads() == 1
-    assert faiss.omp_get_max_threads() == before
+        work_bench._search(of_run, Index(), 7)(np.zeros((1, 4), np.float32), "aa")
+        assert (seen, told["search_threads"], torch.get_num_threads()) == ([1], 1, 2)
+    assert torch.get_num_threads() == before
 
 
 def test_a_price_changes_the_report_alone(recipe: Path, run: RunFolder) -> None:
