@@ -27,6 +27,9 @@ def interval(entry: dict[str, Any] | None) -> str:
     return f"{entry['value']:.3f}{between}"
 
 
+STUDENTS = ("student-refined", "student-aligned", "student-untrained")  # the first that there is, is the outcome
+
+
 def headline(results: dict[str, Any]) -> str:
     """The set that tables use."""
     return next(name for name in ("test", "report", "select") if name in results["sets"])
@@ -38,21 +41,32 @@ def row(cells: list[str]) -> str:
 
 
 def systems_table(results: dict[str, Any], name: str) -> list[str]:
-    """Macro quality, recovery, agreement and cost of every system."""
+    """Macro quality, recovery and agreement of every system."""
     recovery_of = f"recovery of P@1 against {results['reference']}"
-    header = ["system", "parameters", *METRICS, recovery_of, "overlap@10", "p50 ms", "p99 ms", "queries/s"]
+    header = ["system", "parameters", *METRICS, recovery_of, "overlap@10"]
     lines = [row(header), "|---" * len(header) + "|"]
     for system, sets in results["quality"].items():
         agreement = results["agreement"].get(system, {}).get(name, {}).get("all", {})
-        latency = results["latency"].get(system, {}).get("torch", {}).get("all", {})
-        throughput = results["throughput"].get(system, {}).get("torch", {})
-        parameters = results["systems"][system].get("parameters", 0) / 1e6
-        cells = [system, f"{parameters:.1f} M", *(f"{sets[name]['macro'][metric]:.3f}" for metric in METRICS)]
+        parameters = results["systems"].get(system, {}).get("parameters")
+        size = "-" if parameters is None else f"{parameters / 1e6:.1f} M"
+        cells = [system, size, *(f"{sets[name]['macro'][metric]:.3f}" for metric in METRICS)]
         cells.append(interval(recovery(results, system, name, "macro")))
         cells.append(f"{agreement['overlap@10']:.3f}" if "overlap@10" in agreement else "-")
-        cells += [f"{latency[key]:.2f}" if key in latency else "-" for key in ("p50_ms", "p99_ms")]
-        cells.append(f"{throughput['queries_per_second']:,.0f}" if throughput else "-")
         lines.append(row(cells))
+    return lines
+
+
+def cost_table(results: dict[str, Any]) -> list[str]:
+    """Latency of encoder and whole path, and throughput, of every system in every engine."""
+    keys = ("p50_ms", "p99_ms", "whole_p50_ms", "whole_p99_ms")
+    header = ["system", "engine", "encoder p50 ms", "p99 ms", "whole path p50 ms", "p99 ms", "queries/s", "at batch"]
+    lines = [row(header), "|---" * len(header) + "|"]
+    for system, engines in results["latency"].items():
+        for engine, rows in engines.items():
+            rate = results["throughput"].get(system, {}).get(engine, {})
+            times = [f"{rows['all'][key]:.2f}" if rows["all"].get(key) is not None else "-" for key in keys]
+            rates = [f"{rate['queries_per_second']:,.0f}", str(rate["batch"])] if rate else ["-", "-"]
+            lines.append(row([system, engine, *times, *rates]))
     return lines
 
 
@@ -64,7 +78,7 @@ def recovery(results: dict[str, Any], system: str, name: str, scope: str) -> dic
 def languages_table(results: dict[str, Any], name: str) -> list[str]:
     """P@1 per language of every system, and the last student's recovery."""
     systems = list(results["quality"])
-    student = systems[-1]
+    student = next((name for name in STUDENTS if name in systems), systems[-1])
     header = ["language", "queries", *systems, f"recovery of {student}"]
     lines = [row(header), "|---" * len(header) + "|"]
     languages = [language for language in results["quality"][student][name] if language not in ("macro", "all")]
@@ -95,10 +109,20 @@ def outcome(results: dict[str, Any], name: str, seconds: float | None) -> list[s
     """What each stage won, the bars, the seconds, the warnings."""
     words = {True: "reached", False: "not reached", None: "undecided"}
     tests = [test for test in results["tests"] if test["set"] == name and test["metric"] == "P@1"]
+    claims = [
+        f"{test['scope']} {test['verdict']}" for test in tests if test.get("kind") == "non-inferiority"
+    ]
+    margin = next((test["margin"] for test in tests if "margin" in test), None)
     gains = [
         f"{test['systems'][0]} over {test['systems'][1]} {test['difference']:+.3f} "
         f"[{test['low']:+.3f}, {test['high']:+.3f}], {test['verdict']}"
         for test in tests
+        if "difference" in test
+    ]
+    ledger = [
+        f"{told['step']} {told['difference']:+.3f} [{told['low']:+.3f}, {told['high']:+.3f}]"
+        for told in results["ledger"]
+        if (told["set"], told["metric"], told["scope"]) == (name, "P@1", "macro")
     ]
     bars = [
         f"{bar['name']} {bar['value']:.3f}: {words[bar['passed']]}"
@@ -107,7 +131,10 @@ def outcome(results: dict[str, Any], name: str, seconds: float | None) -> list[s
     ]
     steps = ", ".join(f"{step} {spent:.0f}" for step, spent in results["provenance"]["steps"].items())
     whole = f"; the whole command {seconds:.0f}" if seconds is not None else ""
-    lines = [f"Macro P@1: {'; '.join(gains)}.", f"Bars: {'; '.join(bars) or 'none'}.", f"Seconds: {steps}{whole}."]
+    lines = [f"Macro P@1: {'; '.join(gains)}."]
+    lines += [f"Ledger (macro P@1, from the teacher on): {'; '.join(ledger)}."] if ledger else []
+    lines += [f"Loses less than {margin:.0%} of P@1: {'; '.join(claims)}."] if claims else []
+    lines += [f"Bars: {'; '.join(bars) or 'none'}.", f"Seconds: {steps}{whole}."]
     return [*lines, *(f"Warning: {warning}." for warning in results["warnings"])]
 
 
@@ -115,6 +142,8 @@ def markdown(results: dict[str, Any], command: str, seconds: float | None) -> st
     """Everything, ready for RESULTS.md."""
     name = headline(results)
     parts = [[f"`{command}`"], conditions(results, name), systems_table(results, name), languages_table(results, name)]
+    if results["latency"]:
+        parts.append(cost_table(results))
     return "\n\n".join("\n".join(part) for part in [*parts, outcome(results, name, seconds)])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.rich_results import rich_results
 
 from harness.evaluation.per_query import PerQuery
 from harness.recipe import load_recipe
@@ -118,3 +119,14 @@ def test_metrics_side_by_side_are_the_same(tmp_path: Path) -> None:
         np.savez(tmp_path / "sentence-transformers.npz", **means)
     assert metrics.furthest(tmp_path, "sentence-transformers") == 0
     assert {row.count("|") for row in metrics.table(results | {"other": {"failed": "exit code 1"}})} == {8}
+
+
+def test_a_run_is_printed_with_all_that_the_report_claims() -> None:
+    results = rich_results()
+    results["provenance"]["hardware"] = {"cpu": "a processor", "cores": 2, "memory_gib": 24}
+    text = script("run_recipe").markdown(results, "COMMAND", 61.0)
+    assert "Loses less than" in text and "Ledger" in text and "the whole command 61" in text
+    for system, engines in results["latency"].items():
+        for engine in engines:
+            assert f"| {system} | {engine} |" in text
+    assert all(f"| {system} |" in text for system in results["quality"])
