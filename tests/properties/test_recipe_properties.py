@@ -52,7 +52,7 @@ def _values(kind: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
     if kind is bool:
         return st.booleans()
     if kind is int:
-        return st.integers(limits.get("ge", -(10**9)), 10**12)
+        return st.integers(limits.get("ge", -(10**9)), limits.get("le", 10**12))
     if kind is float:
         low, high = limits.get("gt", limits.get("ge", -1e300)), limits.get("lt", limits.get("le", 1e300))
         number = st.floats(low, high, exclude_min="gt" in limits, exclude_max="lt" in limits)
