@@ -29,21 +29,29 @@ def int8_folder(run: Run) -> Path:
     return folder
 
 
+def evaluated_systems(run: Run) -> list[str]:
+    """``evaluate.systems``, but for an int8 file that failed the parity gate: what is not deployed is not evaluated."""
+    return [system for system in run.recipe.evaluate.systems if system != SYSTEM or not why_left_out(run)]
+
+
+def why_left_out(run: Run) -> str:
+    """Why the recipe's ``student-int8`` is not evaluated; empty where it is, or is not asked for."""
+    if SYSTEM not in run.recipe.evaluate.systems or "int8" in onnx_precisions(int8_folder(run)):
+        return ""
+    reasons = read_json(run.folder.proof("onnx")).get("int8", {}).get("reasons", [])
+    failed = f"{SYSTEM} is not evaluated: its ONNX file failed the parity gate, and is not deployed"
+    return "; ".join([f"{failed}: {reasons[0]}", *reasons[1:]]) if reasons else failed
+
+
 def made_of(run: Run) -> list[Any]:
     """What its vectors depend on: the int8 file, and what of the folder decides which tokens a text becomes.
 
     Raises:
-        RunError: the file failed the parity gate, and so is not there.
+        RunError: the file failed the parity gate, and is the reference, which nothing can do without.
     """
-    folder = int8_folder(run)
-    if "int8" not in onnx_precisions(folder):
-        told = read_json(run.folder.proof("onnx")).get("int8", {})
-        raise RunError("\n    ".join([
-            f"{SYSTEM} can't be evaluated: its ONNX file failed the parity gate, and is not deployed",
-            *told.get("reasons", []),
-            "next: take it out of evaluate.systems (what was evaluated is kept), or change export.parity",
-        ]))  # fmt: skip
-    told = read_onnx_manifest(folder)
+    if why := why_left_out(run):
+        raise RunError(f"{why}\n    next: name another evaluate.reference, or change export.parity")
+    told = read_onnx_manifest(int8_folder(run))
     return [told["files"]["int8"], told["beside"]]
 
 

@@ -17,11 +17,11 @@ from harness.pipeline.ann_index import approximately, deployed_index, deployed_s
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.int8_system import SYSTEM as INT8_SYSTEM
-from harness.pipeline.int8_system import int8_folder, int8_vectors, made_of
+from harness.pipeline.int8_system import evaluated_systems, int8_folder, int8_vectors, made_of, why_left_out
 from harness.pipeline.labels import judged_records, kept_labels
 from harness.runtime.distributed import on_main
 from harness.runtime.errors import InputError
-from harness.runtime.process import fingerprint, folder_sha256, logger
+from harness.runtime.process import fingerprint, folder_sha256, logger, remove_folder
 from harness.vectors.approximate import Searcher
 from harness.vectors.space import require_same_space
 
@@ -91,11 +91,15 @@ def context_of(run: Run, system: str) -> str | None:
 
 
 def do_evaluate(run: Run) -> list[Path]:
-    """Search with every system's queries and store what was found, per query. What is there already is kept."""
+    """Search with every system's queries and store what was found, per query. What is there already is kept.
+
+    An int8 file that failed the parity gate is left out, and so is what was stored of an earlier one.
+    """
     settings, dataset, names = run.recipe.evaluate, run.dataset, evaluated_sets(run.recipe, run.dataset)
-    order = [settings.reference, *(s for s in settings.systems if s != settings.reference)]
-    if INT8_SYSTEM in order[1:]:  # last: where it is not deployed, the others are stored
-        order = [*(system for system in order if system != INT8_SYSTEM), INT8_SYSTEM]
+    order = [settings.reference, *(s for s in evaluated_systems(run) if s != settings.reference)]
+    if (why := why_left_out(run)) and run.is_main:
+        logger.warning("evaluate: %s", why)
+        remove_folder(run.folder.evaluations / INT8_SYSTEM)
     reference: dict[str, tuple[np.ndarray, PerQuery]] = {}
     written, labels = [], kept_labels(run.folder).sha256
     for system in order:

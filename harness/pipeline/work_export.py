@@ -58,6 +58,7 @@ def do_export(run: Run) -> list[Path]:
         write_json(proof, told)
         if reasons := told["student"]["reasons"]:
             remove_folder(target)
+            _remove_cards(run)
             what = f"the student's folder, opened by {opened.reader}, is not the student, and is not exported"
             raise RunError("\n    ".join([what, *reasons, f"figures: {proof}"]))
         replace_folder(place / "student", target)
@@ -81,6 +82,7 @@ def do_pair(run: Run) -> list[Path]:
             replace_folder(place / "pair", target)
         else:
             remove_folder(target)
+            _remove_cards(run)
     write_json(proof, told)
     return [target, proof]
 
@@ -116,6 +118,7 @@ def do_onnx(run: Run) -> list[Path]:
         _log(told)
         if failed := [name for name in settings.onnx if not told[name]["passed"]]:
             remove_onnx(scratch, failed)
+            _remove_cards(run)
         if (scratch / ONNX).exists():
             write_parity(scratch, told)
             replace_folder(scratch / ONNX, target / ONNX)
@@ -243,11 +246,21 @@ def do_card(run: Run, results: dict[str, Any]) -> list[Path]:
     if run.recipe.export is None:
         return []
     text = model_card(results, _described(run))
-    cards = [run.folder.export / "README.md", run.folder.export / "student" / "README.md"]
+    cards = _cards(run)
     for card in cards:
         with atomic_file(card, "w") as stream:
             stream.write(text)
     return cards
+
+
+def _cards(run: Run) -> list[Path]:
+    return [run.folder.export / "README.md", run.folder.export / "student" / "README.md"]
+
+
+def _remove_cards(run: Run) -> None:
+    """A card of an earlier export would offer what is left out now, until the report step writes it anew."""
+    for card in _cards(run):
+        card.unlink(missing_ok=True)
 
 
 def _described(run: Run) -> Deployed:

@@ -14,6 +14,7 @@ from harness.evaluation.results import build_results
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
+from harness.pipeline.int8_system import evaluated_systems, why_left_out
 from harness.pipeline.work_ann import with_ann
 from harness.pipeline.work_bench import read_bench
 from harness.pipeline.work_evaluation import system_folder
@@ -39,7 +40,7 @@ def _describe_systems(run: Run) -> dict[str, dict[str, Any]]:
 
     described: dict[str, dict[str, Any]] = {}
     for system in dict.fromkeys(
-        [*run.recipe.evaluate.systems, *(run.recipe.bench.systems if run.recipe.bench else [])]
+        [*evaluated_systems(run), *(run.recipe.bench.systems if run.recipe.bench else [])]
     ):
         folder = system_folder(run, system)
         if folder is None:
@@ -132,7 +133,7 @@ def collect_results(run: Run) -> dict[str, Any]:
     settings, names = run.recipe.evaluate, evaluated_sets(run.recipe, run.dataset)
     evaluations: dict[str, dict[str, PerQuery]] = {
         system: {name: PerQuery.load(run.folder.evaluations / system / name, hits=False) for name in names}
-        for system in settings.systems
+        for system in evaluated_systems(run)
     }
     manifest = Manifest(run.folder)
     steps = {name: step for name, step in manifest.steps.items() if name != "report"}  # that would be an earlier one
@@ -161,6 +162,7 @@ def collect_results(run: Run) -> dict[str, Any]:
         seed=run.recipe.seed,
         slices={name: sliced.values(name) for name in names},
     )
+    results["warnings"] += filter(None, [why_left_out(run)])
     results |= slice_sections(run, evaluations, sliced, results["recovery"])
     results |= further_sections(run, names)
     return with_exports(run, with_ann(run, results))

@@ -7,6 +7,7 @@ from typing import Any
 from harness.evaluation.disagreements import METRIC, disagreements
 from harness.evaluation.per_query import PerQuery
 from harness.pipeline.context import Run
+from harness.pipeline.int8_system import evaluated_systems
 from harness.pipeline.labels import judged_records, labels_told
 from harness.pipeline.work_outside import outside_results
 
@@ -23,7 +24,7 @@ def further_sections(run: Run, names: list[str]) -> dict[str, Any]:
 def _disagreements(run: Run, names: list[str]) -> dict[str, Any]:
     """``{"disagreements": {SYSTEM: {SET: [...]}}}`` of every student against the reference."""
     settings, found = run.recipe.evaluate, dict[str, Any]()
-    students = [system for system in settings.systems if system.startswith("student") and system != settings.reference]
+    students = [s for s in evaluated_systems(run) if s.startswith("student") and s != settings.reference]
     for name in names if students else []:
         records = judged_records(run, name)
         reference = PerQuery.load(run.folder.evaluations / settings.reference / name)
