@@ -30,7 +30,7 @@ TWINS = sorted(path.stem for path in (ROOT / "tests" / "recipes").glob("*.yaml")
 SIZES = (
     "teacher.dimension", "teacher.max_length", "student.max_length", "teacher.lora.rank", "student.layers.count",
     "student.feed_forward.width", "mine.*.top_k", "mine.*.keep", "evaluate.resamples", "bench.queries_per_language",
-    "bench.warmup", "bench.repeats", "bench.batch_sizes",
+    "bench.warmup", "bench.repeats", "bench.max_batch",
     *(f"*.training.{key}" for key in ("steps", "batch_size", "chunk_tokens", "evaluate_every", "checkpoint_every")),
 )  # fmt: skip
 PATHS = (

@@ -156,7 +156,7 @@ def test_trec_eval_finds_our_numbers_in_every_file(whole: tuple[Path, Path], tmp
     assert shown.exit_code == 0, shown.output
     sets = ["select", "report", "test", "outside.far.v1", "outside.with-own"]
     names = {f"{name}.{end}" for name in sets for end in ["qrels", *(f"{system}.run" for system in SYSTEMS)]}
-    assert {path.name for path in tmp_path.iterdir()} == names == {Path(line).name for line in shown.output.split()}
+    assert {path.name for path in tmp_path.iterdir()} == names == {Path(line).name for line in shown.stdout.split()}
     for name in sets:
         outside = name.startswith("outside")
         for system in SYSTEMS:

@@ -186,7 +186,7 @@ def test_documents_are_updated_and_changed_logs_are_refused(tmp_path: Path) -> N
     corpus.write_text(corpus.read_text() + json.dumps({"_id": "new", "text": "luki dabo", "lang": "aa"}) + "\n")
     told = update_documents(recipe, out)
     assert told is not None and told["documents"]["encoded"] == 1
-    assert run_recipe(recipe, out)[1] == ["evaluate", "report"], "teacher and tokens stay"
+    assert run_recipe(recipe, out)[1] == ["export", "evaluate", "report"], "teacher and tokens stay"
     log = Path(tree["data"]["streams"]["clicks"]["path"])
     parquet.write_table(parquet.read_table(log).slice(0, 100), log)
     with pytest.raises(StaleArtefactError, match="--from teacher.streams"):
