@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _DECIDING = (
     "tokenizer.json", "tokenizer_config.json", "modules.json", "sentence_bert_config.json", "config.json",
     "config_sentence_transformers.json",
 )  # fmt: skip
+_MODULE = re.compile(r"(query_|document_)?\d+_\w+")  # the folder of a module, of a student or of a pair's route
 _EXPORT = "export the folder again"
 # The manifest of the ONNX files holds the student's vectors of these: a machine that gets them wrong is found without
 # torch.
@@ -177,10 +179,12 @@ def refuse_changed(folder: Path, told: Mapping[str, Any]) -> None:
     """Refuse an exported folder that is not what its ``harness.json`` says.
 
     Raises:
-        StaleArtefactError: naming the manifest and every file that was edited, swapped or removed.
+        StaleArtefactError: naming the manifest and every file that was edited, swapped or removed, or that was added
+            and makes another model of it.
     """
     problems = [] if is_sealed(told) else [_edited(folder / "harness.json")]
-    problems += _changed(folder, told["files"]) if isinstance(told["files"], dict) else []
+    if isinstance(told["files"], dict):
+        problems += _changed(folder, told["files"]) + _added(folder, told["files"])
     if problems:
         raise StaleArtefactError(problems)
 
@@ -216,6 +220,18 @@ def _edited(path: Path) -> Problem:
 
 def _kind(value: object) -> str:
     return f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else repr(value)[:60]
+
+
+def _added(folder: Path, files: Mapping[str, str]) -> list[Problem]:
+    """What libraries would read, though it was not exported: a config in the folder of a module changes the module."""
+    places = [place for place in sorted(folder.iterdir()) if place.is_dir() and _MODULE.fullmatch(place.name)]
+    found = [folder / name for name in _DECIDING]
+    found += [path for place in places for path in sorted(place.rglob("*")) if path.name != "README.md"]
+    return [
+        Problem("a file that was not exported, and makes another model of the folder", where=str(path), got="added",
+                allowed="the files that were exported", next=f"delete it, or {_EXPORT}")
+        for path in found if path.is_file() and path.relative_to(folder).as_posix() not in files
+    ]  # fmt: skip
 
 
 def _changed(folder: Path, files: Mapping[str, str]) -> list[Problem]:

@@ -29,9 +29,10 @@ BATCH = 64  # texts that an artefact is given at once
 # What an artefact of the student's own precision reaches where nothing is wrong. Rounding in another order moves a
 # float32 vector by some 1e-7 and swaps a near-tie now and then; half precision has three digits.
 _OWN_BOUNDS = {
-    "fp32": ParitySettings(min_cosine=0.99999, mean_cosine=0.99999, overlap=0.98, recovery_loss=0.002),
+    "fp32": ParitySettings(min_cosine=0.99999, mean_cosine=0.99999, overlap=0.98, recovery_loss=0.002, norm=1e-4,
+                           max_difference=1e-4),
     "fp16": ParitySettings(min_cosine=0.999, mean_cosine=0.9995, overlap=0.95, recovery_loss=0.005),
-}
+}  # fmt: skip
 
 
 def bounds_of(precision: str, settings: ParitySettings) -> ParitySettings:
@@ -42,6 +43,7 @@ def bounds_of(precision: str, settings: ParitySettings) -> ParitySettings:
     return ParitySettings(
         min_cosine=max(own.min_cosine, settings.min_cosine), mean_cosine=max(own.mean_cosine, settings.mean_cosine),
         overlap=max(own.overlap, settings.overlap), recovery_loss=min(own.recovery_loss, settings.recovery_loss),
+        norm=min(own.norm, settings.norm), max_difference=min(own.max_difference, settings.max_difference),
     )  # fmt: skip
 
 
@@ -104,7 +106,9 @@ def measure_parity(
 
     Returns:
         ``passed``; ``reasons``, why not; ``queries``; ``languages``, ``{LANG | "all": {"queries", "min_cosine",
-        "mean_cosine", "overlap@10"}}``; ``recovery``, what the artefact finds as a share of what the student finds,
+        "mean_cosine", "overlap@10"}}``; ``norm`` and ``max_difference``, by how much the length of a vector and one
+        component are off at most, as shares of the length of the student's vector; ``recovery``, what the artefact
+        finds as a share of what the student finds,
         ``{METRIC: {LANG | "macro": {"value", "low", "high"}}}`` (empty without judgments); ``bounds``.
     """
     answer: dict[str, Any] = {"queries": len(questions.records), "bounds": bounds.model_dump(), "languages": {},
@@ -114,6 +118,7 @@ def measure_parity(
     if broken:
         return {"passed": False, "reasons": [broken], **answer}
     student, own = (_judge(questions, one_QD) for one_QD in (student_QD, vector_QD))
+    answer |= _lengths(vector_QD, student_QD)
     agreed = agreement(vector_QD.astype(np.float64), own, student_QD.astype(np.float64), student)
     answer["languages"] = _by_language(questions.records, agreed)
     if questions.judged:
@@ -122,7 +127,7 @@ def measure_parity(
             metric: {name: rows[metric] for name, rows in found.items() if name not in ("micro", "worst", "weighted")}
             for metric in METRICS
         }
-    reasons = [*_too_far(answer["languages"], bounds), *_lost(answer["recovery"], bounds)]
+    reasons = [*_too_far(answer["languages"], bounds), *_too_long(answer, bounds), *_lost(answer["recovery"], bounds)]
     return {"passed": not reasons, "reasons": reasons, **answer}
 
 
@@ -135,11 +140,13 @@ def same_documents(artefact: Encode, texts: Sequence[str], vector_ND: Floats) ->
         vector_ND: their stored vectors, which may be rounded, and computed on another device.
     """
     found_ND = _encode(artefact, texts)
-    answer: dict[str, Any] = {"queries": len(texts), "bounds": {"min_cosine": SAME_DOCUMENT}, "languages": {},
+    answer: dict[str, Any] = {"queries": len(texts), "bounds": {"min_cosine": SAME_DOCUMENT,
+                              "norm": ParitySettings().norm}, "languages": {},
                               "recovery": {}}  # fmt: skip
     broken = _broken(found_ND, vector_ND)
     if broken:
         return {"passed": False, "reasons": [broken], **answer}
+    answer |= _lengths(found_ND, vector_ND)
     lengths_N = np.linalg.norm(found_ND, axis=1) * np.linalg.norm(vector_ND, axis=1)
     cosine_N = (found_ND * vector_ND).sum(axis=1) / np.maximum(lengths_N, 1e-12)
     least = float(cosine_N.min())
@@ -147,6 +154,7 @@ def same_documents(artefact: Encode, texts: Sequence[str], vector_ND: Floats) ->
     reasons = [] if least >= SAME_DOCUMENT else [
         f"the least cosine to a stored vector is {least:.6g}, at least {SAME_DOCUMENT:g} is wanted"
     ]  # fmt: skip
+    reasons += _too_long(answer, ParitySettings())
     return {"passed": not reasons, "reasons": reasons, **answer, "languages": {"all": row}}
 
 
@@ -209,6 +217,24 @@ def _too_far(languages: dict[str, dict[str, Any]], bounds: ParitySettings) -> li
     return reasons
 
 
+def _lengths(vector_QD: Floats, student_QD: Floats) -> dict[str, float]:
+    """What cosines don't see: an artefact that lost its normalisation has none of its directions changed."""
+    length_Q, student_Q = (np.linalg.norm(one_QD.astype(np.float64), axis=1) for one_QD in (vector_QD, student_QD))
+    shares_Q = np.maximum(student_Q, 1e-12)
+    difference_Q = np.abs(vector_QD.astype(np.float64) - student_QD).max(axis=1)
+    return {"norm": float((np.abs(length_Q - student_Q) / shares_Q).max()),
+            "max_difference": float((difference_Q / shares_Q).max())}  # fmt: skip
+
+
+def _too_long(found: dict[str, Any], bounds: ParitySettings) -> list[str]:
+    measures = {"norm": ("the length of a vector", bounds.norm),
+                "max_difference": ("a component of a vector", bounds.max_difference)}  # fmt: skip
+    return [
+        f"{what} is off by {found[key]:.3g} of the length of the student's, at most {bound:g} is allowed"
+        for key, (what, bound) in measures.items() if not found[key] <= bound
+    ]
+
+
 def _lost(found: dict[str, dict[str, Any]], bounds: ParitySettings) -> list[str]:
     reasons = []
     for metric, rows in found.items():
@@ -225,6 +251,7 @@ def one_line(parity: dict[str, Any]) -> str:
     if row is None:
         return "; ".join(parity["reasons"])
     told = [f"cosine {row['min_cosine']:.6f} at least, {row['mean_cosine']:.6f} on average",
+            f"lengths off by {parity['norm']:.1e} at most",
             *([f"overlap@10 {row['overlap@10']:.4f}"] if row["overlap@10"] is not None else [])]  # fmt: skip
     for metric, rows in parity["recovery"].items():
         macro = rows["macro"]

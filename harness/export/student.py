@@ -53,11 +53,12 @@ def refuse_unservable(folder: Path) -> None:
 def check_student(folder: Path) -> dict[str, Any]:
     """What ``harness.json`` of an exported folder says, if every file is still the one that was exported.
 
-    Files that were added are let be, but for what makes the folder another one (an adapter).
+    Files that were added are let be, but for what makes the folder another one: an adapter, a file in the folder of a
+    module, settings of the tokenizer, of the prompts or of the chain.
 
     Raises:
         InputError: what ``refuse_unservable`` refuses, or no exported folder.
-        StaleArtefactError: files that were changed or removed, each named.
+        StaleArtefactError: files that were changed, removed, or added where they count, each named.
     """
     refuse_unservable(folder)
     told: dict[str, Any] = read_json(folder / "harness.json", next="name a folder that `harness export` wrote")

@@ -125,7 +125,7 @@ def _bounds(folder: Path, parity: Mapping[str, Any], precision: str) -> ParitySe
     except (ValueError, KeyError, TypeError):
         raise InputError(Problem("damaged", where=str(folder / "onnx" / "parity.json"),
                                  got="no bounds that can be read",
-                                 allowed="min_cosine, mean_cosine, overlap, recovery_loss",
+                                 allowed=", ".join(ParitySettings.model_fields),
                                  next="export the folder again")) from None  # fmt: skip
 
 

@@ -16,14 +16,18 @@ class ParitySettings(Section):
 
     ``min_cosine``: of any query's two vectors. ``mean_cosine``, ``overlap``: of each language's queries, on average;
     overlap is the share of common hits among the first ten. ``recovery_loss``: how much less it may find than the
-    student finds, as a share of that, where there are judgments. These are for int8; fp32 and fp16 have tighter bounds
-    of their own (``export/parity.py``), and of two bounds the tighter one binds.
+    student finds, as a share of that, where there are judgments. Cosines don't see lengths: ``norm`` is how far the
+    length of any vector may be off, ``max_difference`` any one component, both as a share of the length of the
+    student's vector. These are for int8; fp32 and fp16 have tighter bounds of their own (``export/parity.py``), and of
+    two bounds the tighter one binds.
     """
 
     min_cosine: Share = 0.99
     mean_cosine: Share = 0.995
     overlap: Share = 0.9
     recovery_loss: Share = 0.01
+    norm: Share = added(0.01)
+    max_difference: Share = added(1.0)
 
 
 class ExportSettings(Section):

@@ -10,7 +10,7 @@ import pytest
 from builders.vectors import unit_vectors
 
 from harness.data.records import Documents, Record
-from harness.export.parity import Questions, bounds_of, measure_parity, one_line, some_of_each
+from harness.export.parity import Questions, bounds_of, measure_parity, one_line, same_documents, some_of_each
 from harness.recipe import ParitySettings
 from harness.vectors.index import VectorIndex
 
@@ -43,6 +43,10 @@ def artefact(vector_QD: np.ndarray, calls: list[int] | None = None) -> Any:
         return vector_QD[[int(text.split()[1]) for text in texts]]
 
     return encode
+
+
+def unit(vector_QD: np.ndarray) -> np.ndarray:
+    return np.asarray(vector_QD / np.linalg.norm(vector_QD, axis=1, keepdims=True), dtype=np.float32)
 
 
 def measured(vector_QD: np.ndarray, precision: str = "fp32", asked: Questions | None = None) -> dict[str, Any]:
@@ -83,9 +87,30 @@ def test_one_wrong_vector_among_many_is_found() -> None:
     assert "(1 of 3 languages fall short)" in told["reasons"][0]
 
 
+def test_vectors_of_another_length_are_found() -> None:
+    """An artefact that lost its normalisation has the same cosines and hits."""
+    long_QD = QUERY_QD * np.float32(1.05)
+    for precision in ("fp32", "fp16", "int8"):
+        told = measured(long_QD, precision)
+        assert told["norm"] == pytest.approx(0.05, abs=1e-5) and not told["passed"]
+        assert told["reasons"][0].startswith("the length of a vector is off by 0.05 of the length of the student's")
+    bent_QD = QUERY_QD.copy()
+    bent_QD[5, 3] += 2e-4
+    told = measured(bent_QD)
+    assert told["max_difference"] == pytest.approx(2e-4, rel=0.01) and "a component" in told["reasons"][0]
+    assert measured(bent_QD, "int8")["passed"] and "lengths off by" in one_line(told)
+
+
+def test_documents_of_another_length_are_found() -> None:
+    texts = [f"document {row}" for row in range(20)]
+    assert same_documents(artefact(DOCUMENT_ND), texts, DOCUMENT_ND[:20])["passed"]
+    told = same_documents(artefact(DOCUMENT_ND * np.float32(2)), texts, DOCUMENT_ND[:20])
+    assert not told["passed"] and "the length of a vector is off by 1 " in told["reasons"][0]
+
+
 def test_a_language_that_is_worse_than_the_mean_is_named() -> None:
     rows = np.array([row % 3 == 1 for row in range(Q)])
-    other_QD = np.where(rows[:, None], QUERY_QD + 0.4 * unit_vectors(Q, D, seed=6), QUERY_QD).astype(np.float32)
+    other_QD = np.where(rows[:, None], unit(QUERY_QD + 0.4 * unit_vectors(Q, D, seed=6)), QUERY_QD)
     told = measured(other_QD, "int8")
     assert len(told["reasons"]) >= 2
     assert all(" in en, " in reason and "(1 of 3 " in reason for reason in told["reasons"] if "loses" not in reason)
@@ -93,7 +118,7 @@ def test_a_language_that_is_worse_than_the_mean_is_named() -> None:
 
 def test_the_loss_of_recovery_counts_by_itself() -> None:
     loose = ParitySettings(min_cosine=0.0, mean_cosine=0.0, overlap=0.0, recovery_loss=0.05)
-    worse_QD = (QUERY_QD + 0.8 * unit_vectors(Q, D, seed=8)).astype(np.float32)
+    worse_QD = unit(QUERY_QD + 0.8 * unit_vectors(Q, D, seed=8))
     told = measure_parity(artefact(worse_QD), QUERY_QD, questions(), loose, resamples=200)
     assert not told["passed"] and all("loses" in reason for reason in told["reasons"])
     macro = told["recovery"]["P@1"]["macro"]

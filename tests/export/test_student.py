@@ -113,6 +113,20 @@ def test_a_folder_that_was_edited_is_refused_by_the_file_s_name(exported: Path, 
     assert [Path(problem.where) for problem in caught.value.problems] == [exported / name]
 
 
+def test_a_file_added_where_a_library_reads_it_is_refused(exported: Path) -> None:
+    """``2_Normalize/config.json`` would change the model, and every file that was exported is as it was."""
+    (exported / "notes.txt").write_text("mine")
+    (exported / "1_Pooling" / "README.md").write_text("mine")
+    check_student(exported)
+    added = [exported / "1_Pooling" / "more.json", exported / "9_Mine" / "config.json"]
+    for path in added:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    with pytest.raises(StaleArtefactError, match="a file that was not exported") as caught:
+        check_student(exported)
+    assert [Path(problem.where) for problem in caught.value.problems] == added
+
+
 def add_adapter(folder: Path) -> str:
     (folder / "adapter_config.json").write_text("{}")
     return "not merged"

@@ -112,7 +112,7 @@ def test_the_bounds_of_the_export_travel_with_the_files(
 ) -> None:
     with_onnx(folder, monkeypatch, noise=0.5)
     assert not verify(folder, done / "vectors" / "documents", queries)[1].passed
-    bounds = {"min_cosine": 0.1, "mean_cosine": 0.1, "overlap": 0.0, "recovery_loss": 1.0}
+    bounds = {"min_cosine": 0.1, "mean_cosine": 0.1, "overlap": 0.0, "recovery_loss": 1.0, "norm": 1.0}
     write_parity(folder, {"int8": {"bounds": bounds}})
     assert verify(folder, done / "vectors" / "documents", queries)[1].passed
     write_parity(folder, {"int8": {"bounds": {"min_cosine": "high"}}})
