@@ -5,9 +5,9 @@
 
 The run's deployed student becomes ONNX files in every precision, in a scratch folder, and its frozen vectors become
 FAISS indexes in 8 bits and PQ. Each file answers the run's own queries over the frozen index, beside the student in
-memory: cosine, overlap of the first ten, recovery with a paired bootstrap over groups. No bound decides here; what the
-bounds of ``export.parity`` would say is told. Queries are encoded in batches of 64, as the gate does, and int8 also one
-by one, as a service does: its ranges are taken from what is encoded together.
+memory: cosine, overlap of the first ten, recovery with a plain paired bootstrap over groups. No bound decides here;
+what the bounds of ``export.parity`` would say is told. Queries are encoded in batches of 64, as the gate does, and int8
+also one by one, as a service does: its ranges are taken from what is encoded together.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def change(row: dict[str, Any]) -> str:
 def tables(told: dict[str, Any]) -> list[str]:
     """Two Markdown tables."""
     lines = [f"{told['queries']:,} queries of `{told['set']}` in {told['languages']} languages, "
-             f"{told['documents']:,} documents; changes: macro over languages, 95 %, paired bootstrap over groups", "",
+             f"{told['documents']:,} documents; changes: macro over languages, 95 %, "
+             "plain paired bootstrap over groups", "",
              "| ONNX | MB | least cosine | mean cosine | overlap@10 | P@1 | nDCG@10 | at the bounds |",
              "|---|---:|---:|---:|---:|---:|---:|---|"]  # fmt: skip
     for name, row in told["onnx"].items():

@@ -152,15 +152,18 @@ def verify(
 
     found = verify_folder(folder, index, queries)
     table = Table(title=str(folder), title_style="", show_lines=False)
-    for column in ("artefact", "queries", "least cosine", "mean cosine", "overlap@10", "length off by", "of P@1 kept",
-                   ""):  # fmt: skip
+    for column in ("artefact", "queries", "least cosine", "mean cosine", "overlap@10", "length off by",
+                   "of P@1 kept, plain paired bootstrap", ""):  # fmt: skip
         table.add_column(column, justify="left" if column in ("artefact", "") else "right")
     for verified in found:
         row = verified.parity["languages"].get("all", {})
-        kept = verified.parity["recovery"].get("P@1", {}).get("macro", {}).get("value")
+        macro = verified.parity["recovery"].get("P@1", {}).get("macro", {})
+        kept = "-" if macro.get("value") is None else f"{macro['value']:.4f}"
+        if macro.get("low") is not None and macro.get("high") is not None:
+            kept += f" \\[{macro['low']:.4f}, {macro['high']:.4f}]"  # no markup
         numbers = [*(row.get(key) for key in ("min_cosine", "mean_cosine", "overlap@10")), verified.parity.get("norm")]
         table.add_row(verified.artefact, f"{verified.parity['queries']:,}",
-                      *("-" if number is None else f"{number:.6f}" for number in [*numbers, kept]),
+                      *("-" if number is None else f"{number:.6f}" for number in numbers), kept,
                       "passed" if verified.passed else "FAILED")  # fmt: skip
     _console().print(table)
     failed = [verified for verified in found if not verified.passed]

@@ -102,7 +102,8 @@ def measure_parity(
         student_QD: the student's own vectors of the questions.
         questions: what is asked.
         bounds: that it must keep.
-        resamples, confidence, seed: of the paired bootstrap over groups, for the change of recovery.
+        resamples, confidence, seed: of the plain paired bootstrap over groups, for the change of recovery: artefact
+            and student answer the very same queries, and where they answer alike the interval is [1, 1].
 
     Returns:
         ``passed``; ``reasons``, why not; ``queries``; ``languages``, ``{LANG | "all": {"queries", "min_cosine",
@@ -122,7 +123,8 @@ def measure_parity(
     agreed = agreement(vector_QD.astype(np.float64), own, student_QD.astype(np.float64), student)
     answer["languages"] = _by_language(questions.records, agreed)
     if questions.judged:
-        found = recovery(own, student, metrics=METRICS, resamples=resamples, confidence=confidence, seed=seed)
+        found = recovery(own, student, metrics=METRICS, resamples=resamples, confidence=confidence, seed=seed,
+                         added_group=False)  # fmt: skip
         answer["recovery"] = {
             metric: {name: rows[metric] for name, rows in found.items() if name not in ("micro", "worst", "weighted")}
             for metric in METRICS
@@ -257,6 +259,6 @@ def one_line(parity: dict[str, Any]) -> str:
         macro = rows["macro"]
         if macro["value"] is not None:
             known = macro["low"] is not None and macro["high"] is not None
-            interval = f" [{macro['low']:.4f}, {macro['high']:.4f}]" if known else ""
+            interval = f" [{macro['low']:.4f}, {macro['high']:.4f}; plain paired bootstrap]" if known else ""
             told.append(f"keeps {macro['value']:.4f}{interval} of {metric}")
     return f"{row['queries']:,} texts: " + "; ".join(told)

@@ -221,7 +221,8 @@ def parity(view: View) -> Grid | None:
                  count(row.get("queries")), *(decimals(row.get(key), places) for key, places in digits.items()),
                  share.text()]  # fmt: skip
         rows.append(Row(cells, status="reached" if passed else "missed"))
-    header = ["artefact", "", "queries", "least cosine", "mean cosine", "overlap@10", "P@1 of the student's"]
+    header = ["artefact", "", "queries", "least cosine", "mean cosine", "overlap@10",
+              "P@1 of the student's, plain paired bootstrap"]  # fmt: skip
     return grid("Artefacts beside the student in memory", header, rows, left=(0, 1))
 
 

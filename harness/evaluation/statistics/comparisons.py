@@ -50,8 +50,13 @@ def recovery(
     resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
+    added_group: bool = True,
 ) -> dict[str, dict[str, Estimate]]:
     """How much of the reference's quality the student kept.
+
+    Args:
+        added_group: false: plain paired percentile intervals, which are about these very queries; identical answers
+            then give [1, 1]. True: bounds allow for one more group than there is (``intervals``).
 
     Returns:
         ``{LANG | "macro" | "micro" | "weighted" | "worst": {METRIC: {"value", "low", "high"}}}``. Languages also have
@@ -62,7 +67,8 @@ def recovery(
         InputError: student and reference answered different queries; a language has the name of a summary row; a metric
             or a weight is not a number.
     """
-    samples = resample({"student": student, "reference": reference}, metrics=metrics, resamples=resamples, seed=seed)
+    samples = resample({"student": student, "reference": reference}, metrics=metrics, resamples=resamples, seed=seed,
+                       added_group=added_group)  # fmt: skip
     return recovery_of(samples, "student", "reference", confidence=confidence)
 
 

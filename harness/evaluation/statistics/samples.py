@@ -97,8 +97,12 @@ class Samples:
         return self.sum_SLM[system][:, :, self.metrics.index(metric)]
 
 
-def resample(systems: Mapping[str, PerQuery], *, metrics: Sequence[str], resamples: int, seed: int) -> Samples:
+def resample(
+    systems: Mapping[str, PerQuery], *, metrics: Sequence[str], resamples: int, seed: int, added_group: bool = True
+) -> Samples:
     """Bootstrap all systems of one set at once, with the same draws of groups.
+
+    Without ``added_group`` bounds allow for no group beside those of the data (``intervals``): plain percentiles.
 
     10,000 resamples of 50,000 groups take some 4 s of processor time, which threads share; memory is what ``Samples``
     holds and a few MB a thread. The numbers depend on the seed, not on the number of threads.
@@ -139,7 +143,7 @@ def resample(systems: Mapping[str, PerQuery], *, metrics: Sequence[str], resampl
         weighted_SM=_by_system(systems, weighted_SC) if weighted else {},
         group_PM=_by_system(systems, group_PC),
         share_P=group_PC[:, 0],
-        more_SP=_more(resamples, len(group_PC), seed),
+        more_SP=_more(resamples, len(group_PC), seed) if added_group else np.zeros((1 + resamples, len(group_PC))),
     )
 
 
