@@ -77,8 +77,13 @@ def do_pair(run: Run) -> list[Path]:
             "pair documents": {"artefact": f"pair, documents ({opened.reader})",
                                **hold_documents(run, opened.documents)},
         }  # fmt: skip
+        passed = all(row["passed"] for row in told.values())
+        if not passed:  # one folder, one fate
+            for row in told.values():
+                row["reasons"] = row["reasons"] or ["the pair's other tower failed"]
+                row["passed"] = False
         _log(told)
-        if all(row["passed"] for row in told.values()):
+        if passed:
             replace_folder(place / "pair", target)
         else:
             remove_folder(target)
@@ -278,7 +283,7 @@ def _described(run: Run) -> Deployed:
     return Deployed(
         system=settings.system, bases=bases, query_prompt=chain.prompts["query"], max_length=chain.max_length or 512,
         dimension=space.dimension, data=_data_lines(run), onnx={name: MODEL_FILES[name] for name in files},
-        pair=settings.pair, index=index,
+        pair=settings.pair and (export / "pair" / "modules.json").is_file(), index=index,
     )  # fmt: skip
 
 

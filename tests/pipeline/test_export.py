@@ -145,10 +145,14 @@ def test_a_pair_that_is_not_the_two_is_not_exported_and_the_report_says_why(
     monkeypatch.setattr(work_export, "export_pair", wrong)
     assert run_recipe(load_recipe(recipe), run.root, first="export.pair")[1] == ["export.pair", "report"]
     told = read_json(run.proof("pair"))
-    assert told["pair"]["passed"] and not told["pair documents"]["passed"] and not (run.export / "pair").exists()
+    assert not any(row["passed"] for row in told.values()) and not (run.export / "pair").exists()
+    assert told["pair"]["reasons"] == ["the pair's other tower failed"]
+    card = (run.export / "README.md").read_text(encoding="utf-8")
+    assert 'SentenceTransformer("pair")' not in card and card.count("pair, ") == 2 == card.count("**not exported**") - 1
+    assert 'SentenceTransformer("student")' in card
     assert told["pair"]["artefact"] == "pair, queries (harness)"
     warnings = [text for text in read_json(run.results)["warnings"] if "pair" in text]
-    assert len(warnings) == 1 and "pair, documents (harness) is not exported: the least cosine" in warnings[0]
+    assert len(warnings) == 2 and "pair, documents (harness) is not exported: the least cosine" in warnings[1]
 
 
 def test_a_folder_that_is_not_the_student_ends_the_run_and_is_not_there(
