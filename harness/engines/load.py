@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numbers
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,13 @@ class QueryEncoder:
         self.engine, self.choice = engine, choice
         self.dimension = int(engine.encode(["a"]).shape[1])
 
-    def encode(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
-        """vector_ND, float32, in the order of the texts; the query prompt is added. One text gives one row."""
-        several = [texts] if isinstance(texts, str) else list(texts)
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """vector_ND, float32, in the order of the texts; the query prompt is added.
+
+        Raises:
+            InputError: not a list of texts (a text by itself is none), or a text that is no Unicode.
+        """
+        several = _texts(texts, "encode")
         vector_ND = np.empty((len(several), self.dimension), dtype=np.float32)
         order = sorted(range(len(several)), key=lambda place: len(several[place]))
         for start in range(0, len(order), _BATCH):
@@ -91,26 +96,25 @@ def load(
     Args:
         folder: what ``harness`` exported, or any sentence-transformers folder that it can open.
         engine: one of ``ENGINES``, instead of choosing.
-        threads: a whole number from 1, instead of trying.
+        threads: a whole number from 1 to the cores that this process may use, instead of trying.
         exact: leave out fp16 and int8.
-        queries: time with these instead of a few that are built in; lengths decide.
+        queries: time with these instead of a few that are built in; lengths decide. A list of texts.
         refresh: measure again, whatever was kept.
 
     Raises:
-        InputError: no folder, no tokenizer, an unmerged adapter, an engine that can't run here, no number of threads;
-            all of it at once.
+        InputError: no folder, no tokenizer, an unmerged adapter, an engine that can't run here or is not exact
+            where that is asked for, no number of threads, no list of queries; all of it at once.
         StaleArtefactError: files were edited or swapped since they were exported, each named.
     """
     folder = Path(folder)
-    available: list[str] = []
-    gather_problems(lambda: _refuse_threads(threads), lambda: available.extend(_available(folder)))
-    names = [name for name in available if name in _EXACT or not exact]
-    if engine is not None:
-        if engine not in ENGINES or (engine.startswith("onnx") and engine not in available):
-            raise InputError(Problem("no such engine for this folder", where=str(folder), got=engine,
-                                     allowed=", ".join(dict.fromkeys([*available, *ENGINES[:3]])),
-                                     next="name one of these, or add the file to export.onnx"))  # fmt: skip
-        names = [engine]
+    names: list[str] = []
+    gather_problems(
+        lambda: _refuse_threads(threads),
+        lambda: _refuse_inexact(engine, exact),
+        lambda: None if queries is None else _refuse_no_queries(queries),
+        lambda: names.extend(_named(folder, engine, exact)),
+    )
+    threads = None if threads is None else int(threads)
     if len(names) == 1 and threads is not None:
         return _open(folder, Choice(names[0], threads, {}))
     given = None if queries is None else fingerprint(list(queries))
@@ -127,10 +131,66 @@ def load(
 
 
 def _refuse_threads(threads: object) -> None:
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise InputError(Problem("not a number of threads", where="threads", got=repr(threads),
-                                 allowed="a whole number from 1, or None to find the fastest",
-                                 next="leave it out"))  # fmt: skip
+    """More threads than cores wait for each other: minutes where one takes seconds."""
+    cores = available_cores()
+    whole = isinstance(threads, numbers.Integral) and not isinstance(threads, bool)  # NumPy's are, too
+    if threads is None or (whole and 1 <= int(threads) <= cores):  # type: ignore[call-overload]
+        return
+    what = "more threads than this process may use cores" if whole and int(threads) > cores else (  # type: ignore[call-overload]
+        "not a number of threads")  # fmt: skip
+    raise InputError(Problem(what, where="threads", got=repr(threads),
+                             allowed=f"a whole number from 1 to {cores}, or None to find the fastest",
+                             next="leave it out"))  # fmt: skip
+
+
+def _refuse_inexact(engine: object, exact: bool) -> None:
+    if exact and engine in ENGINES and engine not in _EXACT:
+        raise InputError(Problem("contradicts exact=True: this engine is not exact", where="engine", got=str(engine),
+                                 allowed=", ".join(_EXACT), next="name one of these, or leave exact out"))  # fmt: skip
+
+
+def _refuse_no_queries(queries: Sequence[str]) -> None:
+    if not _texts(queries, "queries"):
+        raise InputError(Problem("no queries to time with", where="queries", got="an empty list",
+                                 allowed="a list of texts, or None for a few that are built in",
+                                 next="give some, or leave it out"))  # fmt: skip
+
+
+def _texts(texts: object, where: str) -> list[str]:
+    """A list of texts as it was given.
+
+    Raises:
+        InputError: it is none.
+    """
+    def refuse(what: str, got: str, next: str) -> InputError:
+        return InputError(Problem(what, where=where, got=got, allowed="a list of texts", next=next))
+
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        one = isinstance(texts, str)
+        raise refuse("not a list of texts", f"{type(texts).__name__}: {texts!r}"[:80],
+                     f"give a list of texts: [{texts!r}]"[:80] if one else "give a list of texts")
+    several = list(texts)
+    for place, text in enumerate(several):
+        if not isinstance(text, str):
+            raise refuse("not a text", f"{type(text).__name__} at {place}: {text!r}"[:80], "give a list of texts")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise refuse("a text that is no Unicode: half of a surrogate pair", f"{ascii(text)} at {place}"[:80],
+                         f"remove the character at {error.start}, or decode the text rightly") from None
+    return several
+
+
+def _named(folder: Path, engine: object, exact: bool) -> list[str]:
+    """The engines to choose from: the named one, or all that folder and machine allow."""
+    available = _available(folder)
+    if engine is None:
+        return [name for name in available if name in _EXACT or not exact]
+    if engine not in ENGINES or (str(engine).startswith("onnx") and engine not in available):
+        raise InputError(Problem("no such engine for this folder", where=str(folder), got=str(engine),
+                                 allowed=", ".join(dict.fromkeys([*available, *ENGINES[:3]])),
+                                 next="name one of these, or add the file to export.onnx"))  # fmt: skip
+    return [str(engine)]
 
 
 def _available(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,6 @@ def test_two_lines_give_the_students_vectors(folder: Path, cache: Path) -> None:
     assert encoder.choice.engine == "onnx"
     assert {name.split()[0] for name in encoder.choice.milliseconds} == {"onnx"}, "torch is not opened in vain"
     assert "torch" in encoder.choice.measured["left_out"] and "torch" in encoder.choice.why
-    np.testing.assert_array_equal(encoder.encode("hat"), encoder.encode(["hat"]))
     assert encoder.encode([]).shape == (0, encoder.dimension)
     assert len(kept(cache)) == 1
 
@@ -170,11 +170,31 @@ def test_named_engine_and_threads_measure_nothing(folder: Path, cache: Path) -> 
         harness.load(folder, engine="abacus")
 
 
-@pytest.mark.parametrize("threads", [0, -1, "x", 1.5, True])
+@pytest.mark.parametrize("threads", [0, -1, "x", 1.5, True, 100_000, np.int64(0)])
 def test_what_is_no_number_of_threads_is_refused(threads: object, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a number of threads(.|\n)*a whole number from 1") as caught:
+    with pytest.raises(InputError, match="number of threads|more threads(.|\n)*a whole number from 1") as caught:
         harness.load(tmp_path / "nowhere", threads=threads)
     assert "no such model folder" in str(caught.value), "all at once"
+
+
+def test_all_wrong_arguments_are_told_at_once(folder: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        harness.load(folder, engine="onnx-int8", exact=True, threads=500, queries="red shoes")
+    told = [(problem.where, problem.what) for problem in caught.value.problems]
+    assert told == [("threads", "more threads than this process may use cores"),
+                    ("engine", "contradicts exact=True: this engine is not exact"),
+                    ("queries", "not a list of texts")]  # fmt: skip
+    assert all(problem.got and problem.allowed and problem.next for problem in caught.value.problems)
+    with pytest.raises(InputError, match="no queries to time with"):
+        harness.load(folder, queries=[])
+    assert harness.load(folder, engine="onnx", exact=True, threads=np.int64(1)).choice.threads == 1
+
+
+@pytest.mark.parametrize("texts", [None, "hat", b"hat", 3, [["hat"]], [b"hat"], ["hat", None], ["hat \ud800"]])
+def test_what_is_no_list_of_texts_is_refused(texts: Any) -> None:
+    encoder = QueryEncoder(Slow(), Choice("slow", 1, {}))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="encode: (not a|a text that is no)(.|\n)*a list of texts"):
+        encoder.encode(texts)
 
 
 def test_an_engine_with_wrong_vectors_is_left_out(
