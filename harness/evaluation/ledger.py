@@ -1,8 +1,11 @@
 """The gap ledger: what each step between the reference and what is served cost or won, from stored evaluations.
 
-``teacher`` -> cut -> align -> refine -> quantise -> approximate index. Steps whose system was not evaluated are
-skipped, and their neighbours are joined: ``systems`` names the two that were compared. Before and after are means (over
-languages in ``macro``, else over queries), so that the differences of a chain add up to its last system less its first.
+``teacher`` -> cut -> align -> refine is the chain. Two branches start at the exported student, for both were made of
+it and neither of the other: ``quantise`` (its int8 file) and ``approximate index`` (its fp32 vectors, searched
+approximately); their rows say ``"branch": True`` and are no part of the chain's sum. Steps whose system was not
+evaluated are skipped, and their neighbours are joined: ``systems`` names the two that were compared. Before and after
+are means (over languages in ``macro``, else over queries), so that the differences of the chain add up to its last
+system less its first.
 Intervals are of paired differences over the same draws of groups (``harness.evaluation.statistics``).
 """
 
@@ -23,9 +26,8 @@ CHAIN = {
     "student-untrained": "cut",
     "student-aligned": "align",
     "student-refined": "refine",
-    "student-int8": "quantise",
-    "student-ann": "approximate index",
 }
+BRANCHES = {"student-int8": "quantise", "student-ann": "approximate index"}  # each made of the exported student
 
 
 def ledger(
@@ -35,6 +37,7 @@ def ledger(
     set_name: str,
     metrics: Sequence[str],
     slices: Mapping[str, Sequence[str]],
+    exported: str,
     confidence: float,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -45,29 +48,45 @@ def ledger(
         samples: of the same systems.
         metrics: of which there is a ledger, where the samples have them.
         slices: slice -> value of each query.
+        exported: the system that is quantised, and searched with approximately.
         seed: of the draws for slices; as many as ``samples`` has.
 
     Returns:
         ``[{"step", "systems": [after, before], "set", "metric", "scope", "before", "after", "difference", "low",
         "high", "verdict", "queries"}]``, the steps in their order, for each metric: ``macro``, each language, each
-        ``SLICE=VALUE``. Empty where fewer than two systems of the chain are there.
+        ``SLICE=VALUE``; those of branches, the last, also have "branch". Empty where there are no two to compare.
     """
-    chain = [name for name in CHAIN if name in systems]
+    steps = _steps(list(systems), exported)
     metrics = [metric for metric in metrics if metric in samples.metrics]
-    if len(chain) < 2 or not metrics:
+    if not steps or not metrics:
         return []
     parts = [(samples, ["macro", *samples.languages])]
     if slices:
-        cut_up = {name: _cut_up(systems[name], metrics, slices) for name in chain}
+        part_of = [name for name in (*CHAIN, *BRANCHES) if name in systems]
+        cut_up = {name: _cut_up(systems[name], metrics, slices) for name in part_of}
         drawn = resample(cut_up, metrics=metrics, resamples=len(samples.count_SL) - 1, seed=seed)
         parts.append((drawn, drawn.languages))
     return [
-        {"step": CHAIN[after], "systems": [after, before], "set": set_name, "metric": metric, **row}
-        for before, after in pairwise(chain)
+        {"step": step, "systems": [after, before], "set": set_name, "metric": metric, **row,
+         **({"branch": True} if after in BRANCHES else {})}
+        for step, before, after in steps
         for metric in metrics
         for drawn, scopes in parts
         for row in _rows(drawn, after, before, metric, scopes, confidence)
-    ]
+    ]  # fmt: skip
+
+
+def _steps(evaluated: Sequence[str], exported: str) -> list[tuple[str | None, str, str]]:
+    """(step, system before, system after): the chain's, then the branches from the exported student.
+
+    Where that one was not evaluated, a branch starts at the last one before it in the chain.
+    """
+    chain = [name for name in CHAIN if name in evaluated]
+    order = list(CHAIN)
+    until = order.index(exported) if exported in order else len(order) - 1
+    made_of = [name for name in chain if order.index(name) <= until]
+    steps = [(CHAIN[after], before, after) for before, after in pairwise(chain)]
+    return steps + [(step, made_of[-1], name) for name, step in BRANCHES.items() if name in evaluated and made_of]
 
 
 def _cut_up(system: PerQuery, metrics: Sequence[str], slices: Mapping[str, Sequence[str]]) -> PerQuery:

@@ -49,6 +49,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
     confidence: float,
     seed: int,
     slices: Mapping[str, Mapping[str, Sequence[str]]],
+    exported: str | None = None,
 ) -> Tree:
     """Build the dict of results.json (schema 1 of the design, and "name", "bars", "training", "warnings").
 
@@ -63,6 +64,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
             "last_quarter_gain".
         report: bars, claims and warnings that the recipe asks for.
         slices: set -> slice -> value of each query, for the ledger.
+        exported: the system that is deployed; the last student, where the recipe exports none.
 
     Returns:
         Plain JSON, with None for what is no number.
@@ -90,7 +92,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         "ledger": [
             row for key, systems in by_set.items()
             for row in ledger(systems, samples[key], set_name=key, metrics=TESTED_METRICS, slices=slices.get(key, {}),
-                              confidence=confidence, seed=seed)
+                              exported=exported or last_student(evaluations, key), confidence=confidence, seed=seed)
         ],
         "training": _with_gain(training),
     }  # fmt: skip

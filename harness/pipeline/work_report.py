@@ -12,6 +12,7 @@ from harness.evaluation.per_query import PerQuery
 from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
 from harness.pipeline.checks import evaluated_sets
+from harness.pipeline.ann_index import deployed_system
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
 from harness.pipeline.int8_system import evaluated_systems, why_left_out
@@ -166,3 +167,4 @@ def collect_results(run: Run) -> dict[str, Any]:
     results |= slice_sections(run, evaluations, sliced, results["recovery"])
     results |= further_sections(run, names)
     return with_exports(run, with_ann(run, results))
+        exported=deployed_system(run.recipe),

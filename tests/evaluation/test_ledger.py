@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from builders.evaluations import per_query
 
-from harness.evaluation.ledger import CHAIN, ledger
+from harness.evaluation.ledger import BRANCHES, CHAIN, ledger
 from harness.evaluation.per_query import PerQuery
+from harness.evaluation.report import evidence, plots
+from harness.evaluation.report.view import View
 from harness.evaluation.statistics import resample
 
 GROUPS = 60
@@ -25,14 +28,16 @@ def chain(without: tuple[str, ...] = ()) -> dict[str, PerQuery]:
     groups = [*range(GROUPS), *range(GROUPS), *range(20)]
     return {
         name: per_query(names, groups, {"P@1": random.integers(0, 2, len(names)), "nDCG@10": random.random(len(names))})
-        for name in (*CHAIN, "teacher-base") if name not in without
+        for name in (*CHAIN, *BRANCHES, "teacher-base") if name not in without
     }  # fmt: skip
 
 
-def rows(systems: dict[str, PerQuery], slices: dict[str, list[str]] | None = None) -> list[dict[str, Any]]:
+def rows(
+    systems: dict[str, PerQuery], slices: dict[str, list[str]] | None = None, exported: str = "student-refined"
+) -> list[dict[str, Any]]:
     samples = resample(systems, metrics=["P@1", "nDCG@10"], resamples=300, seed=2)
     return ledger(systems, samples, set_name="test", metrics=["P@1", "nDCG@10", "MRR@10"], slices=slices or {},
-                  confidence=0.95, seed=2)  # fmt: skip
+                  exported=exported, confidence=0.95, seed=2)  # fmt: skip
 
 
 HALVES = {"length": ["short", "long"] * (GROUPS + 10), "seen": ["no"] * (2 * GROUPS) + ["yes"] * 20}
@@ -60,15 +65,17 @@ def test_the_steps_add_up_to_the_whole_gap_in_every_scope() -> None:
     found = rows(systems, HALVES)
     for metric in ("P@1", "nDCG@10"):
         for scope in {row["scope"] for row in found}:
-            steps = [row for row in found if row["metric"] == metric and row["scope"] == scope]
-            assert len(steps) == 5
+            steps = [row for row in found
+                     if row["metric"] == metric and row["scope"] == scope and "branch" not in row]  # fmt: skip
+            assert len(steps) == 3
             for step, following in zip(steps, steps[1:], strict=False):
                 assert step["after"] == following["before"]
             total = math.fsum(step["difference"] for step in steps)
             assert total == pytest.approx(steps[-1]["after"] - steps[0]["before"], abs=1e-14)
-    first, last = (systems[name].metrics["P@1"] for name in ("teacher", "student-ann"))
+    first, last = (systems[name].metrics["P@1"] for name in ("teacher", "student-refined"))
     languages = np.array(systems["teacher"].languages)
     whole = np.mean([np.mean((last - first)[languages == name]) for name in ("de", "en", "fr")])
+    found = [row for row in found if "branch" not in row]
     steps = [row["difference"] for row in found if row["metric"] == "P@1" and row["scope"] == "macro"]
     assert math.fsum(steps) == pytest.approx(whole, abs=1e-14)
     long = [row["difference"] for row in found if row["metric"] == "P@1" and row["scope"] == "length=long"]
@@ -84,7 +91,42 @@ def test_a_step_that_was_not_evaluated_is_skipped_and_its_neighbours_are_joined(
         ("approximate index", ["student-ann", "student-refined"]),
     ]
     assert rows({name: system for name, system in chain().items() if name in ("teacher", "teacher-base")}) == []
+    assert rows({name: system for name, system in chain().items() if name in BRANCHES}) == []
     assert rows({name: system for name, system in chain().items() if name == "teacher-base"}) == []
+
+
+def test_the_int8_file_and_the_approximate_index_are_branches_of_the_exported_student() -> None:
+    for exported in ("student-refined", "student-aligned"):
+        found = [row for row in rows(chain(), HALVES, exported) if row["metric"] == "P@1" and row["scope"] == "macro"]
+        branches = [row for row in found if row.get("branch")]
+        assert [(row["step"], row["systems"]) for row in branches] == [
+            ("quantise", ["student-int8", exported]), ("approximate index", ["student-ann", exported])
+        ]  # fmt: skip
+        assert branches == found[-2:] and found[-3]["systems"][0] == "student-refined"
+        assert {row["before"] for row in branches} == {next(r["after"] for r in found if r["systems"][0] == exported)}
+    missing = rows(chain(without=("student-refined",)))
+    assert {row["systems"][1] for row in missing if row.get("branch")} == {"student-aligned"}
+
+
+def test_the_waterfall_ends_at_the_student_and_branches_start_at_its_level() -> None:
+    found = rows(chain())
+    view = View({"quality": {name: {"test": {"macro": {"P@1": 0.5}}} for name in chain()}, "ledger": found})
+    picture = plots.ledger(view, 960)
+    assert picture is not None
+    steps = [row for row in found if row["metric"] == "P@1" and row["scope"] == "macro"]
+    rectangles = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', picture)
+    assert len(rectangles) == len(steps) == 5
+    heights = [float(y) for _, y, _ in rectangles]
+    gaps = np.diff(heights)
+    assert gaps[2] == pytest.approx(2 * gaps[0]), "the student's own row stands before the branches"
+    levels = [[float(x), float(x) + float(width)] for x, _, width in rectangles]
+    refined = min(((a, b) for a in levels[2] for b in levels[3]), key=lambda pair: abs(pair[0] - pair[1]))
+    assert refined[0] == pytest.approx(refined[1], abs=1.6)
+    assert min(abs(edge - refined[0]) for edge in levels[4]) < 1.6, "not where the other branch ended"
+    assert f"{100 * steps[2]['after'] / steps[0]['before']:.1f} % of the first" in picture
+    assert "student-refined" in picture and "student-ann<" not in picture
+    told = evidence.ledger(view)
+    assert told is not None and "quantise, approximate index: each beside the exported student" in told.note
 
 
 def test_what_a_step_won_or_lost_is_told_per_language_and_slice() -> None:
@@ -92,7 +134,8 @@ def test_what_a_step_won_or_lost_is_told_per_language_and_slice() -> None:
     after = replace(before, metrics={"P@1": np.concatenate([np.ones(100), np.repeat([0.0, 1.0], [40, 60])])})
     systems = {"student-aligned": before, "student-refined": after}
     samples = resample(systems, metrics=["P@1"], resamples=500, seed=2)
-    found = ledger(systems, samples, set_name="test", metrics=["P@1"], confidence=0.95, seed=2,
+    found = ledger(systems, samples, set_name="test", metrics=["P@1"], exported="student-refined", confidence=0.95,
+                   seed=2,
                    slices={"half": ["first"] * 100 + ["second"] * 100, "few": ["yes"] * 20 + ["no"] * 180})  # fmt: skip
     verdicts = {row["scope"]: row["verdict"] for row in found}
     assert verdicts == {

@@ -169,6 +169,9 @@ def has_ledger(view: View) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ slices, leakage
+    branches = list(dict.fromkeys(clean(row.get("step")) for row in rows if row.get("branch")))
+    if branches:
+        note += f" {listed(branches)}: each beside the exported student, no step of the chain and no part of its sum."
 
 
 def slices(view: View) -> Grid | None:

@@ -115,11 +115,16 @@ def ledger_rows(view: View, scope: str = "macro") -> list[Mapping[str, Any]]:
 
 
 def ledger(view: View, width: int) -> str | None:
-    """From the reference to what is served: a floating bar per step, with the interval of its difference."""
-    rows = ledger_rows(view)
-    if not rows:
+    """From the reference to the last student: a floating bar per step, with the interval of its difference.
+
+    Branches (what is made of the exported student) stand below, each from that student's level.
+    """
+    found = ledger_rows(view)
+    if not found:
         return None
     wide = width > ABREAST
+    steps, branches = ([row for row in found if bool(row.get("branch")) is told] for told in (False, True))
+    rows = steps + branches
     left, right = (178.0, 232.0) if wide else (104.0, 64.0)
     levels = [float(row[key]) for row in rows for key in ("before", "after")]
     spans = [float(row["before"]) + bound for row in rows for key in ("low", "high")
@@ -129,16 +134,19 @@ def ledger(view: View, width: int) -> str | None:
     top, bottom = 8, 8 + STEP * (len(rows) + 2)
     parts = [line(scale(m), top, scale(m), bottom, "grid") + label(scale(m), bottom + 13, short(m), "tick", "middle")
              for m in marks]  # fmt: skip
-    start, end = rows[0], rows[-1]
+    start, end = rows[0], (steps or rows)[-1]
     parts += _level(start["before"], (start.get("systems") or ["", view.reference])[-1], top, scale, width)
     x = scale(float(start["before"]))
     parts.append(line(x, top + STEP / 2 + 8, x, top + STEP * 1.5 - 8, "joint"))
     told = []
     for index, row in enumerate(rows):
-        parts += _step(row, top + STEP * (index + 1), scale, width)
+        below = 1 if index < len(steps) or not steps else 2  # the last student's row stands between
+        parts += _step(row, top + STEP * (index + below), scale, width)
         told.append(f"{clean(row.get('step'))} {Interval.of(row, 'difference').text(sign=True)}")
     share = f", {100 * end['after'] / start['before']:.1f} % of the first" if wide and start["before"] else ""
-    parts += _level(end["after"], (end.get("systems") or [view.candidate])[0], bottom - STEP, scale, width, share)
+    if steps:
+        parts += _level(end["after"], (end.get("systems") or [view.candidate])[0], top + STEP * (len(steps) + 1), scale,
+                        width, share)  # fmt: skip
     return svg(width, bottom + 24, f"What every step cost or won of macro {view.lead}", parts, "; ".join(told))
 
 
@@ -165,7 +173,8 @@ def _step(row: Mapping[str, Any], top: float, scale: Scale, width: int) -> list[
     if change.low is not None and change.high is not None:
         ends = [scale(min(max(before + bound, scale.low), scale.high)) for bound in (change.low, change.high)]
         parts.append(line(ends[0], y, ends[1], y, "whisker summary"))
-    parts.append(line(scale(after), y + 8, scale(after), y + STEP - 8, "joint"))
+    if not row.get("branch"):
+        parts.append(line(scale(after), y + 8, scale(after), y + STEP - 8, "joint"))
     shown = change.text(sign=True) if wide else decimals(change.value, sign=True)
     step = clean(row.get("step")).replace("approximate", "approximate" if wide else "approx.")
     verdict = "  " + clean(row.get("verdict") or "") if wide else " ?" if doubt else ""
