@@ -228,6 +228,12 @@ def test_one_group_decides_nothing() -> None:
 # ----------------------------------------------------------------------------------------- what is refused
 
 
+def test_no_queries_are_refused() -> None:
+    none = per_query([], [], [])
+    with pytest.raises(InputError, match="no queries to resample"):
+        recovery(none, none, resamples=10)
+
+
 def test_different_queries_are_refused_by_count_and_first_difference() -> None:
     full = per_query(["de"] * 3, range(3), [1, 1, 1])
     short = per_query(["de"] * 2, range(2), [1, 1])

@@ -108,11 +108,14 @@ def resample(
     holds and a few MB a thread. The numbers depend on the seed, not on the number of threads.
 
     Raises:
-        InputError: the systems answered different queries; a language has the name of a summary row; a metric or a
-            weight is not a number.
+        InputError: the systems answered different queries, or none; a language has the name of a summary row; a metric
+            or a weight is not a number.
     """
     require_same_queries(systems)
     first = next(iter(systems.values()))
+    if not len(first):
+        raise InputError(Problem("there are no queries to resample", got="0 queries", allowed="one query or more",
+                                 next="evaluate on a set with queries"))  # fmt: skip
     languages, language_Q = numbered(first.languages)
     groups, group_Q = numbered(first.groups)
     refuse_reserved(languages)
