@@ -2,9 +2,10 @@
 
 - ``length``: tokens (characters where there is no tokenizer, so that a language without spaces has a length, too) in
   three parts as equal as ties allow, cut at the same lengths in every set;
-- ``frequency``: ``head``, ``torso``, ``tail``: the most frequent queries that make up a third of all traffic, the next
-  third, the rest, where queries have different weights; else by how many training queries ask for what a query is
-  looking for. Data that has neither says nothing about frequency, and there is no such slice;
+- ``frequency``: ``head``, ``torso``, ``tail``: the most frequent queries, those between, the least frequent, each about
+  a third of all traffic, where queries have different weights; else by how many training queries ask for what a query
+  is looking for, each about a third of the queries. Equally frequent queries stay together, so that parts may be
+  larger, and there may be no torso. Data that has neither says nothing about frequency, and there is no such slice;
 - ``seen``: whether the query's text occurs in what was trained or aligned on (``leakage``);
 - any column that the recipe names (``evaluate.slices``), numbers of many values in four parts.
 
@@ -72,11 +73,9 @@ def by_frequency(weight_Q: Sequence[float], asked_Q: Sequence[int]) -> Slice | N
         None where neither tells queries apart.
     """
     weights, asked = np.asarray(weight_Q, dtype=np.float64), np.asarray(asked_Q, dtype=np.float64)
-    told = "weight of the query: head, torso and tail have a third of all weight each"
-    if found := _by_mass(weights, weights, told):
+    if found := _by_mass(weights, weights, "weight of the query", "all weight"):
         return found
-    return _by_mass(asked, np.ones(len(asked)), "training queries that ask for the same document, a third of the "
-                    "queries each")  # fmt: skip
+    return _by_mass(asked, np.ones(len(asked)), "training queries that ask for the same document", "the queries")
 
 
 def by_seen(seen_Q: Iterable[bool]) -> Slice | None:
@@ -113,21 +112,27 @@ def asked_for(records: Sequence[Record], train: Iterable[Record]) -> list[int]:
     return [max((counts.get(document, 0) for document in record.positives), default=0) for record in records]
 
 
-def _by_mass(value_Q: Numbers, mass_Q: Numbers, told: str) -> Slice | None:
-    """Highest values first: head until a third of the mass, torso until two; equal values stay together.
+def _by_mass(value_Q: Numbers, mass_Q: Numbers, told: str, whole: str) -> Slice | None:
+    """Highest values first, equal values together: head, torso and tail with a third of the mass each, as far as ties
+    allow; what each really has is told.
 
-    A value belongs where the middle of its mass lies.
+    A value belongs where the middle of its mass lies; but the highest is head and the lowest tail in any case.
     """
     if not len(value_Q) or mass_Q.sum() <= 0:
         return None
     distinct, number_Q = np.unique(-value_Q, return_inverse=True)
     mass_V = np.bincount(number_Q, weights=mass_Q)
     middle_V = (np.cumsum(mass_V) - mass_V / 2) / mass_V.sum()
-    part_Q = np.minimum((middle_V * 3).astype(int), 2)[number_Q]
-    if len(distinct) < 2 or len(np.unique(part_Q)) < 2:
+    if len(distinct) < 2:
         return None
-    present = [name for number, name in enumerate(_THIRDS) if number in part_Q]
-    return Slice([_THIRDS[part] for part in part_Q.tolist()], present, told)
+    part_V = np.minimum((middle_V * 3).astype(int), 2)
+    part_V[0], part_V[-1] = 0, 2
+    part_Q = part_V[number_Q]
+    share_P = np.bincount(part_V, weights=mass_V, minlength=len(_THIRDS)) / mass_V.sum()
+    present = [number for number in range(len(_THIRDS)) if number in part_V]
+    shares = ", ".join(f"{_THIRDS[part]} {share_P[part]:.0%}" for part in present)
+    return Slice([_THIRDS[part] for part in part_Q.tolist()], [_THIRDS[part] for part in present],
+                 f"{told}, highest first, equal ones together: {shares} of {whole}")  # fmt: skip
 
 
 def _named_parts(value_Q: Numbers, names: Sequence[str], unit: str, told: str) -> Slice | None:

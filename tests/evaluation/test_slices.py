@@ -34,10 +34,25 @@ def test_frequency_by_weight_is_cut_by_traffic() -> None:
     assert counts(cut) == {"head": 1, "torso": 1, "tail": 60} and cut is not None and "weight" in cut.told
 
 
+def test_the_most_frequent_are_head_however_many_there_are() -> None:
+    """71 % of all weight lie on the highest weight: they are the head all the same, and what it holds is told."""
+    cut = by_frequency([20.0] * 71, [0] * 71)
+    assert cut is None, "all are equally frequent"
+    cut = by_frequency([1.0] * 180, [*[0] * 179, 1])
+    assert counts(cut) == {"head": 1, "tail": 179}
+    cut = by_frequency([*[1.0] * 180, *[5.0] * 80, *[20.0] * 71], [0] * 331)
+    assert counts(cut) == {"head": 71, "tail": 260} and cut is not None
+    assert cut.values[-1] == "head" and cut.values[0] == "tail"
+    assert "head 71%, tail 29% of all weight" in cut.told
+    cut = by_frequency([*[1.0] * 80, 5.0, 5.0, 20.0], [0] * 83)
+    assert counts(cut) == {"head": 3, "tail": 80}, "the least frequent are the tail, too"
+
+
 def test_frequency_without_weights_is_what_training_asks_for() -> None:
     cut = by_frequency([1.0] * 9, [9, 8, 7, 3, 3, 3, 0, 0, 0])
     assert counts(cut) == {"head": 3, "torso": 3, "tail": 3} and cut is not None and "training" in cut.told
-    assert counts(by_frequency([1.0] * 10, [5] + [0] * 9)) == {"head": 1, "torso": 9}
+    assert "head 33%, torso 33%, tail 33% of the queries" in cut.told
+    assert counts(by_frequency([1.0] * 10, [5] + [0] * 9)) == {"head": 1, "tail": 9}
 
 
 @pytest.mark.parametrize("weights", [[1.0] * 5, [0.0] * 5, []])
