@@ -97,9 +97,9 @@ def judged_records(run: Run, name: str) -> list[Record]:
 
 
 def label_sources(folder: RunFolder) -> dict[str, Any]:
-    """What the labels are to the step that judges with them; nothing where there are none."""
+    """What the labels are to the steps that judge with them; nothing where there are none."""
     sha256 = kept_labels(folder).sha256
-    return {"evaluate": sha256} if sha256 else {}
+    return dict.fromkeys(("evaluate", "bench.ann"), sha256) if sha256 else {}
 
 
 def labels_told(run: Run, names: list[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from harness.evaluation.ann import (
 )
 from harness.evaluation.searching import judgments
 from harness.pipeline.ann_index import ann_settings, deployed_system, open_approximate
+from harness.pipeline.labels import judged_records
 from harness.pipeline.work_evaluation import context_of, open_system
 from harness.runtime.errors import InputError
 from harness.runtime.process import logger, read_json, write_json
@@ -111,11 +112,12 @@ def _built(run: Run, kind: str, documents: StoreRows) -> ApproximateIndex:
 
 
 def _sampled(run: Run, count: int) -> tuple[str, list[Record]]:
-    """Queries of the last set that the data has, drawn with the run's seed."""
+    """Queries of the last set that the data has, as evaluations judge them, drawn with the run's seed."""
     splits = run.dataset.splits
     name = next(name for name in ("test", "report", "select") if splits.get(name))
-    drawn = np.random.default_rng(run.recipe.seed).permutation(len(splits[name]))[:count]
-    return name, [splits[name][number] for number in drawn]
+    records = judged_records(run, name)
+    drawn = np.random.default_rng(run.recipe.seed).permutation(len(records))[:count]
+    return name, [records[number] for number in drawn]
 
 
 def _ask(

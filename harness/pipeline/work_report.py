@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.data.records import Dataset
+from harness.data.records import Dataset, Record
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
-from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.ann_index import deployed_system
+from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
 from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
 from harness.pipeline.int8_system import evaluated_systems, why_left_out
+from harness.pipeline.labels import judged_records
 from harness.pipeline.work_ann import with_ann
 from harness.pipeline.work_bench import read_bench
 from harness.pipeline.work_evaluation import system_folder
@@ -109,7 +111,7 @@ def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
             "queries": len(dataset.splits[name]),
             "documents": len(dataset.documents.ids),
             "languages": sorted({record.language for record in dataset.splits[name]}),
-            "sha256": _set_sha256(dataset, name),
+            "sha256": _set_sha256(dataset, judged_records(run, name)),
             "selected_on": name == "select",
             "shared_with_train": splits[name].get("shared_with_train", {})
             | ({"streams": in_streams[name]} if name in in_streams else {}),
@@ -119,13 +121,20 @@ def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _set_sha256(dataset: Dataset, name: str) -> str:
-    """What a set asks, of which documents, and what is relevant: runs are compared where it is the same."""
-    digest = hashlib.sha256()
-    for id_, text in zip(dataset.documents.ids, dataset.documents.texts, strict=True):
+def _set_sha256(dataset: Dataset, records: Sequence[Record]) -> str:
+    """What a set asks, of which documents, and what is judged relevant or not: runs are compared where it is the same.
+
+    Args:
+        records: with the labels that judge them, too. Where each is searched in its language alone, it counts that it
+            is so, and which language each document has.
+    """
+    digest, documents = hashlib.sha256(), dataset.documents
+    for id_, text in zip(documents.ids, documents.texts, strict=True):
         digest.update(f"{id_}\0{text}\0".encode(errors="surrogatepass"))
-    for record in dataset.splits[name]:
-        digest.update(json.dumps([record.id, record.language, record.text, sorted(record.positives.items())]).encode())
+    for record in records:
+        judged = [record.id, record.language, record.text, sorted(record.positives.items()), sorted(record.negatives)]
+        digest.update(json.dumps(judged).encode())
+    digest.update(json.dumps(["searched in", documents.languages if dataset.search_within else None]).encode())
     return digest.hexdigest()
 
 
@@ -162,9 +171,9 @@ def collect_results(run: Run) -> dict[str, Any]:
         confidence=settings.confidence,
         seed=run.recipe.seed,
         slices={name: sliced.values(name) for name in names},
+        exported=deployed_system(run.recipe),
     )
     results["warnings"] += filter(None, [why_left_out(run)])
     results |= slice_sections(run, evaluations, sliced, results["recovery"])
     results |= further_sections(run, names)
     return with_exports(run, with_ann(run, results))
-        exported=deployed_system(run.recipe),

@@ -26,6 +26,7 @@ from harness.evaluation.leakage import Flags, leakage, seen_among, seen_anywhere
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.slices import Slice, asked_for, by_column, by_frequency, by_length, by_seen, slice_results
 from harness.pipeline.context import Run
+from harness.pipeline.labels import judged_records
 from harness.recipe import Recipe
 from harness.runtime.process import read_json, write_json
 
@@ -208,7 +209,7 @@ def _bias(run: Run, name: str, systems: Sequence[str]) -> dict[str, Any] | None:
         return None
     found = {system: PerQuery.load(run.folder.evaluations / system / name) for system in systems}
     settings = run.recipe.evaluate
-    return bias(found, settings.reference, run.dataset.splits[name], documents, settings.confidence)
+    return bias(found, settings.reference, judged_records(run, name), documents, settings.confidence)
 
 
 def _languages(

@@ -198,15 +198,26 @@ def test_text_of_runs_cannot_become_markup(tmp_path: Path) -> None:
 
 def test_the_hash_of_a_set_is_of_what_it_asks_and_of_which_documents() -> None:
     from harness.data.records import Dataset, Documents, Record
+    from harness.evaluation.pooling import with_labels
     from harness.pipeline.work_report import _set_sha256
 
-    def dataset(text: str = "cat", document: str = "a cat", grade: float = 1.0, other: str = "x") -> Dataset:
-        documents = Documents(ids=["d"], texts=[document], languages=["en"], keys=[""])
+    def dataset(
+        text: str = "cat", document: str = "a cat", grade: float = 1.0, other: str = "x", within: bool = False,
+        spoken: str = "en",
+    ) -> Dataset:  # fmt: skip
+        documents = Documents(ids=["d"], texts=[document], languages=[spoken], keys=[""])
         test = Record("q", text, "en", "g", {"d": grade})
         return Dataset(documents, {"test": [test], "train": [Record("t", other, "en", "h", {"d": 1.0})]},
-                       unlabelled=[], search_within=False, sha256="")  # fmt: skip
+                       unlabelled=[], search_within=within, sha256="")  # fmt: skip
 
-    same = _set_sha256(dataset(), "test")
-    assert same == _set_sha256(dataset(other="y"), "test")  # what was trained on is another matter
-    changed = (dataset(text="dog"), dataset(document="a dog"), dataset(grade=2.0))
-    assert len({same, *(_set_sha256(found, "test") for found in changed)}) == 4
+    def named(found: Dataset, labels: dict[str, float] | None = None) -> str:
+        judged = with_labels(found.splits["test"], {"q": labels or {}}, {"d": 0, "d1": 1, "d2": 2})
+        return _set_sha256(found, judged)
+
+    same = named(dataset())
+    assert same == named(dataset(other="y"))  # what was trained on is another matter
+    assert same == named(dataset(spoken="de")), "that all documents are searched is all that counts"
+    changed = (dataset(text="dog"), dataset(document="a dog"), dataset(grade=2.0), dataset(within=True),
+               dataset(within=True, spoken="de"))  # fmt: skip
+    labelled = [named(dataset(), labels) for labels in ({"d1": 0.0}, {"d1": 1.0}, {"d1": 2.0}, {"d2": 1.0})]
+    assert len({same, *map(named, changed), *labelled}) == 10, "labels judge, too"

@@ -18,6 +18,7 @@ from harness.cli import app
 from harness.encoders.folder import open_encoder
 from harness.evaluation.per_query import PerQuery
 from harness.pipeline.compute import operations
+from harness.pipeline.context import Run
 from harness.pipeline.controller import run_recipe
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.labels import kept_labels, label_sources
@@ -25,6 +26,7 @@ from harness.pipeline.needs import needs
 from harness.pipeline.pool import label_run, pool_run
 from harness.pipeline.sizes import counts_of, models_of
 from harness.pipeline.trec import write_trec
+from harness.pipeline.work_ann import _sampled
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError, StaleArtefactError
 from harness.runtime.process import file_sha256, read_json
@@ -216,6 +218,22 @@ def test_labels_raise_what_is_judged_and_nothing_is_encoded(
     RunFolder(out).labels.unlink()
     assert run_recipe(recipe, out)[1] == ["evaluate", "report"]
     assert _quality(out) == before and "labels" not in read_json(out / "results.json")
+
+
+def test_labels_name_other_data_and_judge_everywhere(copy: tuple[Recipe, Path], tmp_path: Path) -> None:
+    """What is compared says that it was judged otherwise; the ANN tax and the bias look at the same judgments."""
+    recipe, out = copy
+    before = read_json(out / "results.json")["sets"]
+    _label_some(out, tmp_path, grade=1)
+    run = Run(recipe, RunFolder(out), {})
+    unlabelled = {record.id: record.positives for record in run.dataset.splits["test"]}
+    name, sampled = _sampled(run, 10_000)
+    assert name == "test" and any(record.positives.keys() > unlabelled[record.id].keys() for record in sampled)
+    assert set(label_sources(RunFolder(out))) == {"evaluate", "bench.ann"}, "both steps judge anew"
+    run_recipe(recipe, out)
+    after = read_json(out / "results.json")["sets"]
+    assert after["test"]["sha256"] != before["test"]["sha256"]
+    assert after["report"]["sha256"] == before["report"]["sha256"], "no label judges it"
 
 
 def _never(*_: Any) -> Any:

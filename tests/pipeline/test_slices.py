@@ -16,8 +16,9 @@ from harness.pipeline.check import check_recipe
 from harness.pipeline.context import Run
 from harness.pipeline.controller import run_recipe
 from harness.pipeline.folder import RunFolder
+from harness.pipeline.pool import label_run, pool_run
 from harness.pipeline.update import update_documents
-from harness.pipeline.work_slices import slice_queries
+from harness.pipeline.work_slices import _bias, slice_queries
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError
 from harness.runtime.process import read_json
@@ -50,6 +51,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     recipe = write_recipe(root, tree(root))
     run_recipe(load_recipe(recipe), root / "out")
     return recipe, root / "out"
+
+
+def test_bias_is_told_by_the_judgments_that_labels_add(
+    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("harness.pipeline.work_slices.bias", lambda *arguments: given.append(arguments[2]))
+    root = Path(shutil.copytree(run[1], tmp_path / "out"))
+    path = pool_run(root, tmp_path / "pool.jsonl").path
+    lines = list(read_lines(path))
+    write_jsonl(path, [{**line, "grade": 1} for line in lines])
+    label_run(root, path)
+    told = Run(load_recipe(run[0]), RunFolder(root), {})
+    _bias(told, "test", ["teacher", "student-aligned"])
+    (records,) = given
+    more = sum(len(record.positives) for record in records)
+    assert more == len(lines) + sum(len(record.positives) for record in told.dataset.splits["test"])
 
 
 def copied(run: tuple[Path, Path], root: Path) -> tuple[Recipe, Path]:
