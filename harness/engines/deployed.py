@@ -199,6 +199,8 @@ def refuse_unusable(folder: Path) -> None:
         raise InputError(Problem("no such model folder", where=str(folder),
                                  got="a file" if folder.exists() else "nothing", allowed="the folder of a model",
                                  next="name export/student of a run"))  # fmt: skip
+    if near := _near(folder):
+        raise InputError(near)
     problems = []
     adapters = [name for name in ("adapter_config.json", "adapter_model.safetensors") if (folder / name).exists()]
     if adapters:
@@ -211,6 +213,28 @@ def refuse_unusable(folder: Path) -> None:
                                 next="save the tokenizer again with transformers"))  # fmt: skip
     if problems:
         raise InputError(problems)
+
+
+def is_around_student(folder: Path) -> bool:
+    """Whether it is a folder around the student, or beside it, rather than the student's."""
+    return _near(folder) is not None
+
+
+def _near(folder: Path) -> Problem | None:
+    """What is wrong with a folder of a run that holds the student, or a pair of it."""
+    if (folder / "tokenizer.json").is_file():
+        return None
+    around = {"the folder of a run": folder / "export" / "student", "the export folder": folder / "student",
+              "a pair": folder.parent / "student"}  # fmt: skip
+    names = {"the folder of a run": "recipe.resolved.yaml", "the export folder": "student/modules.json",
+             "a pair": "router_config.json"}  # fmt: skip
+    for what, student in around.items():
+        if (folder / names[what]).is_file():
+            there = (student / "modules.json").is_file()
+            return Problem(f"this is {what}, not the student", where=str(folder), got=names[what],
+                           allowed="the folder of the student: export/student of a run",
+                           next=f"name {student}" if there else "harness export RECIPE makes it")  # fmt: skip
+    return None
 
 
 def _edited(path: Path) -> Problem:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.encoders.chain import backbone_files, read_chain
-from harness.engines.deployed import check_folder, refuse_unusable, seal
+from harness.engines.deployed import check_folder, is_around_student, refuse_unusable, seal
 from harness.runtime.errors import InputError, Problem, gather_problems
 from harness.runtime.process import atomic_folder, file_sha256, read_json, write_json
 
@@ -45,7 +45,7 @@ def refuse_unservable(folder: Path) -> None:
         InputError: no folder, an adapter that is not merged, no fast tokenizer, pickled weights, or a chain of modules
             that is not supported; all of it at once, but for an adapter, which lacks its base's files.
     """
-    if not folder.is_dir() or (folder / "adapter_config.json").exists():
+    if not folder.is_dir() or (folder / "adapter_config.json").exists() or is_around_student(folder):
         refuse_unusable(folder)
     gather_problems(lambda: refuse_unusable(folder), lambda: backbone_files(folder), lambda: read_chain(folder))
 
@@ -65,6 +65,15 @@ def check_student(folder: Path) -> dict[str, Any]:
     if not isinstance(told, dict) or not isinstance(told.get("files"), dict):
         raise InputError(Problem("not an exported folder: it does not say what its files were", where=str(folder),
                                  got="harness.json without files", allowed="export/student of a run",
-                                 next="export it with this version"))  # fmt: skip
+                                 next=_next(folder)))  # fmt: skip
     check_folder(folder)
     return told
+
+
+def _next(folder: Path) -> str:
+    """What to name instead of a model that a run trained."""
+    for run in folder.resolve().parents[:3]:
+        if (run / "recipe.resolved.yaml").is_file():
+            student = run / "export" / "student"
+            return f"name {student}" if student.is_dir() else "harness export RECIPE makes it"
+    return "export it with this version"

@@ -63,12 +63,13 @@ def verify(folder: Path, index: Path, queries: Path | None = None) -> list[Verif
     from harness.encoders.folder import open_encoder
     from harness.engines.deployed import ONNX, check_onnx, onnx_precisions, read_parity
     from harness.export.parity import bounds_of, measure_parity
+    from harness.export.student import check_student
     from harness.vectors.space import Space, require_same_space
 
     told: dict[str, Any] = {}
     has_onnx = (folder / ONNX).is_dir()
     gather_problems(
-        lambda: told.update(folder=_check_student(folder)),
+        lambda: told.update(folder=check_student(folder)),
         lambda: check_onnx(folder, onnx_precisions(folder)) if has_onnx else None,
         lambda: told.update(parity=read_parity(folder) if has_onnx else None),
         lambda: told.update(asked=asked_of(index, queries)),
@@ -129,17 +130,6 @@ def _bounds(folder: Path, parity: Mapping[str, Any], precision: str) -> ParitySe
                                  next="export the folder again")) from None  # fmt: skip
 
 
-def _check_student(folder: Path) -> dict[str, Any]:
-    """``export.student.check_student``; of the folder around it, which one is meant."""
-    from harness.export.student import check_student
-
-    if (folder / "student" / "modules.json").is_file():
-        raise InputError(Problem("this is the export folder, not the student", where=str(folder), got="student/",
-                                 allowed="the folder of the student, or of the pair",
-                                 next=f"name {folder / 'student'}"))  # fmt: skip
-    return check_student(folder)
-
-
 # ------------------------------------------------------------------------------------------ what is asked, and where
 
 
@@ -166,6 +156,14 @@ def asked_of(index: Path, queries: Path | None) -> Asked:
             Problem("no index here", where=f"--index {index}", got="neither recipe.resolved.yaml nor manifest.json",
                     allowed="the folder of a run, a store of vectors (vectors/documents), or an index that was handed "
                     "over (export/index)", next="name one of these")
+        )  # fmt: skip
+    told = read_json(index / "manifest.json")
+    if isinstance(told, dict) and "parts" in told and "kind" in told:
+        root = index.resolve().parent
+        raise InputError(
+            Problem("the search index of a run, which does not hold its vectors' rows", where=f"--index {index}",
+                    got="index/ of a run", allowed="the folder of a run, its vectors/documents, or its export/index",
+                    next=f"name {root}" if (root / RECIPE).is_file() else "name one of these")
         )  # fmt: skip
     if queries is None:
         raise InputError(Problem("these vectors come without queries", where=f"--index {index}", got="no --queries",
@@ -252,7 +250,11 @@ def read_queries(path: Path) -> list[Record]:
     """
     from harness.export.parity import some_of_each
 
-    find_files(str(path), "--queries")
+    try:
+        find_files(str(path), "--queries")
+    except InputError as error:
+        got = "a folder" if path.is_dir() else "nothing"
+        raise InputError([replace(problem, got=got, next="correct the name") for problem in error.problems]) from None
     reading = Reading(PREVIEW_LINES)
     pairs = read_unlabelled(DataSettings(source="emoji", unlabelled=[Texts(path=str(path))]), reading)
     problems = [replace(problem, next="correct the file") for problem in reading.problems()]

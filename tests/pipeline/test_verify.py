@@ -13,6 +13,7 @@ from builders.tiny_run import tiniest_tree, write_recipe
 from builders.vectors import unit_vectors
 from typer.testing import CliRunner
 
+import harness
 from harness.cli import app
 from harness.encoders.folder import open_encoder
 from harness.engines.deployed import check_onnx, seal, write_parity
@@ -198,7 +199,12 @@ def test_all_that_is_wrong_is_told_at_once(folder: Path, done: Path) -> None:
 def test_no_index_and_no_exported_folder(folder: Path, done: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no index here"):
         verify(folder, tmp_path)
-    with pytest.raises(InputError, match="not an exported folder"):
+    with pytest.raises(InputError, match="the search index of a run") as caught:
+        verify(folder, done / "index")
+    assert caught.value.problems[0].next == f"name {done}"
+    with pytest.raises(InputError, match="not an exported folder(.|\n)*next: name .*export/student"):
+        verify(done / "teacher", done)
+    with pytest.raises(InputError, match="not an exported folder(.|\n)*next: name .*export/student"):
         verify(done / "student" / "refined", done)
     export_student(done / "student" / "refined", tmp_path / "again")
     assert verify(tmp_path / "again", done)[0].passed
@@ -223,6 +229,13 @@ def test_onnx_files_of_another_student_are_refused_where_the_weights_were_left_o
 def test_folders_near_the_student_are_told_apart(done: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this is the export folder(.|\n)*export/student"):
         verify(done / "export", done)
+    for near, what in ((done, "the folder of a run"), (done / "export", "the export folder"),
+                       (done / "export" / "pair", "a pair")):  # fmt: skip
+        with pytest.raises(InputError, match=f"this is {what}, not the student(.|\n)*name .*export/student") as caught:
+            harness.load(near)
+        assert len(caught.value.problems) == 1
+    with pytest.raises(InputError, match="this is the folder of a run, not the student"):
+        verify(done, done)
     (tmp_path / "pair").mkdir()
     (tmp_path / "pair" / "router_config.json").write_text("{}")
     with pytest.raises(InputError, match="no such file(.|\n)*export it again"):
@@ -263,6 +276,11 @@ def test_an_edited_pair_and_one_of_other_towers_are_refused(pair: Path, done: Pa
     with pytest.raises(StaleArtefactError, match="query_0_Transformer/model.safetensors: not the file"):
         verify(pair, done)
     path.write_bytes(content)
+    adapter = pair / "query_0_Transformer" / "adapter_config.json"
+    adapter.write_text("{}")
+    with pytest.raises(StaleArtefactError, match=f"{adapter}: a file that was not exported(.|\n)*got(.|\n)*next"):
+        verify(pair, done)
+    adapter.unlink()
     told = read_json(pair / "harness.json")
     told.pop("sealed")
     (pair / "harness.json").write_text(json.dumps(seal({**told, "towers": {**told["towers"], "student": "another"}})))
@@ -295,6 +313,7 @@ def test_queries_that_can_not_be_used_are_named(name: str, content: str | None, 
         read_queries(tmp_path / name)
     assert "data.on_error" not in str(caught.value) and "data.unlabelled" not in str(caught.value)
     assert content is not None or "--queries: " in str(caught.value)
+    assert all(problem.got and problem.next for problem in caught.value.problems)
 
 
 def test_queries_with_languages(tmp_path: Path) -> None:
