@@ -39,7 +39,7 @@ def bar_rows(results: Tree, bars: Bars, headline: str | None, samples: Samples |
         results: of ``build_results``, as far as they are built.
         headline: the set that bars are about; samples: of that set.
     """
-    student = last_student(results["quality"], headline)
+    student = last_student(results["quality"], headline, results["reference"])
     rows = [
         *(_teacher_bar(results, metric, bar, headline, samples, confidence) for metric, bar in bars.teacher.items()),
         *(_recovery_bar(results, metric, bar, (student, headline), samples, confidence)
@@ -55,10 +55,15 @@ def bar_rows(results: Tree, bars: Bars, headline: str | None, samples: Samples |
     return rows
 
 
-def last_student(evaluated: Mapping[str, Mapping[str, Any]], set_name: str | None) -> str:
-    """The student that a run ends with, of those that were evaluated on a set."""
-    found = [system for system in STUDENTS if set_name in evaluated.get(system, {})]
-    return found[-1] if found else STUDENTS[-1]
+def last_student(evaluated: Mapping[str, Mapping[str, Any]], set_name: str | None, reference: str) -> str:
+    """The student that a run ends with, of those that were evaluated on a set: bars and claims are about it."""
+    return candidate(evaluated, set_name, reference) or STUDENTS[-1]
+
+
+def candidate(evaluated: Mapping[str, Mapping[str, Any]], set_name: str | None, reference: str) -> str | None:
+    """``last_student``; None where none was evaluated. What is made of it (int8, approximate search) is none."""
+    found = [system for system in STUDENTS if system != reference and set_name in evaluated.get(system, {})]
+    return found[-1] if found else None
 
 
 def at(tree: Any, *path: str | None) -> Any:

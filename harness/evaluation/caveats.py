@@ -22,8 +22,17 @@ def caveats(results: Tree, headline: str | None, warn_teacher_gain: float) -> li
     """
     if headline is None:
         return ["nothing was evaluated"]
-    return [*_about_sets(results, headline), *_about_teacher(results, headline, warn_teacher_gain),
-            *_about_languages(results, headline), *filter(None, [at(results, "noise", "warning")])]  # fmt: skip
+    return [*_about_exported(results), *_about_sets(results, headline),
+            *_about_teacher(results, headline, warn_teacher_gain), *_about_languages(results, headline),
+            *filter(None, [at(results, "noise", "warning")])]  # fmt: skip
+
+
+def _about_exported(results: Tree) -> list[str]:
+    deployed, told = results["exported"], results["candidate"]
+    if None in (deployed, told) or deployed == told:
+        return []
+    return [f"{deployed} is what is deployed, and bars and claims are about {told}: set export.system to {told}, or "
+            f"evaluate no student after {deployed}"]  # fmt: skip
 
 
 def _about_sets(results: Tree, headline: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.evaluation.bars import STAGES, bar_rows, last_student
+from harness.evaluation.bars import STAGES, bar_rows, candidate, last_student
 from harness.evaluation.caveats import caveats
 from harness.evaluation.ledger import ledger
 from harness.evaluation.per_query import PerQuery
@@ -51,7 +51,9 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
     slices: Mapping[str, Mapping[str, Sequence[str]]],
     exported: str | None = None,
 ) -> Tree:
-    """Build the dict of results.json (schema 1 of the design, and "name", "bars", "training", "warnings").
+    """Build the dict of results.json (schema 1 of the design, and what came later).
+
+    "candidate": the student that bars and claims are about, on the headline set; "exported": the argument.
 
     Args:
         evaluations: system -> set -> what it answered; a system may lack a set.
@@ -75,11 +77,14 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
     """
     by_set = _by_set(evaluations)
     samples = _samples(by_set, resamples, seed)
+    headline = headline_set(list(by_set))
     results: Tree = {
         "schema": 1,
         "name": name,
         "provenance": provenance,
         "reference": reference,
+        "candidate": candidate(evaluations, headline, reference),
+        "exported": exported,
         "sets": {key: {**sets.get(key, {}), "selected_on": key == "select"} for key in by_set},
         "systems": dict(systems),
         "quality": _each(evaluations, quality),
@@ -92,11 +97,11 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         "ledger": [
             row for key, systems in by_set.items()
             for row in ledger(systems, samples[key], set_name=key, metrics=TESTED_METRICS, slices=slices.get(key, {}),
-                              exported=exported or last_student(evaluations, key), confidence=confidence, seed=seed)
+                              exported=exported or last_student(evaluations, key, reference),
+                              confidence=confidence, seed=seed)
         ],
         "training": _with_gain(training),
     }  # fmt: skip
-    headline = headline_set(list(by_set))
     results["bars"] = bar_rows(results, report.bars, headline, samples.get(headline or ""), confidence)
     results["warnings"] = caveats(results, headline, report.warn_teacher_gain)
     return dict(_plain(results))
@@ -205,8 +210,8 @@ def _claims(samples: Mapping[str, Samples], reference: str, margin: float | None
         return []
     found = []
     for set_name, sample in samples.items():
-        student = last_student(dict.fromkeys(sample.sum_SLM, {set_name: True}), set_name)
-        if not {student, reference} <= set(sample.sum_SLM) or student == reference:
+        student = last_student(dict.fromkeys(sample.sum_SLM, {set_name: True}), set_name, reference)
+        if not {student, reference} <= set(sample.sum_SLM):
             continue
         for metric in TESTED_METRICS:
             if metric in sample.metrics:

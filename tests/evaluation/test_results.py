@@ -11,6 +11,7 @@ import pytest
 from builders.evaluations import per_query
 
 from harness.evaluation.per_query import PerQuery
+from harness.evaluation.report.view import View
 from harness.evaluation.results import build_results, headline_set, last_quarter_gain
 from harness.metrics import METRICS
 from harness.recipe import Bars, ReportSettings
@@ -68,8 +69,9 @@ def bars(found: Mapping[str, Any]) -> dict[str, Any]:
 def test_the_contract() -> None:
     found = results()
     assert list(found) == [
-        "schema", "name", "provenance", "reference", "sets", "systems", "quality", "recovery", "agreement", "latency",
-        "throughput", "conditions", "slices", "tests", "ann", "ledger", "training", "bars", "warnings",
+        "schema", "name", "provenance", "reference", "candidate", "exported", "sets", "systems", "quality", "recovery",
+        "agreement", "latency", "throughput", "conditions", "slices", "tests", "ann", "ledger", "training",
+        "bars", "warnings",
     ]  # fmt: skip
     assert found["schema"] == 1 and found["reference"] == "teacher"
     assert found["sets"]["select"]["selected_on"] is True and found["sets"]["test"]["selected_on"] is False
@@ -230,6 +232,32 @@ def test_the_last_student_meets_the_bars() -> None:
     del given["student-refined"]
     recovered = bars(results(given))["recovery of P@1"]
     assert "student-aligned" in recovered["what"] and recovered["value"] == pytest.approx(50 / 60)
+
+
+def test_bars_claims_and_the_page_are_about_one_candidate() -> None:
+    """What is made of the student is not in question, though it comes last."""
+    given = evaluations(student_int8=49, student_ann=48)
+    del given["student-refined"]
+    found = results(given, exported="student-aligned")
+    assert found["candidate"] == View(found).candidate == "student-aligned" and View(found).claims
+    assert "by student-aligned" in bars(found)["recovery of P@1"]["what"]
+    assert found["warnings"] == []
+    steps = {row["step"]: row["systems"][1] for row in found["ledger"]}
+    assert steps["quantise"] == steps["approximate index"] == "student-aligned"
+    old = {key: value for key, value in results().items() if key != "candidate"}
+    assert View(old).candidate == "student-refined"
+    nobody = results({"teacher": evaluations()["teacher"]}, exported="student-refined")
+    assert nobody["candidate"] is None and not any("deployed" in told for told in nobody["warnings"])
+    turned = results(reference="student-refined")
+    assert turned["candidate"] == View(turned).candidate == "student-aligned"
+
+
+def test_another_system_exported_than_the_candidate_is_warned_of() -> None:
+    found = results(evaluations(student_int8=49), exported="student-aligned")
+    assert found["candidate"] == "student-refined"
+    assert any(told.startswith("student-aligned is what is deployed") for told in found["warnings"])
+    assert {row["systems"][1] for row in found["ledger"] if row["step"] == "quantise"} == {"student-aligned"}
+    assert results(exported="student-refined")["warnings"] == []
 
 
 def test_the_headline_is_test_then_report_then_select() -> None:

@@ -161,6 +161,9 @@ def ledger(view: View) -> Grid | None:
     note = (
         "Paired differences, after less before. A question mark: the interval holds 0, so the step is undecided there."
     )
+    branches = list(dict.fromkeys(clean(row.get("step")) for row in rows if row.get("branch")))
+    if branches:
+        note += f" {listed(branches)}: each beside the exported student, no step of the chain and no part of its sum."
     return grid(title, ["scope", *map(clean, steps)], found, note)
 
 
@@ -169,9 +172,6 @@ def has_ledger(view: View) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ slices, leakage
-    branches = list(dict.fromkeys(clean(row.get("step")) for row in rows if row.get("branch")))
-    if branches:
-        note += f" {listed(branches)}: each beside the exported student, no step of the chain and no part of its sum."
 
 
 def slices(view: View) -> Grid | None:

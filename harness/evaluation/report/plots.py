@@ -122,9 +122,9 @@ def ledger(view: View, width: int) -> str | None:
     found = ledger_rows(view)
     if not found:
         return None
-    wide = width > ABREAST
     steps, branches = ([row for row in found if bool(row.get("branch")) is told] for told in (False, True))
     rows = steps + branches
+    wide = width > ABREAST
     left, right = (178.0, 232.0) if wide else (104.0, 64.0)
     levels = [float(row[key]) for row in rows for key in ("before", "after")]
     spans = [float(row["before"]) + bound for row in rows for key in ("low", "high")
@@ -208,7 +208,8 @@ def timed_points(view: View) -> list[Point]:
     points = []
     for system, engine in view.timed:
         # What an int8 engine answers was evaluated as a system of its own, where it was.
-        measured = "student-int8" if system == view.candidate and engine.endswith("int8") else system
+        exported = view.results.get("exported") or view.candidate
+        measured = "student-int8" if system == exported and engine.endswith("int8") else system
         measured = measured if measured in view.systems else system
         p50, quality = (
             view.latency(system, engine, f"{view.path_key}p50_ms"),

@@ -151,7 +151,13 @@ class View:
 
     @cached_property
     def candidate(self) -> str:
-        """The system in question: the refined student, or the furthest one there is."""
+        """The system in question: the one that bars and claims are about.
+
+        In a file that does not name it, the refined student, or the furthest one there is.
+        """
+        told = self.results.get("candidate")
+        if told in self.systems:
+            return str(told)
         others = [name for name in self.systems if name != self.reference]
         if "student-refined" in others:
             return "student-refined"
