@@ -216,9 +216,16 @@ def _impossible_export(recipe: Recipe) -> list[tuple[str, str, str]]:
     if export and export.triton and not export.onnx:
         found.append(("export.triton", "a Triton model repository holds ONNX files, and export.onnx names none",
                       "set export.onnx: [fp32], or export.triton: false"))  # fmt: skip
-    if export and export.parity.min_cosine > export.parity.mean_cosine:
-        found.append(("export.parity.min_cosine", "a mean below the least is not possible",
-                      "set it to at most export.parity.mean_cosine"))  # fmt: skip
+    if export and (parity := export.parity).min_cosine > parity.mean_cosine:
+        least, mean = parity.min_cosine, parity.mean_cosine
+        told = {name: "" if name in parity.model_fields_set else ", the default"
+                for name in ("min_cosine", "mean_cosine")}  # fmt: skip
+        what = (f"a mean below the least is not possible: mean_cosine is {mean:g}{told['mean_cosine']}, "
+                f"min_cosine {least:g}{told['min_cosine']}")  # fmt: skip
+        found.append(("export.parity.mean_cosine", what, f"set it to at least {least:g}, or min_cosine to at most "
+                      f"{mean:g}, too") if told["min_cosine"] else
+                     ("export.parity.min_cosine", what, f"set it to at most {mean:g}, or mean_cosine to at least "
+                      f"{least:g}"))  # fmt: skip
     files = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int8": "int8", "onnx-int8-static": "int8-static"}
     made = export.onnx if export else []
     for engine in recipe.bench.engines if recipe.bench else []:

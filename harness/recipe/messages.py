@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from harness.recipe.section import Section
 from harness.recipe.settings import Recipe
@@ -35,6 +35,20 @@ def _fields_at(key: Key) -> list[str]:
         if model is None:
             return []
     return sorted(model.model_fields)
+
+
+def _choices_at(key: Key) -> list[str]:
+    """What the list at ``key`` may hold, where that is a choice of names; none for every other key."""
+    model: Any = Recipe
+    for part in key[:-1]:
+        field = model.model_fields.get(part)
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+        if model is None:
+            return []
+    field = model.model_fields.get(key[-1])
+    element = next(iter(get_args(field.annotation)), None) if field and get_origin(field.annotation) is list else None
+    return [str(name) for name in get_args(element)] if get_origin(element) is Literal else []
 
 
 def _place(details: Any, tree: Any) -> tuple[Key, Key | None]:
@@ -87,6 +101,9 @@ def _problem(key: Key, details: Any, where: str) -> Problem:
         hint = "write the number without quotes"
     elif kind == "string_type" and isinstance(given, bool | int | float):
         hint = "put it in quotes"
+    elif kind == "list_type" and (names := _choices_at(key)):
+        allowed = f"a list of {', '.join(names)}"
+        hint = f"write [{given if given in names else names[0]}], for example, or [] for none"
     elif kind == "literal_error":
         near = difflib.get_close_matches(str(given), re.findall(r"'([^']*)'", details["ctx"]["expected"]), 1)
         hint = f"did you mean {near[0]!r}?" if near else ""
