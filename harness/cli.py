@@ -312,15 +312,20 @@ def pool(
     labels: Annotated[
         Path | None, typer.Option("--labels", metavar="FILE", help="Read a pool back whose grades are filled in.")
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="With --labels: correct earlier labels that have other grades.")
+    ] = False,
 ) -> None:
     """Write what was found and nobody has judged, for raters or a relevance model; or read their labels back."""
     from harness.pipeline.pool import label_run, pool_run
 
     if labels is not None:
-        count, empty = label_run(root, labels)
-        typer.echo(f"{count:,} new labels; {empty:,} pairs have no grade yet.")
+        count, empty = label_run(root, labels, replacing=replace)
+        typer.echo(f"{count:,} new{' or corrected' if replace else ''} labels; {empty:,} pairs have no grade yet.")
         typer.echo(f"`harness run {root / 'recipe.resolved.yaml'}` judges what was found anew, and encodes nothing.")
         return
+    if replace:
+        raise InputError(Problem("no labels to correct earlier ones by", where="--replace", next="add --labels FILE"))
     written = pool_run(root, output or root / "pool.jsonl", depth=depth, set_name=on, blind=blind, seed=seed)
     typer.echo(f"{written.path}: {written.pairs:,} pairs of {written.queries:,} queries of {written.set_name}, found "
                f"by {', '.join(written.systems)} and not judged.")  # fmt: skip

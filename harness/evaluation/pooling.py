@@ -31,6 +31,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _FORMULA = re.compile(r"[=+\-@＝＋－＠']")  # what a spreadsheet computes, and the apostrophe that prevents it
 _BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # some readers end a line there
 _GRADE = re.compile(r"[0-9]{1,6}")
+HIGHEST = 10  # grade of raters, unless the data's own go higher: more is a slip, and outweighs everything in nDCG
 
 
 Labels = dict[str, dict[str, float]]  # query id -> document id -> grade
@@ -116,19 +117,38 @@ class Known:
     earlier: Labels
     languages: Mapping[str, str] = field(default_factory=dict)
 
-    def grade(self, query: str, document: str) -> float | None:
-        """The grade that a pair has already; None where it has none."""
+    def by_data(self, query: str, document: str) -> float | None:
+        """The grade that the data itself gives a pair; None where it gives none."""
         record = self.queries[query]
-        by_data = {**dict.fromkeys(record.negatives, 0.0), **record.positives}
-        return by_data.get(document, self.earlier.get(query, {}).get(document))
+        return {**dict.fromkeys(record.negatives, 0.0), **record.positives}.get(document)
+
+    def labelled(self, query: str, document: str) -> float | None:
+        """The grade of an earlier label; None where there is none."""
+        return self.earlier.get(query, {}).get(document)
+
+    @property
+    def highest(self) -> float:
+        """The highest grade that a label may have: ``HIGHEST``, or what the data's own grades reach."""
+        return max([HIGHEST, *(grade for record in self.queries.values() for grade in record.positives.values())])
 
 
-def read_labels(path: Path, known: Known) -> tuple[Labels, int]:
+_BY_DATA = "the pair has another grade already, in the data"
+_EARLIER = "the pair has another grade already, from an earlier file of labels"
+_NEXT = {
+    _BY_DATA: "correct the file: the data's own grades stay",
+    _EARLIER: "correct the file, or correct the earlier labels by it: --replace",
+}
+
+
+def read_labels(path: Path, known: Known, *, replacing: bool = False) -> tuple[Labels, int]:
     """The grades of a filled-in pool that are new, and how many pairs of it have no grade yet.
+
+    Args:
+        replacing: a grade other than that of an earlier label counts as new; the data's own grades stay.
 
     Raises:
         InputError: everything that is wrong: unknown ids, pairs that stand twice, other grades than before, grades that
-            are no whole numbers from 0, files of another kind, no grade at all.
+            are no whole numbers from 0 to ``Known.highest``, files of another kind, no grade at all.
     """
     if path.suffix not in SUFFIXES:
         raise InputError(Problem("not a file of labels", where=str(path), allowed=" or ".join(SUFFIXES),
@@ -137,30 +157,45 @@ def read_labels(path: Path, known: Known) -> tuple[Labels, int]:
     rows = reading.objects(path) if path.suffix == ".jsonl" else _tsv(path, reading)
     seen: dict[tuple[str, str], float] = {}
     labels: Labels = {}
-    empty = 0
+    empty, highest = 0, known.highest
     for number, row in rows:
         try:
-            pair, grade = _pair(row, known), _grade(row.get(GRADE))
+            pair, grade = _pair(row, known), _grade(row.get(GRADE), highest)
             if grade is None:
                 empty += 1
                 continue
             if pair in seen:
                 raise BadLine("the pair is labelled twice" + (", differently" if seen[pair] != grade else ""), pair)
             seen[pair] = grade
-            before = known.grade(*pair)
-            if before is None:
+            if _is_new(pair, grade, known, replacing):
                 labels.setdefault(pair[0], {})[pair[1]] = grade
-            elif before != grade:
-                raise BadLine("the pair has another grade already", f"{pair}: {grade:g}, and before {before:g}")
         except BadLine as problem:
             reading.bad(path, number, problem)
-    problems = [replace(problem, next="correct the file") for problem in reading.problems()]
+    problems = [_told(problem, highest) for problem in reading.problems()]
     if not problems and not seen:
         problems.append(Problem("no pair has a grade", where=str(path), got=f"{empty} pairs without one",
                                 next=f"fill in {GRADE}, and give the file again"))  # fmt: skip
     if problems:
         raise InputError(problems)
     return labels, empty
+
+
+def _is_new(pair: tuple[str, str], grade: float, known: Known, replacing: bool) -> bool:
+    """Whether the label says what was not known. Raises ``BadLine`` where it says otherwise than what is to stay."""
+    for kind, before in ((_BY_DATA, known.by_data(*pair)), (_EARLIER, known.labelled(*pair))):
+        if before is not None and before != grade and not (replacing and kind == _EARLIER):
+            raise BadLine(kind, f"{pair}: {grade:g}, and before {before:g}")
+        if before is not None:
+            return before != grade
+    return True
+
+
+def _told(problem: Problem, highest: float) -> Problem:
+    """With what to do about it, and what grades there may be."""
+    kind = problem.what.rpartition(" (")[0]
+    grades = f"whole numbers from 0 to {highest:g}, or nothing: not rated yet"
+    allowed = grades if kind.startswith("the grade is") else ""
+    return replace(problem, allowed=allowed, next=_NEXT.get(kind, "correct the file"))
 
 
 def _tsv(path: Path, reading: Reading) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -194,7 +229,7 @@ def _pair(row: Mapping[str, Any], known: Known) -> tuple[str, str]:
     return query, document
 
 
-def _grade(value: Any) -> float | None:
+def _grade(value: Any, highest: float) -> float | None:
     """The grade; None where the pair is not rated yet."""
     text = "" if value is None else value.strip() if isinstance(value, str) else str(value)
     text = text.removesuffix(".0")  # a spreadsheet's or a table's whole number
@@ -202,6 +237,8 @@ def _grade(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not _GRADE.fullmatch(text):
         raise BadLine("the grade is no whole number from 0", value)
+    if float(text) > highest:
+        raise BadLine(f"the grade is above {highest:g}, the highest that there may be", value)
     return float(text)
 
 

@@ -57,8 +57,10 @@ def kept_labels(folder: RunFolder) -> Kept:
     return Kept(told["labels"], told["files"])
 
 
-def add_labels(run: Run, path: Path) -> tuple[int, int]:
+def add_labels(run: Run, path: Path, *, replacing: bool = False) -> tuple[int, int]:
     """Read a filled-in pool into the run; how many labels were new, and how many pairs have no grade yet.
+
+    ``replacing``: earlier labels of other grades are corrected, and count as new.
 
     Raises:
         InputError: everything that is wrong with the file; the run is left as it was.
@@ -68,7 +70,7 @@ def add_labels(run: Run, path: Path) -> tuple[int, int]:
     evaluated = {record.id: queries[record.id] for name in evaluated_names(run) for record in run.dataset.splits[name]}
     documents = run.dataset.documents
     languages = dict(zip(documents.ids, documents.languages, strict=True)) if run.dataset.search_within else {}
-    new, empty = read_labels(path, Known(evaluated, documents.row, kept.labels, languages))
+    new, empty = read_labels(path, Known(evaluated, documents.row, kept.labels, languages), replacing=replacing)
     count = sum(map(len, new.values()))
     if count:
         labels = {query: {**kept.labels.get(query, {}), **new.get(query, {})} for query in [*kept.labels, *new]}

@@ -95,12 +95,14 @@ def _refuse_others(run: Run, answers: dict[str, PerQuery]) -> None:
                                  got=", ".join(old) or "none", next="harness evaluate RECIPE, then pool"))  # fmt: skip
 
 
-def label_run(root: Path, path: Path) -> tuple[int, int]:
+def label_run(root: Path, path: Path, *, replacing: bool = False) -> tuple[int, int]:
     """Read a filled-in pool into a run; how many labels were new, and how many pairs of it have no grade yet.
+
+    ``replacing``: earlier labels of other grades are corrected, and count as new.
 
     Raises:
         InputError: everything that is wrong with the file; another run works in the folder.
     """
     run = open_run(root)
     with alone_in(root):
-        return add_labels(run, path)
+        return add_labels(run, path, replacing=replacing)

@@ -168,7 +168,8 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     told = _problems(path)
     for text in (
         "the pair is labelled twice (1 line)", "labelled twice, differently (1 line)", "no such query among those",
-        "no such document", "the grade is no whole number from 0 (5 lines)", "another grade already (1 line)",
+        "no such document", "the grade is no whole number from 0 (5 lines)",
+            "another grade already, in the data (1 line)",
         "not JSON", "line 4", "q1', 'd6'): 1, and before 2",
     ):  # fmt: skip
         assert text in told, text
@@ -198,6 +199,30 @@ def test_labels_are_held_against_those_of_before(tmp_path: Path) -> None:
     earlier = Known(KNOWN.queries, KNOWN.documents, {"q1": {"d0": 1.0}})
     assert read_labels(path, earlier) == ({"q1": {"-d1": 0.0}}, 0), "what agrees with what is known is no news"
     assert "another grade already" in _problems(path, Known(KNOWN.queries, KNOWN.documents, {"q1": {"d0": 0.0}}))
+
+
+def test_a_later_file_corrects_labels_but_not_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "labels.tsv"
+    path.write_text("query_id\tdocument_id\tgrade\nq1\td0\t1\nq1\t-d1\t0\n")
+    earlier = Known(KNOWN.queries, KNOWN.documents, {"q1": {"d0": 0.0, "-d1": 0.0}})
+    assert "--replace" in _problems(path, earlier)
+    assert read_labels(path, earlier, replacing=True) == ({"q1": {"d0": 1.0}}, 0)
+    path.write_text("query_id\tdocument_id\tgrade\nq1\td6\t1\n")
+    told = _problems(path, earlier)
+    assert "in the data" in told and "--replace" not in told
+    with pytest.raises(InputError, match="in the data"):
+        read_labels(path, earlier, replacing=True)
+
+
+def test_a_grade_above_all_that_there_are_is_a_slip(tmp_path: Path) -> None:
+    path = tmp_path / "labels.tsv"
+    path.write_text("query_id\tdocument_id\tgrade\nq1\td0\t999999\nq2\td0\t10\n")
+    told = _problems(path)
+    for part in (":2: the grade is above 10", "(1 line)", "got: line 2 999999", "allowed: whole numbers from 0 to 10",
+                 "next: correct the file"):  # fmt: skip
+        assert part in told
+    far = Record("q3", "text", "bb", "g3", {"d6": 999_999.0})
+    assert read_labels(path, Known({**KNOWN.queries, "q3": far}, KNOWN.documents, {}))[0]["q1"] == {"d0": 999_999.0}
 
 
 def test_a_document_that_the_query_never_meets_is_refused(tmp_path: Path) -> None:

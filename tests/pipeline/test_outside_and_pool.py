@@ -269,6 +269,10 @@ def test_two_files_add_up_and_contradictions_are_refused(copy: tuple[Recipe, Pat
     with pytest.raises(InputError, match="another grade already"):
         label_run(out, path)
     assert kept_labels(RunFolder(out)) == first, "a refused file leaves nothing"
+    shown = CliRunner().invoke(app, ["pool", str(out), "--labels", str(path), "--replace"])
+    assert shown.exit_code == 0 and "1 new or corrected labels" in shown.output, shown.output
+    corrected = kept_labels(RunFolder(out))
+    assert corrected.labels[lines[0]["query_id"]][lines[0]["document_id"]] == 1 and corrected.sha256 != first.sha256
     more = pool_run(out, tmp_path / "more.jsonl")
     rest = read_jsonl(more.path)
     assert not {(line["query_id"], line["document_id"]) for line in rest} & {
@@ -277,7 +281,7 @@ def test_two_files_add_up_and_contradictions_are_refused(copy: tuple[Recipe, Pat
     rest[0]["grade"] = 2
     more.path.write_text("".join(json.dumps(line) + "\n" for line in rest))
     assert label_run(out, more.path) == (1, len(rest) - 1)
-    assert [file["name"] for file in kept_labels(RunFolder(out)).files] == ["some.jsonl", "more.jsonl"]
+    assert [file["name"] for file in kept_labels(RunFolder(out)).files] == ["some.jsonl", "some.jsonl", "more.jsonl"]
 
 
 def test_edited_labels_are_refused_by_name(copy: tuple[Recipe, Path], tmp_path: Path) -> None:
