@@ -11,6 +11,7 @@ from harness.data.reading import (
     BadLine,
     LanguageColumn,
     Reading,
+    check_group,
     check_id,
     check_label,
     check_language,
@@ -98,7 +99,7 @@ def _read_documents(
             text = require_text(f"{title}\n{body}" if title and body else title or body)
             language = check_language(value.get("lang"))
             key = check_label(value.get(key_field), key_field) if key_field else ""
-            group = check_label(value.get(group_field), group_field)
+            group = check_group(value, group_field)
         except BadLine as problem:
             reading.bad(path, line, problem)
             told.add(str(value.get("_id")))
@@ -125,7 +126,7 @@ def _read_queries(path: Path, settings: DataSettings, reading: Reading, told: se
             id_ = _new_id(value.get("_id"), seen)
             text = require_text(value.get("text"))
             language = check_language(value.get("lang"))
-            group = check_label(value.get(group_field), group_field)
+            group = check_group(value, group_field)
             weight = check_number(value.get("weight"), "weight", lowest=0.0)
             context = check_text(value.get(context_field), context_field) if context_field else ""
         except BadLine as problem:

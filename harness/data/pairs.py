@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 from harness.data.hub import hub_rows
 from harness.data.reading import (
+    PARALLEL,
     BadLine,
     LanguageColumn,
     Reading,
+    check_group,
     check_label,
     check_language,
     check_number,
@@ -48,7 +50,7 @@ def read_pairs(settings: DataSettings, reading: Reading) -> Source:
         InputError: a file can't be found or read; the data set can't be reached.
     """
     columns = column_names(settings)
-    wanted = [name for name in columns.values() if name]
+    wanted = [*filter(None, columns.values()), PARALLEL]
     collector = _Collector(per_language=settings.search_within == "lang")
     if settings.source == "huggingface":
         parts: list[tuple[str, str, Rows]] = [("train", *hub_rows(settings, columns, reading))]
@@ -106,7 +108,7 @@ def _pair(value: dict[str, Any], columns: dict[str, str]) -> _Pair:
         _texts(value, columns["negatives"], listed=columns["negatives"] == Columns().negatives),
         check_number(value.get(columns["score"]), columns["score"]),
         check_number(value.get(columns["weight"]), columns["weight"], lowest=0.0),
-        check_label(value.get(columns["group"]), columns["group"]),
+        check_group(value, columns["group"]),
         check_label(value.get(columns["key"]), columns["key"]) if columns["key"] else "",
         check_text(value.get(columns["context"]), columns["context"]) if columns["context"] else "",
     )

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from harness.runtime.errors import InputError, Problem
 NAMED_PLACES = 5  # of each kind of bad line in a file
 PREVIEW_LINES = 1_000_000  # a file, where a preview is enough
 MAX_LINE_BYTES = 4 * 2**20  # a longer line is no text to search for or with: a file without line breaks, or garbage
+PARALLEL = "parallel_id"  # names what stands in several languages: a group, where there is no other
 _JSONL = (".jsonl", ".json")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -288,6 +289,12 @@ def check_language(value: Any, name: str = "lang") -> str:
 def check_label(value: Any, name: str) -> str:
     """A group or key: a string or a whole number, ``""`` for none."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else check_text(value, name)
+
+
+def check_group(value: Mapping[str, Any], field: str) -> str:
+    """The group of a line, ``""`` for none: its ``field`` or, where that is ``group`` and blank, ``parallel_id``."""
+    group = check_label(value.get(field), field)
+    return group if group or field != "group" else check_label(value.get(PARALLEL), PARALLEL)
 
 
 def check_number(value: Any, name: str, *, lowest: float = -math.inf) -> float:

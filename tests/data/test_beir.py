@@ -56,6 +56,17 @@ def test_columns_and_judgments(tmp_path: Path) -> None:
     assert reading.bad_count == 0 and reading.complete
 
 
+def test_a_parallel_id_is_the_group_where_there_is_no_other(tmp_path: Path) -> None:
+    documents = [{"_id": "d1", "text": "a", "parallel_id": 7}, {"_id": "d2", "text": "b", "group": "own"}]
+    queries = [{"_id": "q1", "text": "a", "parallel_id": "p"}, {"_id": "q2", "text": "b", "group": "g",
+               "parallel_id": "p"}, {"_id": "q3", "text": "c", "product": "x", "parallel_id": "p"}]  # fmt: skip
+    write_beir(tmp_path, documents, queries, train=[("q1", "d1", 1), ("q2", "d1", 1)], dev=[("q3", "d2", 1)])
+    source, _ = _read(tmp_path)
+    assert source.queries.groups == [("p",), ("g",), ("p",)] and source.document_groups == ["7", "own"]
+    source, _ = _read(tmp_path, group="product")
+    assert source.queries.groups == [(), (), ("x",)], "a field that is named is the only one"
+
+
 def test_fields_for_group_and_equivalence(tmp_path: Path) -> None:
     documents = [{"_id": "d1", "text": "a", "kind": "k", "product": 7}, {"_id": "d2", "text": "b", "product": None}]
     write_beir(tmp_path, documents, [{"_id": "q1", "text": "x", "product": " p "}], dev=[("q1", "d1", 1)])

@@ -121,6 +121,14 @@ def test_dev_path_columns_and_key(tmp_path: Path) -> None:
     assert _read(str(train), columns=columns, group="key")[0].queries.groups == [("k",), ()]
 
 
+def test_a_table_s_parallel_id_is_read(tmp_path: Path) -> None:
+    lines = [{"query": "a", "positive": "b", "parallel_id": 5}, {"query": "c", "positive": "d", "parallel_id": None}]
+    pq.write_table(pa.Table.from_pylist(lines), tmp_path / "pairs.parquet")
+    assert _read(str(tmp_path / "pairs.parquet"))[0].queries.groups == [("5",), ()]
+    other = Columns(group="cluster")
+    assert _read(str(tmp_path / "pairs.parquet"), columns=other)[0].queries.groups == [(), ()]
+
+
 def test_bad_lines(tmp_path: Path) -> None:
     good = {"query": "q", "positive": "p"}
     path = write_jsonl(tmp_path / "train.jsonl", [

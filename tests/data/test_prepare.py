@@ -103,6 +103,17 @@ _OWN = [{"_id": f"q{n}", "text": f"query {n}", "lang": "en"} for n in range(8)]
 _DOCUMENTS = [{"_id": f"d{n}", "text": f"document {n}", "lang": "en", "maker": f"m{n // 2}"} for n in range(8)]
 
 
+def test_queries_of_one_parallel_id_stay_in_one_split(tmp_path: Path) -> None:
+    """The same question in three languages, each with a document of its own."""
+    lines = [{"query": f"{language} asks {n}", "positive": f"{language} answers {n}", "lang": language,
+              "parallel_id": n} for n in range(40) for language in LANGUAGES]  # fmt: skip
+    write_jsonl(tmp_path / "pairs.jsonl", lines)
+    dataset, _ = _prepare(tmp_path / "pairs.jsonl", source="pairs", hold_out=0.4)
+    parts = [_groups(dataset, name) for name in ("train", "select", "report")]
+    assert all(parts) and sum(map(len, parts)) == 40, "every group is in one split"
+    assert all(len(dataset.splits[name]) == 3 * len(part) for name, part in zip(dataset.splits, parts, strict=False))
+
+
 def test_default_groups_join_queries_that_share_a_positive(tmp_path: Path) -> None:
     dev = [("q0", "d0", 1), ("q1", "d0", 1), ("q1", "d1", 1), ("q2", "d1", 1), ("q3", "d3", 1), ("q3", "d0", 0)]
     write_beir(tmp_path / "s", _DOCUMENTS, _OWN, dev=dev)
