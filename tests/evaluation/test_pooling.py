@@ -169,7 +169,7 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     for text in (
         "the pair is labelled twice (1 line)", "labelled twice, differently (1 line)", "no such query among those",
         "no such document", "the grade is no whole number from 0 (5 lines)",
-            "another grade already, in the data (1 line)",
+        "another grade already, in the data (1 line)",
         "not JSON", "line 4", "q1', 'd6'): 1, and before 2",
     ):  # fmt: skip
         assert text in told, text
