@@ -14,6 +14,7 @@ from harness.evaluation.caveats import caveats
 from harness.evaluation.ledger import ledger
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.statistics import (
+    METHOD,
     Samples,
     agreement,
     loses_less_than,
@@ -53,7 +54,8 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
 ) -> Tree:
     """Build the dict of results.json (schema 1 of the design, and what came later).
 
-    "candidate": the student that bars and claims are about, on the headline set; "exported": the argument.
+    "candidate": the student that bars and claims are about, on the headline set; "exported": the argument;
+    "statistics": {"confidence", "resamples", "seed", "method"} of all intervals here.
 
     Args:
         evaluations: system -> set -> what it answered; a system may lack a set.
@@ -85,6 +87,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         "reference": reference,
         "candidate": candidate(evaluations, headline, reference),
         "exported": exported,
+        "statistics": {"confidence": confidence, "resamples": resamples, "seed": seed, "method": METHOD},
         "sets": {key: {**sets.get(key, {}), "selected_on": key == "select"} for key in by_set},
         "systems": dict(systems),
         "quality": _each(evaluations, quality),

@@ -69,10 +69,13 @@ def bars(found: Mapping[str, Any]) -> dict[str, Any]:
 def test_the_contract() -> None:
     found = results()
     assert list(found) == [
-        "schema", "name", "provenance", "reference", "candidate", "exported", "sets", "systems", "quality", "recovery",
-        "agreement", "latency", "throughput", "conditions", "slices", "tests", "ann", "ledger", "training",
-        "bars", "warnings",
+        "schema", "name", "provenance", "reference", "candidate", "exported", "statistics", "sets", "systems",
+        "quality", "recovery", "agreement", "latency", "throughput", "conditions", "slices", "tests", "ann", "ledger",
+        "training", "bars", "warnings",
     ]  # fmt: skip
+    told = found["statistics"]
+    assert (told["confidence"], told["resamples"], told["seed"]) == (0.95, 200, 7)
+    assert "one more group" in told["method"] and "wider than plain" in told["method"]
     assert found["schema"] == 1 and found["reference"] == "teacher"
     assert found["sets"]["select"]["selected_on"] is True and found["sets"]["test"]["selected_on"] is False
     assert found["sets"]["test"]["documents"] == 3963

@@ -220,6 +220,20 @@ def test_a_small_difference_is_undecided() -> None:
     assert result["low"] < 0 < result["high"]
 
 
+def test_no_bound_says_what_no_metric_in_0_to_1_can_be() -> None:
+    """Two groups in which the student finds all: one more would be found as well, and no more than that."""
+    names, groups = ["de"] * 4, [0, 0, 1, 1]
+    all_found, half = per_query(names, groups, [1.0] * 4), per_query(names, groups, [1.0, 0.0] * 2)
+    kept = recovery(all_found, half, resamples=500)["macro"]["P@1"]
+    assert kept["low"] >= 0 and kept["value"] == kept["high"] == 2
+    for a, b in ((all_found, per_query(names, groups, [0.0] * 4)), (half, all_found), (all_found, half)):
+        for first, second in ((a, b), (b, a)):
+            told = paired_difference(first, second, "P@1", resamples=500)
+            assert -1 <= told["low"] <= told["difference"] <= told["high"] <= 1
+    nothing = paired_difference(per_query(names, groups, [0.0] * 4), all_found, "P@1", resamples=500)
+    assert nothing["low"] == nothing["difference"] == -1 < nothing["high"]
+
+
 def test_one_group_decides_nothing() -> None:
     result = paired_difference(per_query(["de"], [0], [1]), per_query(["de"], [0], [0]), "P@1")
     assert result == {"difference": 1.0, "low": None, "high": None, "verdict": "undecided"}

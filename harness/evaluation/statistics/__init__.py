@@ -35,7 +35,14 @@ from harness.evaluation.statistics.comparisons import (
     recovery_bound,
     recovery_of,
 )
-from harness.evaluation.statistics.intervals import FEW_GROUPS, Estimate, holm, lower_bound, simultaneous_lower
+from harness.evaluation.statistics.intervals import (
+    FEW_GROUPS,
+    METHOD,
+    Estimate,
+    holm,
+    lower_bound,
+    simultaneous_lower,
+)
 from harness.evaluation.statistics.means import RESERVED, agreement, quality, refuse_reserved
 from harness.evaluation.statistics.noninferiority import ALL_LANGUAGES, loses_less_than
 from harness.evaluation.statistics.samples import Samples, require_same_queries, resample
@@ -44,6 +51,7 @@ __all__ = [
     "ALL_LANGUAGES",
     "Estimate",
     "FEW_GROUPS",
+    "METHOD",
     "RESERVED",
     "Samples",
     "agreement",

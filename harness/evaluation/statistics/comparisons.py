@@ -26,17 +26,21 @@ _ROUNDING = 1e-9  # a bound this close to zero is zero: sums of equal numbers in
 
 
 def ratios(samples: Samples, student: str, reference: str, metric: str) -> tuple[Floats, Floats]:
-    """(low_SP, high_SP): student over reference with one more group against it, and for it (``intervals``)."""
+    """(low_SP, high_SP): student over reference with one more group against it, and for it (``intervals``).
+
+    Metrics lie in [0, 1]: no draw's student finds more than everything, whatever one more group adds to it. So each
+    draw's ratio is at most 1 over what its reference found, and ``high`` at most that of a poor draw of the reference.
+    """
     student_SP, reference_SP = (samples.all_means(system, metric) for system in (student, reference))
     more_SP = samples.more_SP * samples.one_group(metric, student, reference)
-    return divide(student_SP, reference_SP + more_SP), divide(student_SP + more_SP, reference_SP)
+    return divide(student_SP, reference_SP + more_SP), divide(np.minimum(student_SP + more_SP, 1), reference_SP)
 
 
 def differences(samples: Samples, a: str, b: str, metric: str) -> tuple[Floats, Floats]:
-    """(low_SP, high_SP): a less b with one more group against it, and for it."""
+    """(low_SP, high_SP): a less b with one more group against it, and for it; in [-1, 1], as metrics are in [0, 1]."""
     difference_SP = samples.all_means(a, metric) - samples.all_means(b, metric)
     more_SP = samples.more_SP * samples.one_group(metric, a, b)
-    return difference_SP - more_SP, difference_SP + more_SP
+    return np.maximum(difference_SP - more_SP, -1), np.minimum(difference_SP + more_SP, 1)
 
 
 # -------------------------------------------------------------------------------------------------------- recovery

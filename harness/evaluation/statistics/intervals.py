@@ -12,6 +12,10 @@ always right and the student lost nothing, the lower bound is that of Clopper an
 many groups the added group vanishes. (Gaffke, Mathematical Methods of Statistics 2005, bounds a mean of bounded numbers
 with exponential weights for all and the worst possible number added; here the data keeps the ordinary bootstrap's
 weights.) ``benchmarks/intervals.py`` measures how often the bounds hold.
+
+That costs power. On 470 uneven groups of real queries the intervals held the truth in 1.000 of all draws, where plain
+percentile intervals did in 0.933 to 0.975, and they were 1.5 to 3.4 times as wide: what is small and real stays
+undecided more often. ``METHOD`` says so beside the numbers.
 """
 
 from __future__ import annotations
@@ -26,6 +30,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Estimate = dict[str, Any]  # {"value", "low", "high"}; None where it can't be told
 
+METHOD = (
+    "percentile bounds of a paired bootstrap over groups of queries that allow for one more group that speaks against "
+    "them, so that they are wider than plain percentile intervals, and hold more often than asked where groups are "
+    "uneven"
+)
 FEW_GROUPS = 30  # behind fewer groups nothing is claimed: neither reached, nor shown, nor gained or lost
 
 
