@@ -15,7 +15,7 @@ RESAMPLES = 2_000
 
 def paired_between(
     evaluation: Path, other: Path, metric: str, told: tuple[float | None, float | None]
-) -> dict[str, Any] | None:
+) -> dict[str, Any] | str:
     """How much better ``evaluation`` answered than ``other``, query by query, as the macro difference of a metric.
 
     Args:
@@ -23,15 +23,22 @@ def paired_between(
         told: the macro means that the runs' results tell of both.
 
     Returns:
-        ``{"difference", "low", "high", "verdict"}``; None where a folder is missing or damaged, answered other queries
-        than the other, or is not what its run's results were made from.
+        ``{"difference", "low", "high", "verdict"}``; in words why there is none, where a folder is missing or damaged,
+        answered other queries than the other, or is not what its run's results were made from.
     """
-    try:
-        pair = [PerQuery.load(folder, hits=False) for folder in (evaluation, other)]
-        for found, mean in zip(pair, told, strict=True):
+    pair = []
+    for folder, mean in zip((evaluation, other), told, strict=True):
+        if not folder.exists():
+            return f"{folder} is not there"
+        try:
+            found = PerQuery.load(folder, hits=False)
             stored = quality(found)["macro"].get(metric)
-            if mean is None or stored is None or not math.isclose(stored, mean, abs_tol=1e-9):
-                return None
+        except (InputError, OSError):
+            return f"{folder} is damaged"
+        if mean is None or stored is None or not math.isclose(stored, mean, abs_tol=1e-9):
+            return f"{folder} is not what its run's results were made from"
+        pair.append(found)
+    try:
         return paired_difference(pair[0], pair[1], metric, resamples=RESAMPLES)
-    except (InputError, OSError):
-        return None
+    except InputError:
+        return f"{evaluation} and {other} answered different queries"

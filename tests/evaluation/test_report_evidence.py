@@ -191,14 +191,17 @@ def test_text_of_the_new_parts_cannot_become_markup(nasty: str) -> None:
 def test_bars_take_the_status_that_they_are_told() -> None:
     results = rich_results()
     view = View(results)
-    assert [bar.status for bar in view.bars] == ["reached", "reached", "undecided", "reached"]
+    assert [bar.status for bar in view.bars] == ["undecided", "reached", "reached", "reached"]
     assert view.verdict.word == "Undecided"
     shown = first_screen(view)
-    assert "Undecided: recovery of P@1 in the worst language on test, at least 0.95." in shown
+    assert "1 of 4 bars undecided: worst language P@1; none missed." in shown
     assert f"Undecided languages, too small to tell: {FEW} (1 of 8)." in shown
     results["bars"][3]["status"] = "missed"  # although "passed" still says True
-    assert View(results).verdict.word == "Not yet"
-    assert View(results).bars[3].at_most and not View(results).bars[0].at_most
+    view = View(results)
+    assert view.verdict.word == "Not yet"
+    assert view.verdict.sentence == "1 of 4 bars missed: latency ratio; 1 undecided: worst language P@1."
+    assert [bar.status for bar in view.bars] == ["missed", "undecided", "reached", "reached"]
+    assert view.bars[0].at_most and not view.bars[1].at_most
 
 
 def test_claims_name_what_is_shown_and_what_cannot_be_told() -> None:
@@ -284,7 +287,7 @@ def test_shares_stand_as_pairs() -> None:
     assert len(dots) == 8
     assert "27.2 % / 22.2 %" in words(picture)  # de: found more often than it is relevant
     (told,) = evidence.bias_note(view)
-    assert "English documents take +5.0 points more" in told and "(teacher +2.0)" in told
+    assert "English documents take +5.0 points more" in told and "(teacher +2.0; added" in told
 
 
 def test_disagreements_stand_side_by_side() -> None:
@@ -310,4 +313,11 @@ def test_leakage_tells_what_is_kept_on_unseen_queries() -> None:
     results = rich_results()
     results["slices"][SYSTEM][SET]["seen"]["no"]["recovery"]["P@1"] = {"value": 0.5, "low": 0.4, "high": 0.6}
     (told,) = evidence.leakage_note(View(results))
-    assert "6.4 % of the queries of test (411 of 6,415)" in told and "keeps 0.500 [0.400, 0.600] of P@1" in told
+    for part in ("Of the 6,415 queries of test", "13 in the training queries", "402 in what the alignment read",
+                 "in any of them 411 (6.4 %)"):  # fmt: skip
+        assert part in told
+    assert "trained on" not in told.replace("logs that were trained on", "")
+    results["leakage"][SET]["seen"]["select"] = 2
+    (also,) = evidence.leakage_note(View(results))
+    assert "2 in select (chosen on, not trained on)" in also
+    assert "keeps 0.500 [0.400, 0.600] of P@1" in told

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.evaluation.report.tables import Grid, Row, duration, grid
+from harness.evaluation.report.tables import WORST, Grid, Row, duration, grid
 from harness.evaluation.report.values import (
     MISSING,
     Interval,
@@ -31,7 +31,8 @@ RESULTS = "results.json"
 APART = "‡"  # behind a number that can't be held against the first run's
 OVER = "p50 over the reference's"
 SHOWN = 5  # metrics of the systems in question
-Paired = Callable[[Path, Path, str, tuple[float | None, float | None]], Mapping[str, Any] | None]
+# The paired difference of two stored evaluations, or in words why there is none.
+Paired = Callable[[Path, Path, str, tuple[float | None, float | None]], Mapping[str, Any] | str]
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class Comparison:
 
     def __init__(self, runs: Sequence[Compared], paired: Paired | None = None) -> None:
         self.runs, self._paired = list(runs), paired
+        self._differences: dict[tuple[str, ...], Mapping[str, Any] | str] = {}
 
     @property
     def first(self) -> Compared:
@@ -196,7 +198,13 @@ class Comparison:
                 found.append(f"{APART} {run.name} is not comparable with {self.first.name} in {joined}: {reason}.")
             if not run.reasons("quality") and not (_data_hash(run.view) and _data_hash(self.first.view)):
                 found.append(f"{run.name}: its results do not tell which data they were made from; taken as the same.")
-        return found
+        return found + self._without_intervals()
+
+    def _without_intervals(self) -> list[str]:
+        """Why differences that are shown have no interval."""
+        self.quality(), self.systems()  # so that all of them are asked for
+        told = dict.fromkeys(why for why in self._differences.values() if isinstance(why, str))
+        return [f"A difference without an interval: {clean(why)}." for why in told]
 
     def overview(self) -> Grid | None:
         """What each run is, and its answer."""
@@ -240,7 +248,7 @@ class Comparison:
         rows = []
         for key, bar in asked.items():
             held = [next((own for own in run.view.bars if own.key == key), None) for run in self.runs]
-            rows.append(Row([bar.what, *(f"{STATUS_MARKS[b.status]} {b.value}" if b else MISSING for b in held)]))
+            rows.append(Row([_neutral(bar), *(f"{STATUS_MARKS[b.status]} {b.value}" if b else MISSING for b in held)]))
         return grid("Bars", ["bar", *self.names], rows)
 
     def quality(self) -> Grid | None:
@@ -274,19 +282,23 @@ class Comparison:
         if run.reasons("quality"):
             return f"{decimals(value)} {APART}"
         told = self._difference(run, system, beside, metric, (value, base))
-        if told is None:
+        if told is None or isinstance(told, str):
             return f"{decimals(value)} ({decimals(value - base, sign=True)})"
         doubt = " ?" if told.get("verdict") == "undecided" else ""
         return f"{decimals(value)} ({Interval.of(told, 'difference').text(sign=True)}{doubt})"
 
     def _difference(
         self, run: Compared, system: str, beside: str, metric: str, values: tuple[float, float]
-    ) -> Mapping[str, Any] | None:
-        """The paired difference to the first run, from what both stored of every query; None where they did not."""
+    ) -> Mapping[str, Any] | str | None:
+        """The paired difference to the first run, from what both stored of every query, or why there is none."""
         if self._paired is None or metric not in (self.lead, "nDCG@10"):
             return None
+        key = (str(run.folder), system, beside, metric)
+        if key in self._differences:
+            return self._differences[key]
         folders = [r.folder / "evaluations" / name / r.view.set for r, name in ((run, system), (self.first, beside))]
-        return self._paired(folders[0], folders[1], metric, values)
+        self._differences[key] = self._paired(folders[0], folders[1], metric, values)
+        return self._differences[key]
 
     def recovery(self) -> Grid | None:
         """What each candidate keeps of its reference, summaries and languages."""
@@ -301,7 +313,7 @@ class Comparison:
                     text += f" {APART}" if run.reasons("recovery") else f" ({decimals(found.value - base, sign=True)})"
                 cells.append(text)
             rows.append(Row([clean(scope) or "(none)", *cells], scope in ("macro", "worst")))
-        note = "In brackets: the difference of the estimates; their intervals are each run's own."
+        note = f"In brackets: the difference of the estimates; their intervals are each run's own. {WORST}"
         return grid(f"Recovery of {clean(self.lead)}", ["language", *self.names], rows, note)
 
     def cost(self) -> Grid | None:
@@ -324,10 +336,11 @@ class Comparison:
                 if any(cell != MISSING for cell in cells):
                     rows.append(Row([f"{clean(system)} · {clean(engine)}", what, *cells], what == OVER))
         path = "the whole path (tokenise, encode, search)" if whole else "the encoder"
+        origin = self.first.view.first_engine(self.first.view.reference)
         note = (
             f"p50 of {path} for one query. In brackets: how many times the first run's. Runs are timed one after the "
             "other, not in turns: what the machine did meanwhile is in the milliseconds, less so in the ratio to the "
-            "run's own reference."
+            f"run's own reference (in {clean(origin)})."
         )
         return grid("Latency and throughput", ["system", "", *self.names], rows, note, left=(0, 1))
 
@@ -347,6 +360,12 @@ class Comparison:
     def sentence(self) -> str:
         """What is compared, in a line."""
         return f"{listed(self.names)} on {clean(self.first.view.set)}; differences are to {self.first.name}."
+
+
+def _neutral(bar: Bar) -> str:
+    """What a bar asks for in words that name no run's own findings."""
+    asked = bar.numbers[2]
+    return bar.name + ("" if asked is None else f", {'at most' if bar.at_most else 'at least'} {asked:g}")
 
 
 def _over_reference(view: View, system: str, engine: str, key: str) -> float | None:

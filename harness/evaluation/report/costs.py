@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from harness.evaluation.report.curves import INDEX_NAMES, by_batch
 from harness.evaluation.report.tables import Grid, Row, grid
 from harness.evaluation.report.values import (
@@ -19,6 +21,10 @@ from harness.evaluation.report.values import (
 )
 from harness.evaluation.report.view import SYSTEMS, View
 
+PRICE = (
+    "Per million queries: encoding only, at the best batch, on a machine that is never idle; one by one: the same at "
+    "batch 1. Neither holds search, nor the hours in which nobody asks."
+)
 TOO_SMALL = "too small to tell"
 
 
@@ -99,6 +105,11 @@ def _megabytes(value: object) -> str:
     return MISSING if found is None else f"{found / 1e6:,.1f}"
 
 
+def _money(price: object, told: Mapping[str, object]) -> str:
+    found = number(price)
+    return MISSING if found is None else f"{found:.2f} {clean(told.get('currency') or '')}".strip()
+
+
 def batches(view: View) -> Grid | None:
     """Queries per second by batch size, why it stopped, peak memory and price."""
     curves = {(s, e): dict(by_batch(dig(view.results, "throughput", s, e, "by_batch"))) for s, e in view.timed}
@@ -106,12 +117,13 @@ def batches(view: View) -> Grid | None:
     rows = []
     for (system, engine), curve in curves.items():
         told = branch(view.results, "throughput", system, engine)
-        price = number(told.get("cost_per_million"))
-        money = MISSING if price is None else f"{price:.2f} {clean(told.get('currency') or '')}".strip()
+        money = (_money(told.get(key), told) for key in ("cost_per_million", "cost_per_million_batch_1"))
         rows.append(Row([clean(system), clean(engine), *(rate(curve.get(size)) for size in sizes),
-                         decimals(told.get("peak_memory_mb"), 0), money, clean(told.get("stopped") or MISSING)],
+                         decimals(told.get("peak_memory_mb"), 0), *money, clean(told.get("stopped") or MISSING)],
                         system == view.candidate))  # fmt: skip
-    header = ["system", "engine", *(f"batch {size:g}" for size in sizes), "peak MB", "per million queries", "stopped"]
+    header = ["system", "engine", *(f"batch {size:g}" for size in sizes), "peak MB", "per million queries",
+              "per million, one by one", "stopped"]  # fmt: skip
     if not any(curves.values()) and all(set(row.cells[2:]) <= {MISSING} for row in rows):
         return None
-    return grid("Queries per second by batch size", header, rows, left=(0, 1, len(header) - 1))
+    priced = any(row.cells[-3] != MISSING for row in rows)
+    return grid("Queries per second by batch size", header, rows, PRICE if priced else "", left=(0, 1, len(header) - 1))

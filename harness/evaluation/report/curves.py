@@ -167,7 +167,7 @@ def _lines(axes: Axes, lines: Sequence[Line], at: float | None = None, note: str
     y_marks, log_y = _marks([y for _, y in points] + ([] if at is None else [at]), axes.log_y)
     x = Scale(x_marks[0], x_marks[-1], left, width - right, log_x)
     y = Scale(y_marks[0], y_marks[-1], bottom, top, log_y)
-    parts = [label(0, 11, cut(axes.title, 40), "strong")]
+    parts = [label(0, 11, cut(axes.title, 18 if note else 40), "strong")]
     parts += [line(left, y(m), width - right, y(m), "grid") + label(left - 6, y(m), short(m), "tick", "end")
               for m in dict.fromkeys(y_marks)]  # fmt: skip
     parts += [label(x(m), bottom + 13, short(m), "tick", "middle") for m in dict.fromkeys(x_marks)]
@@ -177,7 +177,7 @@ def _lines(axes: Axes, lines: Sequence[Line], at: float | None = None, note: str
     if at is not None:
         parts.append(line(left, y(at), width - right, y(at), "bar"))
     if note:
-        parts.append(label(width - right, bottom - 12, note, "stamp", "end"))
+        parts.append(label(width - 2, 11, note, "stamp", "end"))  # beside the title, clear of marks and names
     beside = 0.0
     for one in lines:
         parts.append(path([(x(a), y(b)) for a, b in one.points], f"curve {one.kind}"))

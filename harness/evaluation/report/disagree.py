@@ -15,11 +15,16 @@ from harness.evaluation.report.view import View
 HITS, OPEN, LONGEST = 5, 4, 300  # hits shown of each side, queries that are not folded, characters of a text
 
 
+MARKS = {True: '<b class="yes" title="relevant">✓</b>', False: '<span class="no" title="not relevant">·</span>',
+         None: '<span class="no" title="not judged">?</span>'}  # fmt: skip
+LEGEND = "✓: relevant; ?: not judged."
+
+
 def _hits(hits: object) -> str:
     rows = []
     for hit in items(hits)[:HITS]:
         good = hit.get("relevant") is True
-        mark = '<b class="yes" title="relevant">✓</b>' if good else '<span class="no" title="not relevant">·</span>'
+        mark = MARKS[good if isinstance(hit.get("relevant"), bool) else None]
         text = cut(hit.get("text") or hit.get("id") or MISSING, LONGEST)
         kind = ' class="relevant"' if good else ""
         rows.append(f'<li{kind}>{mark}<span dir="auto">{escaped(text)}</span></li>')
@@ -49,16 +54,17 @@ def cards(view: View) -> str:
     more = (
         folded(f"{len(drawn) - OPEN} more", f'<div class="pairs">{"".join(drawn[OPEN:])}</div>') if drawn[OPEN:] else ""
     )
-    return f'<div class="pairs">{"".join(drawn[:OPEN])}</div>{more}' if drawn else ""
+    legend = f'<p class="note">{LEGEND}</p>'
+    return f'<div class="pairs">{"".join(drawn[:OPEN])}</div>{more}{legend}' if drawn else ""
 
 
 def _first(hits: object) -> str:
     found = items(hits)
     if not found:
         return MISSING
-    return ("✓ " if found[0].get("relevant") is True else "") + cut(
-        found[0].get("text") or found[0].get("id") or MISSING, 60
-    )
+    judged = found[0].get("relevant")
+    mark = "✓ " if judged is True else "" if judged is False else "? "
+    return mark + cut(found[0].get("text") or found[0].get("id") or MISSING, 60)
 
 
 def short_table(view: View) -> Grid | None:
@@ -76,4 +82,4 @@ def short_table(view: View) -> Grid | None:
         f"first of {clean(view.candidate)}",
         "score",
     ]
-    return grid("Where the two differ most", header, rows, "✓: relevant.", left=(0, 1, 2, 4))
+    return grid("Where the two differ most", header, rows, LEGEND, left=(0, 1, 2, 4))

@@ -26,6 +26,12 @@ from harness.evaluation.report.values import (
 )
 from harness.evaluation.report.view import METRICS, SYSTEMS, Status, View
 
+READ = {"train": "the training queries", "align": "what the alignment read", "streams": "the logs that were trained on",
+        "select": "select"}  # fmt: skip
+WORD_FOR_WORD = (
+    "Word for word, case and spaces aside; one query may occur in several. The alignment may read documents too. On "
+    "select nothing is trained: checkpoints are chosen on it."
+)
 CLAIMED: dict[str, Status] = {"shown": "reached", "not shown": "missed", "undecided": "undecided"}
 CLAIM_MARKS = {"shown": "✓ shown", "not shown": "✗ not shown", "undecided": "? undecided"}
 
@@ -121,19 +127,22 @@ def alike_tests(view: View) -> Grid | None:
     """The same for every metric, with the rank tests where the set is parallel."""
     rows = []
     for metric, told in branch(view.results, "alike", view.candidate, view.set).items():
-        p = [probability(dig(told, test, "p")) for test in ("permutation", "friedman", "kruskal")]
+        kinds = ("permutation_of_recovery", "permutation", "friedman", "kruskal")
+        p = [probability(dig(told, test, "p")) for test in kinds]
         spread = Interval.of(dig(told, "sd_recovery")).text()
         langs = dig(told, "languages")
         many = count(len(langs) if isinstance(langs, (list, tuple)) else langs)
         rows.append(Row([clean(metric), many, count(dig(told, "queries")), *p, spread,
                          clean(dig(told, "verdict") or MISSING)]))  # fmt: skip
-    header = ["metric", "languages", "queries", "permutation p", "Friedman p", "Kruskal-Wallis p",
-              "deviation of recovery", "verdict"]  # fmt: skip
+    header = ["metric", "languages", "queries", "p of the share kept", "p of what is lost", "Friedman p",
+              "Kruskal-Wallis p", "deviation of recovery", "verdict"]  # fmt: skip
     note = (
-        "Friedman: which language loses more often, within groups that hold every language. Kruskal-Wallis, where "
-        "these are too few: whether a group's mean difference tends to be larger in one language."
+        "The first two p are by permutation. The verdict rests on that of the share that is kept; where only that of "
+        "what is lost is small, it is: not alike in points. Friedman: which language loses more often, within groups "
+        "that hold every language. Kruskal-Wallis, where these are too few: whether a group's mean difference tends "
+        "to be larger in one language."
     )
-    return grid("Treated alike, by metric", header, rows, note, left=(0, 7))
+    return grid("Treated alike, by metric", header, rows, note, left=(0, 8))
 
 
 # ------------------------------------------------------------------------------------------------------- ledger
@@ -189,7 +198,7 @@ def slices(view: View) -> Grid | None:
 
 
 def leakage(view: View) -> Grid | None:
-    """How many queries of every set occur in what was trained on."""
+    """How many queries of every set occur in other texts that the run read, and in which."""
     where = list(dict.fromkeys(k for told in branch(view.results, "leakage").values() for k in branch(told, "seen")))
     where = [key for key in where if key != "any"]
     rows = []
@@ -197,8 +206,8 @@ def leakage(view: View) -> Grid | None:
         seen = branch(told, "seen")
         rows.append(Row([clean(name), count(dig(told, "queries")), *(count(seen.get(key)) for key in where),
                          count(seen.get("any")), percent(dig(told, "share"))], name == view.set))  # fmt: skip
-    header = ["set", "queries", *(f"in {clean(key)}" for key in where), "in any", "share"]
-    return grid("Leakage: evaluation queries that training has seen", header, rows)
+    header = ["set", "queries", *(f"in {READ.get(key, clean(key))}" for key in where), "in any", "share"]
+    return grid("Leakage: evaluation queries that occur in other texts of the run", header, rows, WORD_FOR_WORD)
 
 
 def leakage_note(view: View) -> list[str]:
@@ -213,9 +222,13 @@ def leakage_note(view: View) -> list[str]:
         if unseen.value is not None
         else ""
     )
-    any_seen, of = number(dig(told, "seen", "any")), number(told.get("queries"))
-    many = f" ({count(any_seen)} of {count(of)})" if any_seen is not None and of is not None else ""
-    return [f"{percent(share)} of the queries of {clean(view.set)}{many} occur in text that was trained on.{kept}"]
+    seen = {key: value for key, n in branch(told, "seen").items() if (value := number(n)) is not None}
+    together = seen.pop("any", None)
+    only_chosen = {"select": " (chosen on, not trained on)"}
+    places = [f"{count(value)} in {READ.get(key, clean(key))}{only_chosen.get(key, '')}" for key, value in seen.items()]
+    listing = f": {', '.join(places)}; in any of them {count(together)} ({percent(share)})" if places else ""
+    of = f"the {count(told.get('queries'))} queries of {clean(view.set)}"
+    return [f"Of {of}, so many occur word for word in other texts of the run{listing or ': ' + percent(share)}.{kept}"]
 
 
 # ------------------------------------------------------------------------------------------- languages and bias
@@ -264,7 +277,7 @@ def bias_note(view: View) -> list[str]:
         part = branch(told, key)
         lean, beside = number(part.get("inclination")), number(part.get("reference"))
         if lean is not None:
-            than = f" ({theirs} {100 * beside:+.1f})" if beside is not None else ""
+            than = f" ({theirs} {100 * beside:+.1f}{_added(part)})" if beside is not None else ""
             found.append(f"{words} take {100 * lean:+.1f} points more of the first hits than of the relevant{than}")
     variance = branch(told, "rank_variance")
     if number(variance.get("value")) is not None:
@@ -274,6 +287,15 @@ def bias_note(view: View) -> list[str]:
             f"the rank of a document varies by {variance['value']:.2f} over the languages that ask for it{than}"
         )
     return [f"{clean(view.candidate)}: {'; '.join(found)}."] if found else []
+
+
+def _added(part: Mapping[str, Any]) -> str:
+    """How many points a system adds to the reference's, with their interval."""
+    value, low, high = (number(dig(part, "added", key)) for key in ("value", "low", "high"))
+    if value is None:
+        return ""
+    bounds = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"; added {100 * value:+.1f}{bounds}"
 
 
 # ------------------------------------------------------------------------------------------------- outside sets

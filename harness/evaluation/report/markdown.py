@@ -76,14 +76,16 @@ def markdown(view: View) -> str:
         *evidence.leakage_note(view),
         *evidence.bias_note(view),
         *costs.effort_note(view),
+        *tables.labels_note(view),
     ]
     parts = [
         f"## {escaped(view.name)}",
-        f"**{question} {verdict.word}.** {verdict.sentence} "
+        f"**{question} {verdict.word}.** {escaped(verdict.sentence)} "
         f"Set: {escaped(view.set_label)}; reference: {escaped(view.reference)}.",
         "\n".join(f"- {escaped(note)}" for note in tables.verdict_notes(view)),
         "\n".join(f"> **Warning:** {escaped(text)}\n>" for text in view.warnings),
         _section(tables.bars(view)),
+        escaped(tables.confidence_note(view)),
         _section(tables.macro(view)),
         _section(tables.cost(view)),
         "\n".join(f"- {escaped(text)}" for text in told),

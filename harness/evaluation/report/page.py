@@ -27,7 +27,6 @@ def _tiles(view: View) -> str:
     ours, theirs = view.candidate, view.reference
     mean = view.recovery(ours, "macro", view.lead)
     worst = view.worst_language if len(view.languages) > 1 else None
-    least = view.recovery(ours, worst, view.lead) if worst is not None else None
     engine, origin = view.first_engine(ours), view.first_engine(theirs)
     key = f"{view.path_key}p50_ms"
     fast, slow = view.latency(ours, engine, key), view.latency(theirs, origin, key)
@@ -35,7 +34,7 @@ def _tiles(view: View) -> str:
     what = "One query, whole path, p50" if view.path_key else "One query, p50"
     tiles = [
         _tile(f"{view.lead} kept, mean over languages", decimals(mean.value), _bounds(view, mean.text())),
-        _tile(f"Lowest language: {worst}", decimals(least.value), _bounds(view, least.text())) if least else "",
+        _lowest(view, worst) if worst is not None else "",
         _tile(f"{view.lead}, mean over languages", decimals(view.quality(ours, "macro", view.lead)),
               f"{theirs} {decimals(view.quality(theirs, 'macro', view.lead))}"),
         _tile(what, MISSING if fast is None else f"{fast:.2f} ms",
@@ -43,6 +42,17 @@ def _tiles(view: View) -> str:
         _tile("Queries per second", rate(speed), f"{theirs} {rate(base)}" if base else ""),
     ]  # fmt: skip
     return f'<div class="tiles">{"".join(tiles)}</div>' if any(tiles) else ""
+
+
+def _lowest(view: View, worst: str) -> str:
+    """The lowest language that can be told, with the bound that holds for all of them at once."""
+    found, few = view.recovery(view.candidate, "worst", view.lead), view.undecided
+    value = view.recovery(view.candidate, worst, view.lead).value if found.value is None else found.value
+    if worst in few:  # none can be told
+        return _tile(f"Lowest language, undecided: {worst}", decimals(value), "too little data in every language")
+    bound = f"at least {decimals(found.low)}, all languages at once" if found.low is not None else "no bound"
+    name = "Lowest language that can be told" if few else "Lowest language"
+    return _tile(f"{name}: {worst}", decimals(value), bound + (f"; undecided: {listed(few, most=4)}" if few else ""))
 
 
 def _bounds(view: View, text: str) -> str:
@@ -82,6 +92,7 @@ def first_screen(view: View) -> str:
         + "</section>"
         + _bars(view)
         + _tiles(view)
+        + (f'<p class="note">{escaped(sure)}</p>' if (sure := tables.confidence_note(view)) else "")
         + (f'<div class="warning" id="warnings" role="note">{warnings}</div>' if warnings else "")
         + "</header>"
     )

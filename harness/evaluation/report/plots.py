@@ -38,7 +38,8 @@ def recovery(view: View, width: int) -> str | None:
     ordered = sorted(known, key=lambda pair: (pair[0] in view.small, -(pair[1].value or 0)))
     worst = f"worst ({view.worst_language})" if view.worst_language else "worst"
     names = {"macro": "macro", "worst": worst, "weighted": "weighted"}
-    dots = [Dot(name, view.recovery(view.candidate, scope, view.lead), "summary") for scope, name in names.items()]
+    dots = [Dot(name, view.recovery(view.candidate, scope, view.lead), "summary",
+                more="one-sided bounds" if scope == "worst" else "") for scope, name in names.items()]  # fmt: skip
     for lang, interval in ordered:
         queries = view.queries(lang)
         more = f"{count(queries)} queries" if queries is not None else ""

@@ -16,7 +16,8 @@ def _kept(view: View) -> str:
     few = "Hollow and broken: too little data to tell. " if view.small else ""
     caption = (
         f"Recovery of {view.lead}: {view.candidate} divided by {view.reference}, with paired bootstrap intervals. "
-        f"A hollow mark: the interval holds 1, so the two can't be told apart. {joint}{few}Diamonds: summaries. "
+        f"A hollow mark: the interval holds 1, so the two can't be told apart. {joint}{few}Diamonds: summaries; "
+        "the bounds of the lowest language are each one-sided. "
         "Dashed line: as good as the reference; dotted line: the bar."
     )
     told = [*evidence.claim_sentences(view), *evidence.small_note(view), *evidence.alike(view)]
@@ -65,9 +66,11 @@ def _languages(view: View) -> str:
 
 def _paid(view: View) -> str:
     of = "the whole path's latency (tokenise, encode, search)" if view.path_key else "the encoder's latency"
+    quality = "An engine has its system's quality"
+    quality += ", an int8 engine that of student-int8." if "student-int8" in view.systems else "."
     caption = (
         f"Macro {view.lead} against {of} for one query; up and to the left is better. A whisker runs from p50 to p99. "
-        "The line joins the systems that no other beats in both. An engine has its system's quality. "
+        f"The line joins the systems that no other beats in both. {quality} "
         "Systems that were not timed are left out."
     )
     effort = (
@@ -121,7 +124,7 @@ def _training(view: View) -> str:
 
 
 def _about(view: View) -> str:
-    return table(tables.systems(view)) + table(tables.sets(view))
+    return table(tables.systems(view)) + table(tables.sets(view)) + sentences(tables.labels_note(view))
 
 
 SECTIONS: tuple[tuple[str, str, str, Callable[[View], str]], ...] = (

@@ -14,12 +14,23 @@ from harness.evaluation.report.values import (
     decimals,
     described,
     dig,
+    items,
     listed,
     number,
     rate,
+    whole_percent,
 )
 from harness.evaluation.report.view import STATUS_MARKS, Status, View
 
+ALLOWS = (
+    "They allow for one more group of queries that speaks against them, so they are wider than plain percentile "
+    "intervals."
+)
+WORST = (
+    "worst: the lowest language that can be told; its two bounds are each one-sided and hold for all languages at "
+    "once."
+)
+SCOPES = {"macro": "the mean over languages", "all languages": "all languages at once"}
 AGREEMENT = ("overlap@10", "rbo@100", "cosine")
 
 
@@ -59,23 +70,58 @@ def selected_note(view: View) -> str:
 
 
 def verdict_notes(view: View) -> list[str]:
-    """What qualifies the verdict: undecided bars and gains, and a set that was selected on."""
-    notes = []
-    undecided = [bar.what for bar in view.bars if bar.status == "undecided"]
-    if undecided:
-        notes.append("Undecided: " + "; ".join(undecided) + ".")
+    """What qualifies the verdict: the claim, bars in doubt, undecided languages, and a set that was selected on."""
+    notes = claim_note(view)
     doubtful = [bar.what for bar in view.bars if bar.doubtful]
     if doubtful:
         notes.append("Reached, but the interval reaches below the bar: " + "; ".join(doubtful) + ".")
-    if view.small:
-        few = listed(view.small)
-        notes.append(f"Undecided languages, too small to tell: {few} ({len(view.small)} of {len(view.languages)}).")
+    if few := view.undecided:
+        notes.append(f"Undecided languages, too small to tell: {listed(few)} ({len(few)} of {len(view.languages)}).")
     below, ours, theirs = view.sides[-1], clean(view.candidate), clean(view.reference)
     if below and len(view.languages) > 1:
         notes.append(f"{ours} is clearly below {theirs} in {listed(below)} ({len(below)} of {len(view.languages)}).")
     if view.selected_on:
         notes.append(f"Measured on {clean(view.set)}, where checkpoints were chosen: read every number as optimistic.")
     return notes
+
+
+def claim_note(view: View) -> list[str]:
+    """Whether "loses less than x %" is shown of the metric in front, for the mean and for all languages at once."""
+    found: dict[str, list[str]] = {}
+    for test in view.claims:
+        scope = SCOPES.get(str(test.get("scope")))
+        if scope and test.get("metric") == view.lead:
+            found.setdefault(whole_percent(test.get("margin")), []).append(f"{clean(test.get('verdict'))} for {scope}")
+    head = f"{clean(view.candidate)} loses less than"
+    return [f"{head} {margin} of {clean(view.lead)}: {'; '.join(told)}." for margin, told in found.items()]
+
+
+def confidence_note(view: View) -> str:
+    """At which confidence and from how many resamples intervals are, and what they allow for."""
+    told = how_sure(view)
+    return f"Intervals: {told}. {ALLOWS}" if told else ""
+
+
+def how_sure(view: View) -> str:
+    """Confidence, resamples and method of the intervals, in a line."""
+    told = branch(view.results, "statistics")
+    confidence, resamples = (number(told.get(key)) for key in ("confidence", "resamples"))
+    parts = [f"{whole_percent(confidence)} confidence" if confidence is not None else "",
+             f"{count(resamples)} resamples" if resamples is not None else "", described(told.get("method"))]
+    return ", ".join(filter(None, parts))
+
+
+def labels_note(view: View) -> list[str]:
+    """How many labels that came after the data, from which files, judged this run."""
+    told = branch(view.results, "labels")
+    many = number(told.get("labels"))
+    if many is None:
+        return []
+    files = [f"{clean(file.get('name'))} ({count(file.get('labels'))})" for file in items(told.get("files"))]
+    used = [f"{clean(name)} {count(n)}" for name, n in branch(told, "used").items() if number(n)]
+    origin = f", read from {', '.join(files)}" if files else ""
+    where = f" They count for {listed(used)}." if used else " They count for no set that was evaluated."
+    return [f"Beside the data's own judgments, {count(many)} labels of raters judged this run{origin}.{where}"]
 
 
 def language_note(view: View) -> str:
@@ -138,10 +184,12 @@ def recovery(view: View, systems: Sequence[str] | None = None) -> Grid | None:
             overlap = decimals(view.agreement(view.candidate, "all" if scope == "micro" else scope))
             rows.append(Row([label, cells[0], overlap, *cells[1:]], scope in ("macro", "worst")))
     title = f"Recovery of {view.lead} against {clean(view.reference)} on {view.set_label}"
-    note = f"overlap@10: of {clean(view.candidate)} with {clean(view.reference)}. worst: the lowest language."
+    sure = how_sure(view)
+    note = f"overlap@10: of {clean(view.candidate)} with {clean(view.reference)}. {WORST}"
     names = [clean(name) for name in systems]
     header = ["language", *names[:1], "overlap@10", *names[1:]]
-    return grid(title, header, rows, " ".join(filter(None, [note, selected_note(view)])))
+    notes = filter(None, [note, sure and f"Intervals: {sure}.", selected_note(view)])
+    return grid(title, header, rows, " ".join(notes))
 
 
 def recovery_of_all_metrics(view: View, systems: Sequence[str] | None = None) -> Grid | None:
@@ -181,8 +229,9 @@ def training_note(view: View) -> str:
 def cost(view: View) -> Grid | None:
     """Latency at batch 1 and throughput of every timed system, and the ratio to the reference."""
     base = view.latency(view.reference, view.first_engine(view.reference), "p50_ms")
-    keys = {"p50_ms": "p50 ms", "p99_ms": "p99 ms", "p99_9_ms": "p99.9 ms", "tokenise_p50_ms": "tokeniser p50",
-            "search_p50_ms": "search p50", "whole_p50_ms": "whole p50", "whole_p99_ms": "whole p99"}  # fmt: skip
+    keys = {"p50_ms": "p50 ms", "p90_ms": "p90 ms", "p99_ms": "p99 ms", "p99_9_ms": "p99.9 ms",
+            "tokenise_p50_ms": "tokeniser p50", "search_p50_ms": "search p50", "whole_p50_ms": "whole p50",
+            "whole_p90_ms": "whole p90", "whole_p99_ms": "whole p99"}  # fmt: skip
     always = ("p50_ms", "p99_ms", "tokenise_p50_ms")
     keys = {key: name for key, name in keys.items()
             if key in always or any(view.latency(s, e, key) is not None for s, e in view.timed)}  # fmt: skip
@@ -196,7 +245,9 @@ def cost(view: View) -> Grid | None:
                         system == view.candidate))  # fmt: skip
     header = ["system", "engine", *keys.values(), "calls", "p50 ratio", "queries/s", "at batch"]
     path = " Whole: tokenise, encode and search." if "whole_p50_ms" in keys else ""
-    note = f"Latency: one query at a time, systems interleaved.{path}" + (
+    origin = clean(view.first_engine(view.reference))
+    ratio = f" p50 ratio: over {clean(view.reference)} in {origin}, whatever the engine." if base else ""
+    note = f"Latency: one query at a time, systems interleaved.{path}{ratio}" + (
         f" {view.conditions}." if view.conditions else ""
     )
     note = " ".join(filter(None, [note, noise_note(view)]))
@@ -238,17 +289,23 @@ def hand_over(view: View) -> Grid | None:
 
 
 def latency_by_language(view: View) -> Grid | None:
-    """p50 and p99 of every timed system: a row per language."""
+    """Calls, encoding and the whole path: a row per language and timed system."""
     found = {key for s, e in view.timed for key in branch(view.results, "latency", s, e)} - {"all"}
-    timed = [(s, e) for s, e in view.timed if dig(view.results, "latency", s, e)]
-    rows = []
+    names = {"calls": "calls", "p50_ms": "p50 ms", "p90_ms": "p90 ms", "p99_ms": "p99 ms", "whole_p50_ms": "whole p50",
+             "whole_p90_ms": "whole p90", "whole_p99_ms": "whole p99"}  # fmt: skip
+    rows, known = [], []
     for scope in [*sorted(found), "all"]:
-        pairs = ((decimals(view.latency(s, e, key, scope), 2)) for s, e in timed for key in ("p50_ms", "p99_ms"))
-        rows.append(Row([clean(scope), *pairs], scope == "all"))
-    engines = {engine for _, engine in timed}
-    names = [clean(s) + (f" ({clean(e)})" if len(engines) > 1 else "") for s, e in timed]
-    header = ["language", *(f"{name} {key}" for name in names for key in ("p50 ms", "p99 ms"))]
-    return grid("Latency per language", header, rows) if found else None
+        for system, engine in view.timed:
+            values = {key: view.latency(system, engine, key, scope) for key in names}
+            known += [key for key, value in values.items() if value is not None]
+            cells = {key: count(value) if key == "calls" else decimals(value, 2) for key, value in values.items()}
+            if any(value is not None for value in values.values()):
+                rows.append(([clean(scope), clean(system), clean(engine)], cells, scope == "all"))
+    keys = [key for key in names if key in known]
+    shown = [Row([*head, *(cells[key] for key in keys)], strong) for head, cells, strong in rows]
+    header = ["language", "system", "engine", *(names[key] for key in keys)]
+    note = "p50, p90, p99: encoding. Whole: tokenise, encode and search. Few calls: the tails are single calls."
+    return grid("Latency per language", header, shown, note, left=(0, 1, 2)) if found else None
 
 
 def systems(view: View) -> Grid | None:
@@ -285,6 +342,8 @@ def provenance(view: View) -> list[tuple[str, str]]:
     if isinstance(steps, dict):
         known = {clean(name): spent for name, value in steps.items() if (spent := number(value)) is not None}
         pairs.append(("steps", ", ".join(f"{name} {duration(spent)}" for name, spent in known.items())))
+    if sure := how_sure(view):
+        pairs.append(("intervals", sure))
     if seconds is not None:
         pairs.append(("run time", duration(seconds)))
     for stage, part in branch(view.results, "training").items():

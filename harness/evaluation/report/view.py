@@ -41,9 +41,9 @@ Status = Literal["reached", "missed", "undecided"]
 class Bar:
     """One thing the recipe asks for, and whether the run reached it; ``what`` ends with the number it asks for.
 
-    ``key``: the same in all runs that ask for it; ``numbers``: the value, its lower bound and the bar; ``at_most``:
-    whether less is better; ``doubtful``: reached, yet the interval reaches below the bar (only where the entry itself
-    does not tell a status).
+    ``name``: short; ``key``: the same in all runs that ask for it; ``numbers``: the value, its lower bound and the bar;
+    ``at_most``: whether less is better; ``doubtful``: reached, yet the interval reaches below the bar (only where
+    the entry itself does not tell a status).
     """
 
     what: str
@@ -54,6 +54,7 @@ class Bar:
     key: str = ""
     numbers: tuple[float | None, float | None, float | None] = (None, None, None)
     at_most: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def _bar(entry: Mapping[str, Any]) -> Bar:
     doubtful = told is None and passed is True and low is not None and bar is not None and low < bar
     at_most = asked.endswith("at most")
     key = f"{entry.get('name')} {bar}"
-    return Bar(what, decimals(value), decimals(low), status, doubtful, key, (value, low, bar), at_most)
+    name = clean(entry.get("name") or entry.get("what") or "bar").replace(", ", " ")  # they are listed by commas
+    return Bar(what, decimals(value), decimals(low), status, doubtful, key, (value, low, bar), at_most, name)
 
 
 class View:
@@ -181,7 +183,10 @@ class View:
 
     @cached_property
     def bars(self) -> list[Bar]:
-        return [_bar(entry) for entry in items(self.results.get("bars"))]
+        """What was asked for: first what was missed, then what can't be told, then what was reached."""
+        order = ("missed", "undecided", "reached")
+        found = [_bar(entry) for entry in items(self.results.get("bars"))]
+        return sorted(found, key=lambda bar: order.index(bar.status))
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -212,6 +217,13 @@ class View:
         found = {lang: self.recovery(self.candidate, lang, self.lead) for lang in self.languages}
         known = {lang: kept for lang, kept in found.items() if kept.value is not None}
         return [lang for lang, kept in known.items() if lang in told or (self.has_joint and kept.joint is None)]
+
+    @cached_property
+    def undecided(self) -> list[str]:
+        """The languages that can't be told, those among them without any recovery too."""
+        worst = dig(self.results, "recovery", self.candidate, self.set, "worst", self.lead, "undecided")
+        told = {str(lang) for lang in worst} if isinstance(worst, list) else set()
+        return [lang for lang in self.languages if lang in told or lang in self.small]
 
     @cached_property
     def has_joint(self) -> bool:
@@ -283,17 +295,18 @@ class View:
     def verdict(self) -> Verdict:
         """Missed bars decide first, then undecided ones: what can't be told never counts as reached."""
         total = len(self.bars)
-        missed, undecided = (sum(bar.status == s for bar in self.bars) for s in ("missed", "undecided"))
+        missed, undecided = ([bar.name for bar in self.bars if bar.status == s] for s in ("missed", "undecided"))
         if not self.systems:
             return Verdict("Nothing measured", "No system was evaluated.", "")
         if not total:
             return Verdict("No bars set", "The recipe sets no bar, so the numbers below stand for themselves.", "")
         of = f"of {total} bars" if total > 1 else "of 1 bar"
-        tail = f"; {undecided} undecided" if undecided else ""
+        tail = f"; {len(undecided)} undecided: {listed(undecided)}" if undecided else ""
         if missed:
-            return Verdict("Not yet", f"{missed} {of} missed{tail}.", "missed")
+            return Verdict("Not yet", f"{len(missed)} {of} missed: {listed(missed)}{tail}.", "missed")
         if undecided:
-            return Verdict("Undecided", f"{undecided} {of} undecided, none missed.", "undecided")
+            told = f"{len(undecided)} {of} undecided: {listed(undecided)}; none missed."
+            return Verdict("Undecided", told, "undecided")
         return Verdict("Yes", f"All {total} bars reached." if total > 1 else "The one bar is reached.", "reached")
 
     @cached_property

@@ -1,0 +1,212 @@
+"""What the report calls things: that each number is named for what it is, and nothing that was left out goes unsaid."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders.evaluations import per_query
+from builders.results import example_results
+from builders.rich_results import FEW, SET, SYSTEM, rich_results
+
+from harness.evaluation.between import paired_between
+from harness.evaluation.report import costs, curves, disagree, evidence, plots, tables
+from harness.evaluation.report.compare import Comparison, read_runs
+from harness.evaluation.report.markdown import markdown
+from harness.evaluation.report.page import first_screen, page
+from harness.evaluation.report.sections import _paid
+from harness.evaluation.report.tables import Grid
+from harness.evaluation.report.view import View
+
+Tree = dict[str, Any]
+
+
+def column(grid: Grid | None, name: str) -> list[str]:
+    assert grid is not None
+    place = grid.header.index(name)
+    return [row.cells[place] for row in grid.rows]
+
+
+def with_lowest(undecided: list[str], low: float | None = 0.918) -> Tree:
+    """The lowest language that can be told is en, above the mean; an undecided one lies lower."""
+    results = rich_results(("de", "en", "tr"))
+    scopes = results["recovery"][SYSTEM][SET]
+    scopes["en"]["P@1"] |= {"value": 1.016, "low": 0.94, "high": 1.09}
+    scopes["tr"]["P@1"] |= {"value": 0.889}
+    scopes["worst"]["P@1"] = {"value": 1.016, "low": low, "high": 1.1, "language": "en", "undecided": undecided}
+    return results
+
+
+def test_the_lowest_language_has_the_bound_of_all_and_names_what_cannot_be_told() -> None:
+    shown = first_screen(View(with_lowest([FEW])))
+    assert "<dt>Lowest language that can be told: en</dt><dd>1.016</dd>" in shown
+    assert "at least 0.918, all languages at once; undecided: tr" in shown and "[0.940" not in shown
+    results = with_lowest(["de", "en", "tr"], None)
+    assert "<dt>Lowest language, undecided: en</dt>" in first_screen(View(results))
+    results = with_lowest([])
+    results["recovery"][SYSTEM][SET]["tr"]["P@1"]["simultaneous_low"] = 0.8
+    assert "<dt>Lowest language: en</dt>" in first_screen(View(results))
+
+
+def test_a_language_without_any_recovery_is_undecided_too() -> None:
+    results = with_lowest([FEW])
+    results["recovery"][SYSTEM][SET]["tr"]["P@1"] = {"value": None, "low": None, "high": None}
+    assert View(results).undecided == ["tr"]
+    assert "Undecided languages, too small to tell: tr (1 of 3)." in tables.verdict_notes(View(results))
+
+
+def test_bounds_of_the_lowest_language_are_told_as_one_sided(tmp_path: Path) -> None:
+    view = View(rich_results())
+    grid = tables.recovery(view)
+    assert grid is not None and "its two bounds are each one-sided" in grid.note
+    assert "one-sided bounds" in str(plots.recovery(view, 960)) and "each one-sided" in page(view)
+
+
+def test_confidence_and_resamples_stand_beside_intervals_and_at_the_foot() -> None:
+    view = View(rich_results())
+    told = "95 % confidence, 2,000 resamples, percentile bootstrap over groups"
+    whole = page(view)
+    assert f"Intervals: {told}. They allow for one more group" in first_screen(view)
+    assert "wider than plain percentile intervals" in first_screen(view)
+    assert told in whole[whole.index("<footer>") :]
+    short = markdown(view)
+    assert short.index(f"Intervals: {told}") < short.index("### Mean over languages")
+    assert told in short[short.index("<sub>") :]
+    assert "Intervals:" not in page(View(example_results()))
+
+
+def test_the_first_screen_tells_the_claim_for_all_languages() -> None:
+    view = View(rich_results())
+    claim = "loses less than 5 % of P@1: shown for the mean over languages; undecided for all languages at once."
+    assert claim in first_screen(view)
+    assert claim in markdown(view)
+
+
+def test_names_of_bars_are_no_markup() -> None:
+    results = rich_results()
+    results["bars"][0] |= {"name": "<b>*x*", "status": "missed"}
+    assert "&lt;b&gt;" in first_screen(View(results)) and "<b>*x*" not in markdown(View(results))
+    assert r"missed: &lt;b&gt;\*x\*" in markdown(View(results))
+
+
+def test_the_p_that_decides_stands_in_the_table() -> None:
+    grid = evidence.alike_tests(View(rich_results()))
+    assert column(grid, "p of the share kept") == ["0.118", "0.118"]
+    assert column(grid, "p of what is lost") == ["0.032", "0.400"]
+
+
+def test_hits_that_nobody_judged_are_told_apart() -> None:
+    told = disagree._hits([{"id": str(judged), "relevant": judged} for judged in (True, False, None)])
+    assert re.findall(r'title="([^"]*)"', told) == ["relevant", "not relevant", "not judged"]
+    assert disagree._first([{"id": "c", "relevant": None}]) == "? c"
+    assert disagree._first([{"id": "b", "relevant": False}]) == "b"
+    assert disagree.LEGEND in disagree.cards(View(rich_results()))
+
+
+def test_labels_that_judged_the_run_are_told() -> None:
+    view = View(rich_results())
+    told = "120 labels of raters judged this run, read from pool-filled.tsv (120). They count for test 117."
+    assert told in page(view) and told in markdown(view)
+    assert tables.labels_note(View(example_results())) == []
+
+
+def stored(folder: Path, results: Tree) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return folder
+
+
+def test_bars_side_by_side_have_no_wording_of_one_run(tmp_path: Path) -> None:
+    runs = []
+    for name, lowest in (("a", "de"), ("b", "fr")):
+        results = rich_results() | {"name": name}
+        results["bars"][2]["what"] = f"recovery of P@1 in its worst language ({lowest}; undecided: tr), at least"
+        runs.append(stored(tmp_path / name, results))
+    grid = Comparison(read_runs(runs)).bars()
+    assert grid is not None
+    assert {row.cells[0] for row in grid.rows} == {
+        "teacher P@1, at least 0.42", "recovery of P@1, at least 0.97", "worst language P@1, at least 0.95",
+        "latency ratio, at most 0.5",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (lambda folder: None, ""),
+        (lambda folder: [path.write_bytes(b"{") for path in folder.iterdir()], "is damaged"),
+        (lambda folder: folder.rename(folder.with_name("gone")), "is not there"),
+    ],
+)
+def test_an_interval_that_is_missing_is_cautioned(harm: Any, why: str, tmp_path: Path) -> None:
+    folders = []
+    for name in ("a", "b"):
+        results = example_results() | {"name": name}
+        results["sets"][SET]["sha256"] = "ab"
+        values = dict.fromkeys(("P@1", "nDCG@10"), [1.0, 0.0] * 50)
+        found = per_query(["de", "en"] * 50, [i // 2 for i in range(100)], values)
+        for by_set in results["quality"].values():
+            by_set[SET]["macro"] |= {"P@1": 0.5, "nDCG@10": 0.5}
+        folders.append(stored(tmp_path / name, results))
+        for system in results["quality"]:
+            found.save(folders[-1] / "evaluations" / system / SET, {})
+    harm(folders[1] / "evaluations" / SYSTEM / SET)
+    cautions = Comparison(read_runs(folders), paired_between).cautions()
+    if why:
+        assert len(cautions) == 1 and "without an interval" in cautions[0] and f"{SYSTEM}/{SET} {why}" in cautions[0]
+    else:
+        assert cautions == []
+
+
+def test_the_tails_and_the_whole_path_are_told_per_language() -> None:
+    view = View(rich_results())
+    row = view.results["latency"][SYSTEM]["torch"]["all"]
+    assert column(tables.cost(view), "p90 ms")[1] == f"{row['p90_ms']:.2f}"
+    assert column(tables.cost(view), "whole p90")[1] == f"{row['whole_p90_ms']:.2f}"
+    grid = tables.latency_by_language(view)
+    assert grid is not None
+    told = {tuple(row.cells[:3]): row.cells[3:] for row in grid.rows}
+    asked = view.results["latency"][SYSTEM]["torch"]["tr"]
+    keys = ("p50_ms", "p90_ms", "p99_ms", "whole_p50_ms", "whole_p90_ms", "whole_p99_ms")
+    assert told["tr", SYSTEM, "torch"] == ["150", *(f"{asked[key]:.2f}" for key in keys)]
+    assert len(told) == 9 * 3
+    few = tables.latency_by_language(View(example_results()))
+    assert few is not None and not any("whole" in name for name in few.header)
+
+
+def test_a_price_says_what_it_is_of() -> None:
+    view = View(rich_results())
+    grid = costs.batches(view)
+    told = view.results["throughput"][SYSTEM]["torch"]["cost_per_million_batch_1"]
+    assert column(grid, "per million, one by one")[1] == f"{told:.2f} EUR"
+    assert grid is not None and "encoding only, at the best batch, on a machine that is never idle" in grid.note
+
+
+def test_what_a_system_adds_to_a_bias_has_its_interval() -> None:
+    (told,) = evidence.bias_note(View(rich_results()))
+    assert "(teacher +2.0; added +3.0 [+1.2, +4.8])" in told
+
+
+def test_the_stamp_stands_clear_of_the_marks() -> None:
+    results = rich_results()
+    results["ann"]["verdict"] = "too small to tell"
+    for panel in curves.effort(View(results)):
+        (stamp,) = re.findall(r"<text[^>]*stamp[^>]*>", panel)
+        lowest = max(float(y) for y in re.findall(r' y="([\d.]+)"', stamp))
+        assert lowest < 20, "above names, axis and marks"
+
+
+def test_an_int8_engine_has_the_quality_of_the_int8_student() -> None:
+    results = rich_results()
+    assert "an int8 engine that of student-int8" in _paid(View(results))
+    del results["quality"]["student-int8"]
+    assert "student-int8" not in _paid(View(results)).split("<table")[0]
+
+
+def test_the_ratio_says_what_it_is_over() -> None:
+    view = View(rich_results())
+    grid = tables.cost(view)
+    assert grid is not None and "p50 ratio: over teacher in torch, whatever the engine." in grid.note
