@@ -133,15 +133,28 @@ def _shown(results: Mapping[str, Any], system: str) -> tuple[str, list[str]]:
 def _title(results: Mapping[str, Any], deployed: Deployed) -> str:
     teacher = next((base.name for base in deployed.bases if base.role == "teacher"), "its teacher")
     size = number(dig(results, "systems", deployed.system, "parameters"))
-    made_of = f"{size / 1e6:.1f} M parameters, " if size is not None else ""
+    made_of = f"{_size(size)} parameters, " if size is not None else ""
     layers = number(dig(results, "systems", deployed.system, "layers"))
     made_of += f"{layers:.0f} layers, " if layers is not None else ""
     return (
         f"# {escaped(str(results.get('name', 'run')))}: a query encoder\n\n"
         f"It encodes **queries only** ({made_of}{deployed.dimension} dimensions), into the space of "
-        f"{escaped(teacher)}, and searches that model's own, unchanged document vectors. Documents are not encoded "
-        "with it: use the teacher, or the pair where it is exported."
+        f"{escaped(_named(teacher))}, and searches that model's own, unchanged document vectors. Documents are not "
+        "encoded with it: use the teacher, or the pair where it is exported."
     )
+
+
+def _size(parameters: float) -> str:
+    if parameters >= 1e6:
+        return f"{parameters / 1e6:.1f} M"
+    return f"{parameters / 1e3:.0f} thousand" if parameters >= 1e3 else count(parameters)
+
+
+def _named(model: str) -> str:
+    """A model's name; of a folder the last part, for where it lay is no reader's business."""
+    apart = model.replace("\\", "/").rstrip("/")
+    is_path = apart.startswith(("/", ".", "~")) or apart.count("/") > 1 or "\\" in model
+    return apart.rpartition("/")[2] if is_path and "\n" not in model else model
 
 
 def _quality(results: Mapping[str, Any], deployed: Deployed) -> str:
@@ -181,8 +194,9 @@ def _latency(results: Mapping[str, Any], deployed: Deployed) -> str:
     if not rows:
         return ""
     conditions = {**branch(results, "conditions"), "cpu": dig(results, "provenance", "hardware", "cpu")}
-    told = ", ".join(f"{escaped(key)} {escaped(str(conditions[key]))}"
-                     for key in ("device", "cpu", "threads", "dtype", "max_length") if conditions.get(key))  # fmt: skip
+    found = {key: _of_system(conditions.get(key), deployed.system)
+             for key in ("device", "cpu", "threads", "dtype", "max_length")}  # fmt: skip
+    told = ", ".join(f"{key.replace('_', ' ')} {escaped(value)}" for key, value in found.items() if value)
     return (
         "## How fast it is\n\n"
         f"One query at a time, in ms; the encoder is timed from token ids to the vector. Measured on: "
@@ -190,6 +204,18 @@ def _latency(results: Mapping[str, Any], deployed: Deployed) -> str:
         "| engine | with tokenising, median | encoder, median | encoder, 99th percentile |\n|:--|--:|--:|--:|\n"
         + "\n".join(rows)
     )
+
+
+def _of_system(value: object, system: str) -> str:
+    """A condition in words; of one that differs by system and engine, what holds for this system, with its engines."""
+    if not isinstance(value, Mapping):
+        return str(value) if value else ""
+    engines: dict[str, list[str]] = {}
+    for name, told in value.items():
+        of, _, engine = str(name).partition(" in ")
+        if of == system:
+            engines.setdefault(str(told), []).append(engine or "torch")
+    return " and ".join(f"{told} ({', '.join(names)})" for told, names in engines.items())
 
 
 def _artefacts(results: Mapping[str, Any], deployed: Deployed) -> str:
@@ -219,12 +245,16 @@ vectors = student.encode_query({query})""")]
 pair = sentence_transformers.SentenceTransformer("pair")
 queries, documents = pair.encode_query({query}), pair.encode_document(["a document"])
 scores = pair.similarity(queries, documents)"""))
-    ways.append(("harness, the fastest engine on this machine", f"""import harness
+    rounded = [precision for precision in deployed.onnx if precision.startswith("int8")]
+    is_it = "may be" if len(rounded) < len(deployed.onnx) else "is, on a CPU,"
+    note = f"; that {is_it} int8, which is approximate (`exact=True` leaves it out)" if rounded else ""
+    ways.append((f"harness, the fastest engine on this machine{note}", f"""import harness
 student = harness.load("student")
 vectors = student.encode({query})"""))
     if deployed.onnx:
         file = deployed.onnx.get("int8") or next(iter(deployed.onnx.values()))
-        ways.append(("onnxruntime alone", f"""import numpy, onnxruntime, tokenizers
+        note = f" ({file}: int8, which is approximate)" if rounded else ""
+        ways.append((f"onnxruntime alone{note}", f"""import numpy, onnxruntime, tokenizers
 tokenizer = tokenizers.Tokenizer.from_file("student/tokenizer.json")
 tokenizer.enable_truncation({deployed.max_length})
 ids = numpy.array([tokenizer.encode({prompt}).ids])
@@ -247,6 +277,6 @@ def _training(deployed: Deployed) -> str:
 
 
 def _licences(deployed: Deployed) -> str:
-    lines = [f"- {escaped(base.role)}: {escaped(base.name)}, licence: {escaped(base.license or UNKNOWN)}"
+    lines = [f"- {escaped(base.role)}: {escaped(_named(base.name))}, licence: {escaped(base.license or UNKNOWN)}"
              for base in deployed.bases]  # fmt: skip
     return "## Made from\n\n" + "\n".join(lines) if lines else ""

@@ -274,7 +274,8 @@ def _described(run: Run) -> Deployed:
     own = None if recipe.student.model == "teacher" else recipe.student.model
     names = {"teacher": recipe.teacher.model, "student": own}
     revisions = {"teacher": recipe.teacher.revision, "student": recipe.student.revision}
-    bases = [Base(name, role, _license(name, revisions[role])) for role, name in names.items() if name]
+    bases = [Base(Path(name).resolve().name if Path(name).is_dir() else name, role, _license(name, revisions[role]))
+             for role, name in names.items() if name]  # fmt: skip
     if not bases:
         bases = [Base("vectors from files", "teacher")]
     files = read_onnx_manifest(export / "student")["files"] if (export / "student" / ONNX).is_dir() else {}

@@ -75,6 +75,37 @@ def test_latency_stands_with_its_conditions() -> None:
     assert "## How fast it is" not in model_card(results, deployed())
 
 
+def test_a_path_of_this_machine_is_not_told() -> None:
+    for name in ("/home/me/secret/model", "../secret/model/", "~/secret/model", "C:\\secret\\model"):
+        card = model_card(example_results(), deployed(bases=[Base(name, "teacher", "mit")]))
+        assert "secret" not in card and "the space of model," in card and "teacher: model, licence: mit" in card
+    assert f"the space of {TEACHER.name}" in model_card(example_results(), deployed()).replace("\\", "")
+
+
+def test_conditions_are_those_of_the_deployed_student_in_words() -> None:
+    results = example_results()
+    engines = {"": "float32", " in onnx": "float32", " in onnx-int8": "int8"}
+    own = {f"student-refined{engine}": dtype for engine, dtype in engines.items()}
+    results["conditions"]["dtype"] = {"teacher": "bfloat16", **own}
+    card = model_card(results, deployed()).replace("\\", "")
+    assert "dtype float32 (torch, onnx) and int8 (onnx-int8)" in card and "bfloat16" not in card
+
+
+@pytest.mark.parametrize(("parameters", "told"), [(15_467_520, "15.5 M"), (25_312, "25 thousand"), (640, "640")])
+def test_small_models_have_a_size_too(parameters: int, told: str) -> None:
+    results = example_results()
+    results["systems"]["student-refined"]["parameters"] = parameters
+    assert f"({told} parameters, " in model_card(results, deployed())
+
+
+def test_int8_is_called_approximate() -> None:
+    both = model_card(example_results(), deployed(onnx={"fp32": "model.onnx", "int8": "model_int8.onnx"}))
+    assert "that may be int8, which is approximate" in both and "(model_int8.onnx: int8, which is approximate)" in both
+    only = model_card(example_results(), deployed(onnx={"int8": "model_int8.onnx"}))
+    assert "that is, on a CPU, int8, which is approximate" in only
+    assert "approximate" not in model_card(example_results(), deployed(index=None))
+
+
 def test_what_failed_is_told_and_what_an_index_costs() -> None:
     card = model_card({**example_results(), "parity": PARITY}, deployed())
     assert "ONNX fp32: exported; cosine to the student 1.00000 at least" in card
