@@ -4,7 +4,8 @@ Reached: the estimate and its one-sided lower bound, at the recipe's confidence,
 falls short of it. Undecided: the estimate clears it and its bound does not, or too little was measured to tell: fewer
 than ``FEW_GROUPS`` groups of queries, a language that can't be told where the worst language counts, a reference at
 zero, a system that was not evaluated or timed. The gain of a stage is a two-sided test of its own: reached where it is
-a gain, missed where it is a loss. A latency is taken as measured.
+a gain, missed where it is a loss. A latency is undecided behind few calls (``FEW_CALLS``: a percentile of fewer is one
+call), and where it lies as near its bar as the machine was unsteady; ``what`` then says why.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ STAGES = {
 }
 STUDENTS = ("student-untrained", "student-aligned", "student-refined")  # the last one that exists meets the bars
 HEADLINE_METRIC = "P@1"
+FEW_CALLS = {"p50": 30, "p99": 100}
+UNSTEADY = 5.0  # % by which a value can be wrong at least, on a machine that was not quiet
 OWN_PRECISION = ("torch", "torch-compile", "cuda-graphs", "onnx")  # engines that are the student that was evaluated
 _PASSED = {"reached": True, "missed": False, "undecided": None}
 
@@ -144,15 +147,50 @@ def _gain_bars(results: Tree, headline: str | None) -> list[Tree]:
     return rows
 
 
-def _at_most(name: str, what: str, value: float | None, bar: float) -> Tree:
-    status = "undecided" if value is None else "reached" if value <= bar else "missed"
-    return _row(name, f"{what}, at most", value, None, bar, status)
+def _at_most(name: str, what: str, value: float | None, bar: float, doubt: str) -> Tree:
+    status = "undecided" if value is None or doubt else "reached" if value <= bar else "missed"
+    return _row(name, f"{what} ({doubt}), at most" if doubt else f"{what}, at most", value, None, bar, status)
+
+
+def _doubt(value: float | None, bar: float, calls: list[int | None], percentile: str, noise: float) -> str:
+    """Why a latency can't be told from its bar; empty where it can.
+
+    Args:
+        calls: behind each number that the value was made of.
+        noise: by how many % the value can be wrong.
+    """
+    if value is None:
+        return ""
+    fewest = min(number or 0 for number in calls)
+    if fewest < FEW_CALLS[percentile]:
+        return f"too few calls for a {percentile}: {fewest} of {FEW_CALLS[percentile]}"
+    if abs(value - bar) <= bar * noise / 100:
+        return f"as near the bar as timings vary on this machine: {noise:.0f} %"
+    return ""
+
+
+def _noise(results: Tree, *, paired: bool) -> float:
+    """By how many % a latency can be wrong (0 where nothing is known of it).
+
+    That is what two equal systems differed by; on a machine that was not quiet ``UNSTEADY`` at least and, but for a
+    ratio of systems that took turns (``paired``), its drift and the share of its cores that other programs had.
+    """
+    told = results.get("noise") or {}
+    known = [told.get("percent") or 0.0]
+    if told.get("warning"):
+        known.append(UNSTEADY)
+        if not paired:
+            known += [abs(told.get("drift_percent") or 0.0),
+                      100 * (told.get("others_cores") or 0.0) / (told.get("cores") or 1)]  # fmt: skip
+    return max(known)
 
 
 def _ratio_bar(results: Tree, student: str, bar: float) -> Tree:
-    p50 = [at(results, "latency", system, "torch", "all", "p50_ms") for system in (student, "teacher")]
+    rows: list[Tree] = [at(results, "latency", system, "torch", "all") or {} for system in (student, "teacher")]
+    p50: list[Any] = [row.get("p50_ms") for row in rows]
     value = p50[0] / p50[1] if all(p50) else None
-    return _at_most("latency ratio", f"median encoder latency of {student} over the teacher's", value, bar)
+    doubt = _doubt(value, bar, [row.get("calls") for row in rows], "p50", _noise(results, paired=True))
+    return _at_most("latency ratio", f"median encoder latency of {student} over the teacher's", value, bar, doubt)
 
 
 def _latency_bar(results: Tree, student: str, bar: float) -> Tree:
@@ -164,4 +202,6 @@ def _latency_bar(results: Tree, student: str, bar: float) -> Tree:
     engine = min(timed, key=lambda name: timed[name], default=None)
     by = f" by {engine}" if engine else ""
     what = f"p99 in ms of a query's whole path (tokenise, encode, search) with {student}{by}"
-    return _at_most("latency", what, None if engine is None else timed[engine], bar)
+    value = None if engine is None else timed[engine]
+    calls = [at(results, "latency", student, engine, "all", "calls")]
+    return _at_most("latency", what, value, bar, _doubt(value, bar, calls, "p99", _noise(results, paired=False)))

@@ -35,7 +35,7 @@ def evaluations(sets: Sequence[str] = ("select", "test"), **found: int) -> dict[
 
 def bench_result(teacher: float = 12.0, student: float = 5.0) -> dict[str, Any]:
     return {
-        "latency": {system: {"torch": {"all": {"batch": 1, "calls": 3, "p50_ms": p50}}}
+        "latency": {system: {"torch": {"all": {"batch": 1, "calls": 300, "p50_ms": p50}}}
                     for system, p50 in (("teacher", teacher), ("student-refined", student))},
         "throughput": {"teacher": {"torch": {"batch": 32, "queries_per_second": np.float64(80.0)}}},
         "conditions": {"device": "cpu", "threads": 2},
@@ -182,11 +182,44 @@ def test_the_latency_bar_is_of_the_whole_path_by_an_engine_that_is_the_student()
     engines = timed["latency"]["student-refined"]
     assert results(bars=asked, bench=timed)["bars"][0]["status"] == "undecided", "the whole path was not timed"
     for engine, p99 in (("torch", 30.0), ("onnx", 18.0), ("onnx-int8", 9.0)):
-        engines.setdefault(engine, {"all": {}})["all"]["whole_p99_ms"] = p99
+        engines.setdefault(engine, {"all": {"calls": 300}})["all"]["whole_p99_ms"] = p99
     (bar,) = results(bars=asked, bench=timed)["bars"]
     assert (bar["value"], bar["status"]) == (18.0, "reached") and bar["what"].endswith("by onnx, at most")
     del engines["onnx"]
     assert results(bars=asked, bench=timed)["bars"][0]["status"] == "missed", "int8 is not what was evaluated"
+
+
+def latency_bar(value: float, calls: int, **noise: Any) -> dict[str, Any]:
+    timed = bench_result() | {"noise": {"warning": None, "percent": None, **noise}}
+    timed["latency"]["student-refined"]["torch"]["all"] |= {"calls": calls, "whole_p99_ms": value}
+    (bar,) = results(bars=Bars(stage_gain=False, latency_ms=20), bench=timed)["bars"]
+    return bar
+
+
+def test_a_latency_behind_few_calls_is_undecided() -> None:
+    few = latency_bar(10, 99)
+    assert few["status"] == "undecided" and few["passed"] is None and few["value"] == 10
+    assert "(too few calls for a p99: 99 of 100), at most" in few["what"]
+    assert latency_bar(10, 100)["status"] == "reached" and latency_bar(30, 100)["status"] == "missed"
+    assert latency_bar(30, 10)["status"] == "undecided"
+    for calls, status in ((29, "undecided"), (30, "reached")):
+        timed = bench_result()
+        timed["latency"]["teacher"]["torch"]["all"]["calls"] = calls
+        assert bars(results(bench=timed))["latency ratio"]["status"] == status
+
+
+def test_a_latency_as_near_its_bar_as_timings_vary_is_undecided() -> None:
+    loud = {"warning": "the machine was not quiet", "others_cores": 0.8, "cores": 4, "drift_percent": -12.0}
+    near = latency_bar(17, 300, percent=1.0, **loud)
+    assert near["status"] == "undecided" and "as timings vary on this machine: 20 %), at most" in near["what"]
+    assert latency_bar(17, 300, percent=1.0)["status"] == "reached", "a quiet machine"
+    assert latency_bar(15, 300, percent=1.0, **loud)["status"] == "reached"
+    assert latency_bar(25, 300, percent=1.0, **loud)["status"] == "missed"
+    assert latency_bar(19.9, 300, percent=1.0)["status"] == "undecided", "equal systems differ by as much"
+    ratio = bench_result(12, 5.5) | {"noise": {"percent": 1.0, **loud}}
+    assert bars(results(bench=ratio))["latency ratio"]["status"] == "reached", "systems took turns"
+    ratio = bench_result(12, 5.8) | {"noise": {"percent": 1.0, **loud}}
+    assert bars(results(bench=ratio))["latency ratio"]["status"] == "undecided"
 
 
 def test_claims_of_losing_little_stand_beside_the_gains() -> None:
