@@ -8,6 +8,8 @@ from typing import Any
 
 from builders.results import LANGUAGES, example_results
 
+from harness.evaluation.statistics.intervals import METHOD
+
 Tree = dict[str, Any]
 SYSTEM, REFERENCE, SET = "student-refined", "teacher", "test"
 SCRIPTED = "<script>document.title='ran';document.body.remove()</script>"
@@ -31,7 +33,7 @@ def rich_results(languages: Sequence[str] = LANGUAGES) -> Tree:
     results |= {
         "ledger": _ledger(results, languages, few, rng),
         "slices": {SYSTEM: {SET: _slices(rng)}},
-        "statistics": {"confidence": 0.95, "resamples": 2000, "method": "percentile bootstrap over groups"},
+        "statistics": {"confidence": 0.95, "resamples": 2000, "seed": 7, "method": METHOD},
         "labels": {"files": [{"name": "pool-filled.tsv", "labels": 120, "sha256": "92ab", "when": "2026-11-21"}],
                    "labels": 120, "used": {"select": 0, SET: 117}},
         "leakage": {

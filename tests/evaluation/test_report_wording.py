@@ -67,15 +67,19 @@ def test_bounds_of_the_lowest_language_are_told_as_one_sided(tmp_path: Path) -> 
 
 def test_confidence_and_resamples_stand_beside_intervals_and_at_the_foot() -> None:
     view = View(rich_results())
-    told = "95 % confidence, 2,000 resamples, percentile bootstrap over groups"
+    told = "95 % confidence, 2,000 resamples"
     whole = page(view)
-    assert f"Intervals: {told}. They allow for one more group" in first_screen(view)
-    assert "wider than plain percentile intervals" in first_screen(view)
+    assert f"Intervals: {told}; percentile bounds of a paired bootstrap" in first_screen(view)
+    for part in ("allow for one more group", "wider than plain percentile intervals"):
+        assert part in first_screen(view)
     assert told in whole[whole.index("<footer>") :]
     short = markdown(view)
     assert short.index(f"Intervals: {told}") < short.index("### Mean over languages")
     assert told in short[short.index("<sub>") :]
     assert "Intervals:" not in page(View(example_results()))
+    results = rich_results()
+    del results["statistics"]["method"]
+    assert "allow for one more group" in tables.confidence_note(View(results))
 
 
 def test_the_first_screen_tells_the_claim_for_all_languages() -> None:

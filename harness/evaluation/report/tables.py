@@ -22,10 +22,7 @@ from harness.evaluation.report.values import (
 )
 from harness.evaluation.report.view import STATUS_MARKS, Status, View
 
-ALLOWS = (
-    "They allow for one more group of queries that speaks against them, so they are wider than plain percentile "
-    "intervals."
-)
+ALLOWS = "they allow for one more group of queries against them, so they are wider than plain percentile intervals"
 WORST = (
     "worst: the lowest language that can be told; its two bounds are each one-sided and hold for all languages at "
     "once."
@@ -99,15 +96,16 @@ def claim_note(view: View) -> list[str]:
 def confidence_note(view: View) -> str:
     """At which confidence and from how many resamples intervals are, and what they allow for."""
     told = how_sure(view)
-    return f"Intervals: {told}. {ALLOWS}" if told else ""
+    method = described(dig(view.results, "statistics", "method")) or ALLOWS
+    return f"Intervals: {told}; {method}." if told else ""
 
 
 def how_sure(view: View) -> str:
-    """Confidence, resamples and method of the intervals, in a line."""
+    """Confidence and resamples of the intervals, in a line."""
     told = branch(view.results, "statistics")
     confidence, resamples = (number(told.get(key)) for key in ("confidence", "resamples"))
     parts = [f"{whole_percent(confidence)} confidence" if confidence is not None else "",
-             f"{count(resamples)} resamples" if resamples is not None else "", described(told.get("method"))]
+             f"{count(resamples)} resamples" if resamples is not None else ""]
     return ", ".join(filter(None, parts))
 
 
