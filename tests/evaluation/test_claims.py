@@ -176,6 +176,26 @@ def test_all_languages_is_an_intersection_union_claim_and_names_are_holm_correct
     assert (one_small["de"]["queries"], one_small["la"]["groups"], one_small["macro"]["groups"]) == (400, 40, 440)
 
 
+def test_what_speaks_against_a_claim_is_told() -> None:
+    """Three languages pass alone and not once corrected; Latin has few groups, Greek too few for 2 %."""
+    corrected = claims(*lost(dict.fromkeys(["de", "en", "fr"], (3, 400))))
+    assert "not once corrected for 3 languages" in corrected["de"]["why"]
+    assert corrected["all languages"]["why"] is corrected["macro"]["why"] is None
+    rows = claims(*lost({"de": (0, 400), "la": (0, 20), "el": (5, 130), "en": (20, 400)}))
+    assert rows["la"]["why"] == "fewer than 30 groups of queries" and rows["de"]["why"] is None
+    assert rows["el"]["why"].startswith("too few groups: not even") and rows["el"]["verdict"] == "undecided"
+    assert rows["en"]["why"].startswith("the one-sided bound") and rows["en"]["verdict"] == "not shown"
+    assert rows["all languages"]["why"] == f"en: {rows['en']['why']}"
+
+
+def test_a_language_that_passes_alone_is_not_said_to_have_too_few_groups() -> None:
+    """143 groups without a loss show 2 % alone, and the correction for three languages undoes that."""
+    rows = claims(*lost(dict.fromkeys(["de", "en", "fr"], (0, 143))))
+    assert rows["de"]["low"] > 0.98 and rows["de"]["p"] <= 0.05 < rows["de"]["p_adjusted"]
+    assert rows["de"]["why"] == "its own bound lies above 1 less the margin, and not once corrected for 3 languages"
+    assert "too few groups" in claims(*lost({"de": (0, 130)}))["de"]["why"]
+
+
 def test_a_reference_at_zero_is_undecided_and_no_number() -> None:
     names, groups = ["de"] * 200 + ["en"] * 200, range(400)
     student = per_query(names, groups, [1.0] * 400)
@@ -183,6 +203,7 @@ def test_a_reference_at_zero_is_undecided_and_no_number() -> None:
     assert [rows["de"][key] for key in ("value", "low", "p", "p_adjusted")] == [None] * 4
     assert rows["de"]["verdict"] == rows["all languages"]["verdict"] == "undecided"
     assert rows["all languages"]["p"] is None and rows["all languages"]["low"] is None
+    assert rows["de"]["why"] == "the reference finds nothing"
     assert rows["macro"]["verdict"] == rows["en"]["verdict"] == "shown"
 
 

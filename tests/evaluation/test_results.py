@@ -11,6 +11,7 @@ import pytest
 from builders.evaluations import per_query
 
 from harness.evaluation.per_query import PerQuery
+from harness.evaluation.report import evidence
 from harness.evaluation.report.view import View
 from harness.evaluation.results import build_results, headline_set, last_quarter_gain
 from harness.metrics import METRICS
@@ -230,10 +231,12 @@ def test_claims_of_losing_little_stand_beside_the_gains() -> None:
     ]  # fmt: skip
     assert set(claims[0]) == {
         "name", "kind", "systems", "set", "metric", "scope", "margin", "value", "low", "p", "p_adjusted", "queries",
-        "groups", "verdict",
+        "groups", "verdict", "why",
     }  # fmt: skip
     assert claims[0]["systems"] == ["student-refined", "teacher"] and claims[0]["name"] == "loses less than 2 % of P@1"
     assert {test["verdict"] for test in claims} == {"undecided"}, "60 hits without a loss are no proof of 2 %"
+    table = evidence.claims(View(results(evaluations(student_refined=60))), "P@1")
+    assert table is not None and "Why not: the mean over languages, de, en: too few groups" in table.note
     rough = [test for test in results(loses_less_than=0.2)["tests"] if test["kind"] == "non-inferiority"]
     assert {test["verdict"] for test in rough} == {"shown"}
 

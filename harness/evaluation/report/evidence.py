@@ -62,8 +62,14 @@ def claims(view: View, metric: str) -> Grid | None:
     header = ["scope", "verdict", "recovery", "lower bound", "p", "p (Holm)", "queries"]
     note = (
         "Shown: the one-sided lower bound of the ratio lies above 1 less the margin. All languages at once: only if "
-        "each holds. Single languages are corrected for their number (Holm). Undecided: too few groups of queries."
+        "each holds. Single languages are corrected for their number (Holm). "
     )
+    reasons: dict[str, list[str]] = {}
+    for test in found:
+        if test.get("why") and test.get("scope") != "all languages":
+            reasons.setdefault(clean(test["why"]), []).append(_claim_scope(test))
+    told = "; ".join(f"{listed(scopes)}: {why}" for why, scopes in reasons.items())
+    note += f"Why not: {told}." if told else "Undecided: too few groups of queries."
     title = f"Does {clean(view.candidate)} lose less than {' or '.join(margins)} of {clean(metric)}?"
     return grid(title, header, rows, note, left=(0, 1))
 
@@ -78,7 +84,8 @@ def claim_sentences(view: View) -> list[str]:
             margin = whole_percent(test.get("margin"))
     head = f"That {clean(view.candidate)} loses less than {margin} of {clean(view.lead)}"
     words = {"shown": "is shown for", "not shown": "is not shown for",
-             "undecided": "can't be told, for want of queries, for"}  # fmt: skip
+             "undecided": "can't be told for" if any(test.get("why") for test in view.claims) else
+             "can't be told, for want of queries, for"}  # fmt: skip
     parts = [f"{text} {listed(found[verdict])}" for verdict, text in words.items() if verdict in found]
     return [f"{head} {'; '.join(parts)}."] if parts else []
 

@@ -40,8 +40,9 @@ def loses_less_than(
     """The tests of one metric: ``macro``, ``all languages``, then each language.
 
     Returns:
-        ``[{"scope", "margin", "value", "low", "p", "p_adjusted", "queries", "groups", "verdict"}]``; ``low`` is the
-        one-sided bound before any correction, the verdict ``shown``, ``not shown`` or ``undecided``.
+        ``[{"scope", "margin", "value", "low", "p", "p_adjusted", "queries", "groups", "verdict", "why"}]``; ``low`` is
+        the one-sided bound before any correction, the verdict ``shown``, ``not shown`` or ``undecided``, and ``why``
+        what speaks against "shown" (None where it is).
     """
     low_SP, _ = ratios(samples, student, reference, metric)
     hopeless_P = _hopeless(samples, reference, metric, margin, confidence)
@@ -59,18 +60,27 @@ def loses_less_than(
     adjusted = holm({row["scope"]: 1.0 if row["p"] is None else row["p"] for row in languages})
     alpha = 1 - confidence
 
-    def verdict(row: dict[str, Any], p: float | None) -> str:
+    def judged(row: dict[str, Any], p: float | None) -> dict[str, Any]:
+        """The verdict by this p, and why."""
         if p is None:
-            return "undecided"
+            few = row["groups"] < FEW_GROUPS
+            why = f"fewer than {FEW_GROUPS} groups of queries" if few else "the reference finds nothing"
+            return {"verdict": "undecided", "why": why}
         if p <= alpha + 1e-12:
-            return "shown"
-        return "undecided" if hopeless_P[samples.scopes.index(row["scope"])] else "not shown"
+            return {"verdict": "shown", "why": None}
+        hopeless = bool(hopeless_P[samples.scopes.index(row["scope"])])
+        why = "the one-sided bound does not lie above 1 less the margin"
+        if row["p"] <= alpha + 1e-12:
+            why = f"its own bound lies above 1 less the margin, and not once corrected for {len(languages)} languages"
+        elif hopeless:
+            why = "too few groups: not even a student without any loss would have passed"
+        return {"verdict": "undecided" if hopeless else "not shown", "why": why}
 
-    united = _united(languages, [verdict(row, row["p"]) for row in languages], rows["macro"])
-    rows["macro"] |= {"p_adjusted": rows["macro"]["p"], "verdict": verdict(rows["macro"], rows["macro"]["p"])}
+    united = _united(languages, [judged(row, row["p"]) for row in languages], rows["macro"])
+    rows["macro"] |= {"p_adjusted": rows["macro"]["p"], **judged(rows["macro"], rows["macro"]["p"])}
     for row in languages:
         p = None if row["p"] is None else adjusted[row["scope"]]
-        row |= {"p_adjusted": p, "verdict": verdict(row, p)}
+        row |= {"p_adjusted": p, **judged(row, p)}
     return [rows["macro"], united, *languages]
 
 
@@ -95,14 +105,20 @@ def _hopeless(samples: Samples, reference: str, metric: str, margin: float, conf
         return ~(mean_P * margin > (1 - margin) * more * samples.one_group(metric, reference))
 
 
-def _united(languages: list[dict[str, Any]], verdicts: list[str], macro: dict[str, Any]) -> dict[str, Any]:
+def _united(languages: list[dict[str, Any]], judged: list[dict[str, Any]], macro: dict[str, Any]) -> dict[str, Any]:
     """The claim about all languages; none can be told where one of them can't."""
     values = [row["value"] for row in languages if row["value"] is not None]
     lows, ps = ([row[key] for row in languages] for key in ("low", "p"))
     p = None if None in ps else max(ps)
+    verdicts = [row["verdict"] for row in judged]
     verdict = next((told for told in ("not shown", "undecided") if told in verdicts), "shown")
+    against: dict[str, list[str]] = {}  # reason -> languages
+    for row, told in zip(languages, judged, strict=True):
+        if told["verdict"] == verdict and told["why"]:
+            against.setdefault(told["why"], []).append(row["scope"])
+    why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in against.items()) or None
     return {
         "scope": ALL_LANGUAGES, "margin": macro["margin"], "value": min(values, default=None),
         "low": None if None in lows else min(lows), "p": p, "queries": macro["queries"], "groups": macro["groups"],
-        "p_adjusted": p, "verdict": verdict,
+        "p_adjusted": p, "verdict": verdict, "why": why,
     }  # fmt: skip
