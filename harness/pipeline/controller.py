@@ -33,6 +33,7 @@ from harness.pipeline.launch import (
     usable_gpus,
 )
 from harness.pipeline.plan import Step, depends_on, keys, plan
+from harness.pipeline.resolved import recipe_written, refuse_slices
 from harness.pipeline.sources import (
     input_paths,
     known_files,
@@ -42,7 +43,7 @@ from harness.pipeline.sources import (
     sources_of_streams,
 )
 from harness.pipeline.stop import StopRequest, signals
-from harness.recipe import Recipe, dump_recipe
+from harness.recipe import Recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, StoppedError, gather_problems
 from harness.runtime.process import is_main_process, launched_processes, logger, read_json, remove_folder
 
@@ -193,14 +194,14 @@ class Controller:
         names = [step.name for step in steps if step.name in forced or self.todo([step])]
         foresee(self.recipe, self.folder, names)
 
-    def require_inputs(self, step: Step) -> None:
-        """A step run alone needs its inputs done.
+    def require_inputs(self, step: Step, coming: Collection[str] = ()) -> None:
+        """A step run alone needs its inputs done, or ``coming`` before it.
 
         Raises:
             InputError: naming the steps to run first.
         """
         planned = {s.name for s in plan(self.recipe)}
-        missing = [n for n in step.inputs if n in planned and not self.done(n)]
+        missing = [n for n in step.inputs if n in planned and n not in coming and not self.done(n)]
         if missing:
             raise InputError(
                 Problem(
@@ -317,20 +318,21 @@ def run_recipe(
         )
         clear_leftovers(folder)  # before room is looked for
         controller.foresee(steps, forced)
+        refuse_other_machines(steps, recipe.launch)
+        refuse_slices(recipe, folder, [step.name for step in steps if step.name in forced or controller.todo([step])])
         controller.forget_dropped_steps()
         controller.manifest.forget([step.name for step in steps if step.name in forced])
-        dump_recipe(recipe, folder.recipe)
-        note_files(folder, controller.files)
-        refuse_other_machines(steps, recipe.launch)
-        ran = []
-        for step in steps:
-            if not controller.todo([step]):
-                logger.info("  %s: done already", step.name)
-                continue
-            _start(step, controller, stop, afresh=step.name in forced)
-            ran.append(step.name)
-            if step.name == "data":  # now it is known how much there is of it
-                controller.foresee(steps)
+        ran: list[str] = []
+        with recipe_written(recipe, folder, ran):
+            note_files(folder, controller.files)
+            for step in steps:
+                if not controller.todo([step]):
+                    logger.info("  %s: done already", step.name)
+                    continue
+                _start(step, controller, stop, afresh=step.name in forced)
+                ran.append(step.name)
+                if step.name == "data":  # now it is known how much there is of it
+                    controller.foresee(steps)
     return folder, ran
 
 
@@ -371,13 +373,17 @@ def run_verb(recipe: Recipe, output: Path, verb: str, *, only: str | None = None
         if is_main_process():
             stack.enter_context(alone_in(output))
         main: list[Controller] = []
-        keys = _on_main(lambda: _open(recipe, folder, main))
+        keys = _on_main(lambda: _open(recipe, folder, main, steps))
+        ran: list[str] = []
+        if main and not started_by_controller(folder.root):
+            stack.enter_context(recipe_written(recipe, folder, ran))
         for step in steps:
             if not _on_main(functools.partial(_wanted, main, step)):
                 continue
             from harness.pipeline.context import Run
 
             run_here(step, Run(recipe, folder, keys, stop), stop, main[0] if main else None)
+            ran.append(step.name)
     if launched_processes() > 1:
         from harness.runtime.distributed import leave_processes
 
@@ -385,15 +391,18 @@ def run_verb(recipe: Recipe, output: Path, verb: str, *, only: str | None = None
     return folder
 
 
-def _open(recipe: Recipe, folder: RunFolder, main: list[Controller]) -> dict[str, str]:
+def _open(recipe: Recipe, folder: RunFolder, main: list[Controller], steps: Sequence[Step]) -> dict[str, str]:
     """Put the main process's controller into ``main``; the steps' keys, for all processes."""
-    main.append(Controller(recipe, folder))
-    main[0].refuse_other_documents()
+    controller = Controller(recipe, folder)
+    controller.refuse_other_documents()
     if not started_by_controller(folder.root):
+        for step in steps:
+            controller.require_inputs(step, coming=[other.name for other in steps])
+        refuse_slices(recipe, folder, [step.name for step in controller.todo(steps)])
         clear_leftovers(folder)
-        dump_recipe(recipe, folder.recipe)
-        note_files(folder, main[0].files)
-    return main[0].keys
+        note_files(folder, controller.files)
+    main.append(controller)
+    return controller.keys
 
 
 def _wanted(main: list[Controller], step: Step) -> bool:

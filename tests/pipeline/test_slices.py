@@ -14,7 +14,7 @@ from harness.data.folder import load_dataset, read_lines
 from harness.evaluation.per_query import PerQuery
 from harness.pipeline.check import check_recipe
 from harness.pipeline.context import Run
-from harness.pipeline.controller import run_recipe
+from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.pool import label_run, pool_run
 from harness.pipeline.update import update_documents
@@ -51,6 +51,37 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     recipe = write_recipe(root, tree(root))
     run_recipe(load_recipe(recipe), root / "out")
     return recipe, root / "out"
+
+
+def test_what_is_refused_leaves_the_recipe_of_the_run(run: tuple[Path, Path], tmp_path: Path) -> None:
+    """Whatever refuses it: a check, a step that runs first, or what a verb needs done before it."""
+    out = Path(shutil.copytree(run[1], tmp_path / "out"))
+    resolved = out / "recipe.resolved.yaml"
+    told = lambda: {name: step["key"] for name, step in read_json(out / "manifest.json")["steps"].items()}  # noqa: E731
+    before = resolved.read_bytes(), told()
+    refused = load_recipe(run[0], ["evaluate.slices=[nonsense]"])
+    with pytest.raises(InputError, match="no query has this column"):
+        run_recipe(refused, out)
+    assert (resolved.read_bytes(), told()) == before
+    with pytest.raises(InputError, match="no query has this column"):
+        run_verb(refused, out, "data")
+    with pytest.raises(InputError, match="align, refine, not done under this recipe"):
+        run_verb(load_recipe(run[0], ["align.training.steps=3"]), out, "evaluate")
+    bad = Path(shutil.copytree(tree_path(run[0]), tmp_path / "bad"))
+    with (bad / "queries.jsonl").open("a") as stream:
+        stream.write("no JSON\n")
+    for attempt in (run_recipe, lambda recipe, folder: run_verb(recipe, folder, "data")):
+        with pytest.raises(InputError, match="not JSON"):
+            attempt(load_recipe(run[0], [f"data.path={bad}"]), out)
+    assert resolved.read_bytes() == before[0]
+    assert run_recipe(load_recipe(resolved), out)[1] == []
+
+
+def tree_path(recipe: Path) -> str:
+    """Where a recipe's data lies."""
+    path = load_recipe(recipe).data.path
+    assert isinstance(path, str)
+    return path
 
 
 def test_bias_is_told_by_the_judgments_that_labels_add(

@@ -1,0 +1,46 @@
+"""The resolved recipe in a run's folder: written when all checks have passed, and put back where a step refuses it.
+
+So a refused command leaves the folder to the recipe that it was made from. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+
+from harness.data.folder import load_dataset
+from harness.pipeline.checks import check_slices
+from harness.pipeline.folder import RunFolder
+from harness.recipe import Recipe, dump_recipe
+from harness.runtime.errors import InputError
+from harness.runtime.process import atomic_file
+
+
+def refuse_slices(recipe: Recipe, folder: RunFolder, steps: Collection[str]) -> None:
+    """Refuse what the step ``data.slices`` would, where the data lies there already, by a preview of its files.
+
+    Args:
+        steps: those that are to run.
+
+    Raises:
+        InputError: as ``checks.check_slices``.
+    """
+    if "data.slices" in steps and "data" not in steps:
+        check_slices(recipe, load_dataset(folder.data), full=False)
+
+
+@contextlib.contextmanager
+def recipe_written(recipe: Recipe, folder: RunFolder, ran: Collection[str]) -> Iterator[None]:
+    """The resolved recipe lies in the folder.
+
+    Where an input is refused while ``ran`` names no step yet, the earlier recipe lies there again, if there was one.
+    """
+    before = folder.recipe.read_bytes() if folder.recipe.exists() else None
+    dump_recipe(recipe, folder.recipe)
+    try:
+        yield
+    except InputError:
+        if before is not None and not ran:
+            with atomic_file(folder.recipe, "wb") as stream:
+                stream.write(before)
+        raise
