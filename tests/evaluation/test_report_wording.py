@@ -127,13 +127,14 @@ def test_bars_side_by_side_have_no_wording_of_one_run(tmp_path: Path) -> None:
     runs = []
     for name, lowest in (("a", "de"), ("b", "fr")):
         results = rich_results() | {"name": name}
+        results["bars"].append(example_results()["bars"][2])
         results["bars"][2]["what"] = f"recovery of P@1 in its worst language ({lowest}; undecided: tr), at least"
         runs.append(stored(tmp_path / name, results))
     grid = Comparison(read_runs(runs)).bars()
     assert grid is not None
     assert {row.cells[0] for row in grid.rows} == {
         "teacher P@1, at least 0.42", "recovery of P@1, at least 0.97", "worst language P@1, at least 0.95",
-        "latency ratio, at most 0.5",
+        "latency ratio, at most 0.5", "gain of align, interval above 0",
     }  # fmt: skip
 
 

@@ -365,7 +365,10 @@ class Comparison:
 def _neutral(bar: Bar) -> str:
     """What a bar asks for in words that name no run's own findings."""
     asked = bar.numbers[2]
-    return bar.name + ("" if asked is None else f", {'at most' if bar.at_most else 'at least'} {asked:g}")
+    if asked is None:
+        return bar.name
+    how = "interval above" if "interval above" in bar.what else "at most" if bar.at_most else "at least"
+    return f"{bar.name}, {how} {asked:g}"
 
 
 def _over_reference(view: View, system: str, engine: str, key: str) -> float | None:
