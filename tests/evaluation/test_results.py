@@ -177,6 +177,16 @@ def test_a_language_too_small_to_tell_leaves_the_worst_language_undecided() -> N
     assert verdicts["la"] == verdicts["all languages"] == "undecided"
 
 
+def test_a_language_in_which_the_reference_finds_nothing_is_undecided_in_the_file_and_on_the_page() -> None:
+    names, numbers = ["de"] * 100 + ["el"] * 100 + ["la"] * 10, [*range(210)]
+    found = {"teacher": [1.0] * 100 + [0.0] * 100 + [1.0] * 10, "student-refined": [1.0] * 210}
+    told = results({system: {"test": per_query(names, numbers, values)} for system, values in found.items()})
+    assert told["recovery"]["student-refined"]["test"]["worst"]["P@1"]["undecided"] == ["el", "la"]
+    assert evidence.small_note(View(told)) == [
+        "Too small to tell, so undecided: la (10 queries).", "teacher finds nothing in el, so undecided."
+    ]  # fmt: skip
+
+
 def test_the_latency_bar_is_of_the_whole_path_by_an_engine_that_is_the_student() -> None:
     timed = bench_result()
     asked = Bars(stage_gain=False, latency_ms=20)

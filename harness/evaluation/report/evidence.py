@@ -91,11 +91,13 @@ def claim_sentences(view: View) -> list[str]:
 
 
 def small_note(view: View) -> list[str]:
-    """Which languages are too small to tell."""
-    if not view.small:
-        return []
+    """Which languages can't be told: too small ones, and those in which the reference finds nothing."""
     named = [f"{lang} ({count(view.queries(lang))} queries)" for lang in view.small]
-    return [f"Too small to tell, so undecided: {listed(named)}."]
+    nothing = [lang for lang in view.undecided if lang not in view.small]
+    told = [f"Too small to tell, so undecided: {listed(named)}."] if named else []
+    if nothing:
+        told.append(f"{clean(view.reference)} finds nothing in {listed(nothing)}, so undecided.")
+    return told
 
 
 # ------------------------------------------------------------------------------------------------------- alike
