@@ -349,9 +349,14 @@ _DISK_ERRORS = (28, 122, 27, 30, 5, 13, 1)  # no space, quota, too large, read-o
 
 def main() -> None:
     """The entry point ``harness``: runs a verb and turns what goes wrong into an exit code and a message."""
+    from harness.pipeline.stop import StopNow, until_the_end
+
     configure_logging()
     try:
-        app()  # exits by itself: 0, or 2 for a wrong flag
+        with until_the_end():
+            app()  # exits by itself: 0, or 2 for a wrong flag
+    except StopNow as stop:
+        _fail(str(stop) if is_main_process() else "", StoppedError.exit_code, together=True)
     except InputError as error:
         count = len(error.problems)
         _fail(f"{count} problem{'s' if count > 1 else ''}\n\n{error}", 2)

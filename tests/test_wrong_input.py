@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -650,8 +651,11 @@ def test_recipes_flags_and_paths_are_refused_at_once(name: str, answers: dict[st
 
 def run_here(line: Sequence[str], patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Answer:
     patch.setattr(sys, "argv", ["harness", *line])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with pytest.raises(SystemExit) as end:
         cli.main()
+    for number, handler in handlers.items():  # a command keeps its own until its process ends
+        signal.signal(number, handler)
     return Answer(end.value.code, capsys.readouterr().err)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -13,7 +14,7 @@ from harness.runtime.errors import StoppedError
 from harness.runtime.process import launched_processes, logger
 
 
-class _StopNow(BaseException):
+class StopNow(BaseException):
     """Raised by a signal: not an ``Exception``, for libraries catch those and go on, or name another cause."""
 
 
@@ -38,7 +39,7 @@ class StopRequest:
         patient = self.patient
         if patient and launched_processes() == 1:
             if self():
-                raise _StopNow("stopped before an evaluation; the same command goes on from there")
+                raise StopNow("stopped before an evaluation; the same command goes on from there")
             self.patient = False
         try:
             yield
@@ -51,9 +52,40 @@ class StopRequest:
             self.requested = True
             logger.info("stopping after this step; a checkpoint is being saved")
         elif not (self.patient and launched_processes() > 1):  # launchers pass on a signal that we got already
-            raise _StopNow(
-                f"stopped by {signal.Signals(number).name}; the same command goes on from the last finished part"
-            )
+            _stop_now(number, frame)
+
+
+@contextlib.contextmanager
+def until_the_end() -> Iterator[None]:
+    """Around a whole command: SIGTERM and Ctrl-C end what is not in a run's own hands (``signals``), too.
+
+    When the block has ended the first of them changes nothing any more: the process is ending, its exit code settled.
+
+    Raises:
+        StopNow: at once, where one of them came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        for number in _SIGNALS:
+            signal.signal(number, _stop_now)
+        yield
+    finally:
+        for number in _SIGNALS:
+            signal.signal(number, _too_late)
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _stop_now(number: int, frame: FrameType | None) -> None:
+    raise StopNow(f"stopped by {signal.Signals(number).name}; the same command goes on from the last finished part")
+
+
+def _too_late(number: int, frame: FrameType | None) -> None:
+    """The process is ending; should it hang, a second signal ends it."""
+    signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -64,10 +96,10 @@ def signals(output: Path) -> Iterator[StopRequest]:
         StoppedError: one of them came outside a training, or came twice.
     """
     request = StopRequest(output)
-    previous = {number: signal.signal(number, request.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, request.handle) for number in _SIGNALS}
     try:
         yield request
-    except _StopNow as stop:
+    except StopNow as stop:
         raise StoppedError(str(stop)) from None
     finally:
         for number, handler in previous.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,36 @@ def test_an_evaluation_within_a_training_is_not_waited_for(tmp_path: Path) -> No
         assert stop() and stop.patient
         with stop.at_once():
             pytest.fail("the evaluation began")
+
+
+ENDING = """
+import atexit, os, signal, sys
+from harness import cli
+when, name = sys.argv.pop(1), sys.argv.pop(1)
+strike = lambda *_: os.kill(os.getpid(), getattr(signal, name))
+if when == "shown":
+    cli._show_report = strike
+else:
+    atexit.register(strike)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(("when", "code"), [("shown", 1), ("exit", 0)])
+def test_a_signal_after_the_run_was_done_is_told_or_too_late(
+    when: str, code: int, name: str, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """While the report is shown a command still stops with its exit code; a process that is ending goes on to its end.
+
+    Neither is a process killed by a signal.
+    """
+    out = Path(shutil.copytree(uninterrupted, tmp_path / "out"))
+    command = [sys.executable, "-c", ENDING, when, name, "run", str(out / "recipe.resolved.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    assert (f"harness: stopped by {name}; the same command goes on" in done.stderr) is (code == 1), done.stderr
+
 
 # As in the run that it is compared with, whose exports say by whom they were opened.
 WITHOUT_SENTENCE_TRANSFORMERS = """
