@@ -159,10 +159,10 @@ def _of_task(given: OutsideSet) -> OutsideData:
     import mteb
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-    name = given.mteb
-    assert name is not None
+    assert given.mteb is not None
+    asked: str = given.mteb  # held for the lambda below
     try:
-        task = mteb.get_task(name)
+        task = mteb.get_task(asked)
     except KeyError as error:
         raise InputError(Problem("mteb knows no such task", where=_where(given), got=given.mteb,
                                  allowed=str(error.args[0]))) from None  # fmt: skip
@@ -171,7 +171,7 @@ def _of_task(given: OutsideSet) -> OutsideData:
                                  got=f"{given.mteb}: {task.metadata.type}", allowed="retrieval of texts"))  # fmt: skip
     subset = _one(given, "subset", given.subset, list(task.hf_subsets))
     split = _one(given, "split", given.split, list(task.eval_splits))
-    parts = _loaded(given, lambda: mteb.get_task(name, eval_splits=[split], hf_subsets=[subset]), subset, split)
+    parts = _loaded(given, lambda: mteb.get_task(asked, eval_splits=[split], hf_subsets=[subset]), subset, split)
     if parts.get("top_ranked"):
         raise InputError(Problem("the task reranks given documents and searches none", where=_where(given),
                                  got=given.mteb, next="choose a task of retrieval"))  # fmt: skip
