@@ -97,12 +97,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         "slices": {},
         "tests": [*_gains(samples, confidence), *_claims(samples, reference, report.loses_less_than, confidence)],
         "ann": _ann(sets),
-        "ledger": [
-            row for key, systems in by_set.items()
-            for row in ledger(systems, samples[key], set_name=key, metrics=TESTED_METRICS, slices=slices.get(key, {}),
-                              exported=exported or last_student(evaluations, key, reference),
-                              confidence=confidence, seed=seed)
-        ],
+        "ledger": _ledger(evaluations, samples, slices, exported, reference, confidence, seed),
         "training": _with_gain(training),
     }  # fmt: skip
     results["bars"] = bar_rows(results, report.bars, headline, samples.get(headline or ""), confidence)
@@ -204,6 +199,24 @@ def _gains(samples: Mapping[str, Samples], confidence: float) -> list[Tree]:
         if before in sample.sum_SLM and after in sample.sum_SLM
         for metric in TESTED_METRICS
         if metric in sample.metrics
+    ]  # fmt: skip
+
+
+def _ledger(
+    evaluations: Evaluations,
+    samples: Mapping[str, Samples],
+    slices: Mapping[str, Mapping[str, Sequence[str]]],
+    exported: str | None,
+    reference: str,
+    confidence: float,
+    seed: int,
+) -> list[Tree]:
+    """What each step cost or won, on every set."""
+    return [
+        row for key, systems in _by_set(evaluations).items()
+        for row in ledger(systems, samples[key], set_name=key, metrics=TESTED_METRICS, slices=slices.get(key, {}),
+                          exported=exported or last_student(evaluations, key, reference),
+                          confidence=confidence, seed=seed)
     ]  # fmt: skip
 
 

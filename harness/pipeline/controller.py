@@ -43,6 +43,7 @@ from harness.pipeline.sources import (
     sources_of_streams,
 )
 from harness.pipeline.stop import StopRequest, signals
+from harness.pipeline.work import work_of_steps
 from harness.recipe import Recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, StoppedError, gather_problems
 from harness.runtime.process import is_main_process, launched_processes, logger, read_json, remove_folder
@@ -74,48 +75,6 @@ def _find(recipe: Recipe, names: str) -> list[Step]:
             )
         )
     return found
-
-
-def _work() -> dict[str, Callable[[Any], list[Path]]]:
-    """What each step does; imported late, for this is where torch comes in."""
-    from harness.pipeline import work_ann as ann
-    from harness.pipeline import work_bench as timing
-    from harness.pipeline import work_evaluation as evaluation
-    from harness.pipeline import work_export as export
-    from harness.pipeline import work_outside as outside
-    from harness.pipeline import work_pairs as pairs
-    from harness.pipeline import work_report as reporting
-    from harness.pipeline import work_slices as slicing
-    from harness.pipeline import work_streams as streams
-    from harness.pipeline import work_training as training
-    from harness.pipeline import work_vectors as vectors
-
-    return {
-        "data": vectors.do_data,
-        "data.slices": slicing.do_slices,
-        "embed.base": vectors.do_embed_base,
-        "mine.base": vectors.do_mine_base,
-        "teacher.streams": pairs.do_teacher_streams,
-        "teacher": training.do_teacher,
-        "embed": vectors.do_embed,
-        "student": training.do_student,
-        "embed.streams": streams.do_embed_streams,
-        "align": training.do_align,
-        "mine.refine": vectors.do_mine_refine,
-        "refine": training.do_refine,
-        "teacher.more": training.do_teacher_more,
-        "embed.more": vectors.do_embed_more,
-        "export": export.do_export,
-        "export.pair": export.do_pair,
-        "export.index": export.do_index,
-        "export.onnx": export.do_onnx,
-        "embed.outside": outside.do_embed_outside,
-        "evaluate": evaluation.do_evaluate,
-        "evaluate.outside": outside.do_evaluate_outside,
-        "bench.ann": ann.do_ann,
-        "bench": timing.do_bench,
-        "report": reporting.do_report,
-    }
 
 
 _STAGE_FOLDERS = {"teacher.more": "teacher-more"}
@@ -278,7 +237,7 @@ def run_here(step: Step, run: Any, stop: StopRequest, controller: Controller | N
     _on_main(functools.partial(controller.begin, step, afresh) if controller else _nothing)
     started = time.monotonic()
     stop.patient = step.trains
-    work: Callable[[], list[Path]] = lambda: _work()[step.name](run)  # noqa: E731
+    work: Callable[[], list[Path]] = lambda: work_of_steps()[step.name](run)  # noqa: E731
     outputs = work() if step.shared else [Path(p) for p in _on_main(lambda: [str(p) for p in work()])]
     stop.patient = False
     seconds = time.monotonic() - started
