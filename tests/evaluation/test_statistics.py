@@ -121,13 +121,35 @@ def test_bounds_are_the_percentiles_of_the_resamples() -> None:
     student, reference = random_pair(0, groups=80, languages=["de", "en"])
     samples = resample({"s": student, "r": reference}, metrics=["P@1"], resamples=500, seed=3)
     kept_S, base_S = samples.macro("s", "P@1"), samples.macro("r", "P@1")
-    # What each group adds to the macro mean; the added group is as large as that of an average hit.
-    parts = [np.sum(np.split(system.metrics["P@1"], 2), axis=0) / 160 for system in (student, reference)]
-    more_S = samples.more_SP[:, 2] * max(np.sum(part_G**2) / np.sum(part_G) for part_G in parts)
+    # What each group adds to the macro mean; the added group is that of the next lost hit.
+    kept_G, base_G = (np.sum(np.split(system.metrics["P@1"], 2), axis=0) / 160 for system in (student, reference))
+    lost_S = samples.more_SP[:, 2] * group_of_next_lost(base_G - kept_G, np.maximum(base_G, kept_G))
+    won_S = samples.more_SP[:, 2] * group_of_next_lost(kept_G - base_G, np.maximum(base_G, kept_G))
     found = one(student, reference, confidence=0.9)["macro"]
-    assert found["value"] == kept_S[0] / base_S[0] and more_S[0] == 0 < more_S[1:].min()
-    assert found["low"] == pytest.approx(np.quantile((kept_S / (base_S + more_S))[1:], 0.05, method="lower"))
-    assert found["high"] == pytest.approx(np.quantile(((kept_S + more_S) / base_S)[1:], 0.95, method="higher"))
+    assert found["value"] == kept_S[0] / base_S[0] and lost_S[0] == 0 < lost_S[1:].min()
+    assert found["low"] == pytest.approx(np.quantile((kept_S / (base_S + lost_S))[1:], 0.05, method="lower"))
+    assert found["high"] == pytest.approx(np.quantile(((kept_S + won_S) / base_S)[1:], 0.95, method="higher"))
+
+
+def group_of_next_lost(lost_G: np.ndarray, whole_G: np.ndarray) -> float:
+    """Averaged over lost hits, one by one: those of the data, and those of one whole group of those that have any."""
+    some = [float(whole) for whole in whole_G if whole > 0]
+    lost = [float(hits) for hits in lost_G if hits > 0]
+    return (sum(w * w / len(some) for w in some) + sum(x * x for x in lost)) / (sum(some) / len(some) + sum(lost))
+
+
+def test_losses_that_do_not_bunch_cost_less_than_whole_groups() -> None:
+    """120 groups of 10 queries, 40 hits lost: one in each of 40 groups, or all of 4 groups; and none at all."""
+    reference = per_query(["de"] * 1200, np.repeat(range(120), 10), [1.0] * 1200)
+    apart, bunched = np.ones((120, 10)), np.ones((120, 10))
+    apart[:40, 0], bunched[:4] = 0, 0
+    low = {}
+    for name, kept in (("apart", apart), ("bunched", bunched), ("none", np.ones((120, 10)))):
+        student = replace(reference, metrics={"P@1": kept.ravel()})
+        low[name] = one(student, reference, resamples=2_000)["de"]["low"]
+    assert 1 - 46 / 1200 - 0.012 < low["apart"] < 1 - 46 / 1200 + 0.002, "plain percentiles begin near 1 - 51 / 1200"
+    assert low["bunched"] == pytest.approx(float(beta.ppf(0.025, 116, 5)), abs=0.01), "116 of 120 groups kept"
+    assert low["none"] == pytest.approx(0.025 ** (1 / 120), abs=0.004), "nothing tells how losses bunch: whole groups"
 
 
 def test_a_wider_confidence_gives_a_wider_interval() -> None:

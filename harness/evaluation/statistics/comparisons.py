@@ -32,15 +32,16 @@ def ratios(samples: Samples, student: str, reference: str, metric: str) -> tuple
     draw's ratio is at most 1 over what its reference found, and ``high`` at most that of a poor draw of the reference.
     """
     student_SP, reference_SP = (samples.all_means(system, metric) for system in (student, reference))
-    more_SP = samples.more_SP * samples.one_group(metric, student, reference)
-    return divide(student_SP, reference_SP + more_SP), divide(np.minimum(student_SP + more_SP, 1), reference_SP)
+    lost_SP = samples.more_SP * samples.lost_group(student, reference, metric)
+    won_SP = samples.more_SP * samples.lost_group(reference, student, metric)
+    return divide(student_SP, reference_SP + lost_SP), divide(np.minimum(student_SP + won_SP, 1), reference_SP)
 
 
 def differences(samples: Samples, a: str, b: str, metric: str) -> tuple[Floats, Floats]:
     """(low_SP, high_SP): a less b with one more group against it, and for it; in [-1, 1], as metrics are in [0, 1]."""
     difference_SP = samples.all_means(a, metric) - samples.all_means(b, metric)
-    more_SP = samples.more_SP * samples.one_group(metric, a, b)
-    return np.maximum(difference_SP - more_SP, -1), np.minimum(difference_SP + more_SP, 1)
+    lost_SP, won_SP = (samples.more_SP * samples.lost_group(*pair, metric) for pair in ((a, b), (b, a)))
+    return np.maximum(difference_SP - lost_SP, -1), np.minimum(difference_SP + won_SP, 1)
 
 
 # -------------------------------------------------------------------------------------------------------- recovery
@@ -136,7 +137,8 @@ def recovery_bound(samples: Samples, student: str, reference: str, metric: str, 
 def mean_bound(samples: Samples, system: str, metric: str, confidence: float) -> float | None:
     """The one-sided lower bound of a macro mean, one more group answered with zero; None behind few groups."""
     place = samples.scopes.index("macro")
-    low_S = samples.macro(system, metric) / (1 + samples.more_SP[:, place] * samples.share_P[place])
+    more_S = samples.more_SP[:, place] * samples.missed_group(system, metric)[place]
+    low_S = samples.macro(system, metric) / (1 + more_S)
     return lower_bound(low_S, confidence) if samples.groups >= FEW_GROUPS else None
 
 

@@ -5,16 +5,18 @@ Axes: S = 1 + R samples of which the first is the data itself, L languages, H hy
 **One more group.** A plain percentile bootstrap can't see what did not happen: where a student lost none of 60 queries,
 each resample has lost none, and the interval is [1, 1], though one that loses a twentieth of all shows no loss among 60
 in one case of twenty. So each bound allows for one more group that speaks against it: one system finds nothing in it,
-the other as much as in the group of an average hit; how often that group is drawn is exponential with mean 1. (Where
-all groups are of one size, that is the size; else it is the whole over Kish's effective number of groups. With groups
-of the mean size bounds hold too rarely; with the largest one they are about twice as far away.) Where the reference is
-always right and the student lost nothing, the lower bound is that of Clopper and Pearson (the "rule of three"); for
-many groups the added group vanishes. (Gaffke, Mathematical Methods of Statistics 2005, bounds a mean of bounded numbers
-with exponential weights for all and the worst possible number added; here the data keeps the ordinary bootstrap's
-weights.) ``benchmarks/intervals.py`` measures how often the bounds hold.
+the other as many hits as lie in the group of the next lost hit; how often that group is drawn is exponential with mean
+1. (Gaffke, Mathematical Methods of Statistics 2005, bounds a mean of bounded numbers with exponential weights for all
+and the worst possible number added; here the data keeps the ordinary bootstrap's weights.)
 
-That costs power: where groups are uneven the intervals hold more often than asked and are wider than plain percentiles,
-so that what is small and real stays undecided more often. ``METHOD`` says so beside the numbers.
+How large is the group of the next lost hit? As those of the hits lost in the data are, on average over hits, where one
+whole group, drawn at random, counts as lost beside them: (mean of whole^2 + sum of lost^2) / (mean of whole + sum of
+lost), over groups. Where every group is one query, that is one query, and where nothing was lost, the lower bound is
+that of Clopper and Pearson (the "rule of three"). Where groups hold several queries and the student lost some here and
+there, the data tells that losses don't come in whole groups, and the bound is close to plain percentiles. Where it lost
+none, nothing tells how losses bunch, a whole group of the average hit is allowed for, and the bound may lie lower than
+that of a student with a few losses. ``benchmarks/intervals.py`` measures how often the bounds hold, and how wide they
+are beside plain percentiles and beside bounds that always allow for a whole group.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ Estimate = dict[str, Any]  # {"value", "low", "high"}; None where it can't be to
 
 METHOD = (
     "percentile bounds of a paired bootstrap over groups of queries that allow for one more group that speaks against "
-    "them, so that they are wider than plain percentile intervals, and hold more often than asked where groups are "
-    "uneven"
+    "them, as large as the groups in which hits were lost or won, so that they are somewhat wider than plain "
+    "percentile intervals"
 )
 FEW_GROUPS = 30  # behind fewer groups nothing is claimed: neither reached, nor shown, nor gained or lost
 

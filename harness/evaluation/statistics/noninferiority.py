@@ -102,7 +102,7 @@ def _hopeless(samples: Samples, reference: str, metric: str, margin: float, conf
     mean_P = samples.all_means(reference, metric)[0]
     more = -math.log(1 - confidence)
     with np.errstate(invalid="ignore"):
-        return ~(mean_P * margin > (1 - margin) * more * samples.one_group(metric, reference))
+        return ~(mean_P * margin > (1 - margin) * more * samples.lost_group(reference, reference, metric))
 
 
 def _united(languages: list[dict[str, Any]], judged: list[dict[str, Any]], macro: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 # Per language: the groups that have queries of it (rising), and their sums.
 Cells = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 
+_COUNT = 0  # the column of cells that counts queries
 _COUNTS_AT_ONCE = 400_000  # resamples x groups held at a time by one thread: larger blocks fall out of the cache
 
 
@@ -40,7 +41,7 @@ class Samples:
         count_SL: queries; sum_SLM: system -> sums of the metrics.
         weight_S: weights of all queries, and weighted_SM: system -> sums of weight x metric; None and empty where all
             queries weigh the same.
-        group_PM: system -> what the group of an average hit adds to a mean, in the data; share_P: to a mean of ones.
+        cells: of each language, the groups that have queries of it, and their sums in the data.
         more_SP: how many more groups the bounds allow for (``intervals``): drawn from the exponential distribution of
             mean 1, and 0 in sample 0.
     """
@@ -53,8 +54,7 @@ class Samples:
     sum_SLM: dict[str, Floats]
     weight_S: Floats | None
     weighted_SM: dict[str, Floats]
-    group_PM: dict[str, Floats]
-    share_P: Floats
+    cells: Cells
     more_SP: Floats
 
     @property
@@ -88,10 +88,38 @@ class Samples:
             columns.append(divide(self.weighted_SM[system][:, self.metrics.index(metric)], self.weight_S)[:, None])
         return np.concatenate(columns, axis=1)
 
-    def one_group(self, metric: str, *systems: str) -> Floats:
-        """group_P: what one more group adds to a mean (``intervals``); the most of the systems."""
-        place = self.metrics.index(metric)
-        return np.max([self.group_PM[system][:, place] for system in systems], axis=0)
+    def lost_group(self, loser: str, other: str, metric: str) -> Floats:
+        """group_P: what the group in which the loser's next lost hit lies takes from a mean (``intervals``)."""
+        pairs = zip(self._parts(self._column(loser, metric)), self._parts(self._column(other, metric)), strict=True)
+        return np.array([_of_next_lost(np.maximum(had - kept, 0), np.maximum(had, kept)) for kept, had in pairs])
+
+    def missed_group(self, system: str, metric: str) -> Floats:
+        """group_P: the share of a mean's queries that the group has in which the system's next miss lies."""
+        pairs = zip(self._parts(self._column(system, metric)), self._parts(_COUNT), strict=True)
+        return np.array([_of_next_lost(np.maximum(asked - found, 0), asked) for found, asked in pairs])
+
+    def _column(self, system: str, metric: str) -> int:
+        return 1 + list(self.sum_SLM).index(system) * len(self.metrics) + self.metrics.index(metric)
+
+    def _parts(self, column: int) -> list[Floats]:
+        """Of each scope, what each group adds to the mean, in the data; a language's groups are those of its cells."""
+        macro_G, rows = np.zeros(self.groups), []
+        for group_E, sum_EC in self.cells:
+            rows.append(sum_EC[:, column] / sum_EC[:, _COUNT].sum())
+            macro_G[group_E] += rows[-1] / len(self.cells)
+        rows += [macro_G, self._over_all(column, _COUNT)]
+        if self.weight_S is not None:
+            weight = 1 + len(self.sum_SLM) * len(self.metrics)  # the weighted columns follow, in the same order
+            rows.append(self._over_all(weight + column, weight))
+        return rows
+
+    def _over_all(self, column: int, count: int) -> Floats:
+        """part_G: each group's sum over all languages, of the whole that the column ``count`` sums to."""
+        sum_G, whole = np.zeros(self.groups), 0.0
+        for group_E, sum_EC in self.cells:
+            sum_G[group_E] += sum_EC[:, column]
+            whole += sum_EC[:, count].sum()
+        return divide(sum_G, np.array(whole))
 
     def _sum_SL(self, system: str, metric: str) -> Floats:
         return self.sum_SLM[system][:, :, self.metrics.index(metric)]
@@ -134,7 +162,7 @@ def resample(
     sum_SLC = _sampled_sums(cells, len(groups), resamples, seed)
     plain = 1 + len(systems) * len(metrics)
     weighted_SC = sum_SLC[:, :, plain:].sum(axis=1)
-    group_PC = _one_group(cells, len(groups), plain)
+    scopes = len(languages) + (3 if weighted else 2)
     return Samples(
         languages=languages,
         groups_L=np.diff(starts),
@@ -144,9 +172,8 @@ def resample(
         sum_SLM=_by_system(systems, sum_SLC[:, :, :plain]),
         weight_S=weighted_SC[:, 0] if weighted else None,
         weighted_SM=_by_system(systems, weighted_SC) if weighted else {},
-        group_PM=_by_system(systems, group_PC),
-        share_P=group_PC[:, 0],
-        more_SP=_more(resamples, len(group_PC), seed) if added_group else np.zeros((1 + resamples, len(group_PC))),
+        cells=cells,
+        more_SP=_more(resamples, scopes, seed) if added_group else np.zeros((1 + resamples, scopes)),
     )
 
 
@@ -183,27 +210,13 @@ def _sampled_sums(cells: Cells, groups: int, resamples: int, seed: int) -> Float
     return sum_SLC
 
 
-def _one_group(cells: Cells, groups: int, plain: int) -> Floats:
-    """group_PC: what the group of an average hit adds to a scope's mean in the data.
-
-    Of the cells' columns the first ``plain`` are sums, and the same number of weighted sums may follow.
-    """
-    macro_GC, all_GC = np.zeros((groups, plain)), np.zeros((groups, cells[0][1].shape[1]))
-    rows = []
-    for group_E, sum_EC in cells:
-        share_EC = sum_EC[:, :plain] / sum_EC[:, 0].sum()
-        rows.append(_of_average_hit(share_EC))
-        macro_GC[group_E] += share_EC / len(cells)
-        all_GC[group_E] += sum_EC
-    rows.append(_of_average_hit(macro_GC))
-    for sum_GC in np.split(all_GC, all_GC.shape[1] // plain, axis=1):  # micro and, where there is one, weighted
-        rows.append(_of_average_hit(divide(sum_GC, sum_GC[:, 0].sum())))
-    return np.stack(rows)
-
-
-def _of_average_hit(part_GC: Floats) -> Floats:
-    """Each group's part, averaged over groups by the part itself: the whole over Kish's effective number of groups."""
-    return np.nan_to_num(divide((part_GC**2).sum(axis=0), part_GC.sum(axis=0)))
+def _of_next_lost(lost_G: Floats, whole_G: Floats) -> float:
+    """The size of the group in which the next lost hit lies: averaged over the hits lost, and over those of one whole
+    group, drawn at random from those that have any, as if it had been lost, too."""
+    some_G = whole_G[whole_G > 0]
+    if not len(some_G):
+        return 0.0
+    return float((np.mean(some_G**2) + np.sum(lost_G**2)) / (np.mean(some_G) + np.sum(lost_G)))
 
 
 def _more(resamples: int, scopes: int, seed: int) -> Floats:
