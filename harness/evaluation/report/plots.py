@@ -51,11 +51,8 @@ def recovery(view: View, width: int) -> str | None:
 
 def recovery_bar(view: View) -> float | None:
     """The bar that the recipe sets for recovery of the metric in front."""
-    for entry in items(view.results.get("bars")):
-        name = str(entry.get("name", ""))
-        if "recovery" in name and view.lead in name:
-            return number(entry.get("bar"))
-    return None
+    asked = (entry for entry in items(view.results.get("bars")) if entry.get("name") == f"recovery of {view.lead}")
+    return next((number(entry.get("bar")) for entry in asked), None)
 
 
 def gains(view: View, width: int) -> str | None:
