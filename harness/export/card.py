@@ -13,7 +13,7 @@ import yaml
 
 from harness.engines.deployed import MODEL_FILES
 from harness.evaluation.report.markdown import escaped
-from harness.evaluation.report.view import Interval, branch, clean, count, decimals, dig, number
+from harness.evaluation.report.values import Interval, branch, clean, count, decimals, dig, number
 
 UNKNOWN = "unknown: ask whoever made it"
 _LANGUAGE = re.compile(r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")

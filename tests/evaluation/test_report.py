@@ -22,7 +22,8 @@ from harness.evaluation.report.markdown import escaped as escaped_markdown
 from harness.evaluation.report.markdown import markdown
 from harness.evaluation.report.page import page
 from harness.evaluation.report.svg import Scale, log_ticks, ticks
-from harness.evaluation.report.view import Interval, View, clean, decimals
+from harness.evaluation.report.values import Interval, clean, decimals
+from harness.evaluation.report.view import View
 
 FIFTY = tuple(f"l{number:02d}" for number in range(48)) + ("zh-Hant-TW", "sr-Latn")
 VOID = {"meta", "br", "img", "link", "input"}
@@ -177,6 +178,20 @@ def test_the_candidate_is_the_furthest_student() -> None:
     del results["quality"]["student-refined"]
     assert View(results).candidate == "student-aligned"
     assert View({"quality": {"teacher": {"test": {"en": {"P@1": 1.0}}}}}).candidate == ""
+
+
+def test_what_was_made_of_the_student_is_no_stage() -> None:
+    results = example_results()
+    for made in ("student-int8", "student-ann"):
+        results["quality"][made] = copy.deepcopy(results["quality"]["student-refined"])
+    view = View(results)
+    stages = ["student-untrained", "student-aligned", "student-refined"]
+    assert view.students == stages and view.candidate == "student-refined"
+    drawn = ElementTree.fromstring(curves.stages(view)[0])
+    assert [str(mark[0].text).split(":")[0] for mark in drawn.iter("circle")] == stages
+    for stage in ("student-refined", "student-aligned"):
+        del results["quality"][stage]
+        assert View(results).candidate == View(results).students[-1] != stage
 
 
 def test_macro_agreement_is_the_mean_over_languages() -> None:
@@ -365,6 +380,15 @@ def test_dots_and_whiskers_stand_where_their_numbers_are() -> None:
     assert float(str(lines["reference"].get("x1"))) == pytest.approx(high, abs=0.1)
     kinds = [str(mark.get("class")) for mark in drawn.iter("circle")]
     assert "hollow" in kinds[0] and "hollow" not in kinds[1] and "worst" in kinds[1]
+
+
+def test_the_bar_that_is_drawn_is_that_of_the_metric_in_front() -> None:
+    results = example_results()
+    (asked,) = (bar for bar in results["bars"] if bar["name"] == "recovery of P@1")
+    results["bars"] = [asked | {"name": "recovery of P@10", "bar": 0.5}]
+    assert View(results).lead == "P@1" and plots.recovery_bar(View(results)) is None
+    results["bars"].append(asked)
+    assert plots.recovery_bar(View(results)) == asked["bar"] == 0.97
 
 
 def test_scales_and_ticks() -> None:

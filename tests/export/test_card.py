@@ -10,7 +10,7 @@ import pytest
 import yaml
 from builders.results import LANGUAGES, example_results
 
-from harness.evaluation.report.view import clean
+from harness.evaluation.report.values import clean
 from harness.export.card import UNKNOWN, Base, Deployed, license_of, model_card
 
 TEACHER = Base("sentence-transformers/all-MiniLM-L6-v2", "teacher", "apache-2.0")

@@ -10,7 +10,6 @@ from harness.evaluation.report.values import branch, clean, dig, items, number
 from harness.evaluation.report.view import View
 
 Curve = list[tuple[float, float]]
-NAMED = 3  # stages whose names fit under a small panel; more are numbered
 INDEX_NAMES = {"hnsw": "HNSW", "ivf": "IVF", "ivf-pq": "IVF-PQ"}
 
 
@@ -34,18 +33,10 @@ def stages(view: View) -> list[str]:
     return drawn
 
 
-def numbered(view: View) -> str:
-    """What the numbers under the panels stand for, where there are too many stages for their names."""
-    if len(view.students) <= NAMED:
-        return ""
-    return " " + ", ".join(f"{i} {clean(s.removeprefix('student-'))}" for i, s in enumerate(view.students, 1)) + "."
-
-
 def _slope(view: View, scope: str, found: list[tuple[int, float]], reference: float | None, top_value: float) -> str:
     """One panel: x = stage, y = the metric from 0; the dashed line is the reference."""
     width, height, left, right, top, bottom = 168, 128, 30, 24, 28, 106
     steps = len(view.students)
-    short_names = [s.removeprefix("student-") if steps <= NAMED else str(i + 1) for i, s in enumerate(view.students)]
     y = Scale(0.0, top_value, bottom, top)
     xs = [left + 16 + (width - left - right - 16) * (i / (steps - 1) if steps > 1 else 0.5) for i in range(steps)]
     name = "mean over languages" if scope == "macro" else scope or "(none)"
@@ -59,7 +50,7 @@ def _slope(view: View, scope: str, found: list[tuple[int, float]], reference: fl
         student = view.students[i]
         parts += [
             circle(xs[i], y(value), 4, "mark", f"{student}: {value:.3f}"),
-            label(xs[i], bottom + 12, cut(short_names[i], 9), "tick small", "middle"),
+            label(xs[i], bottom + 12, cut(student.removeprefix("student-"), 9), "tick small", "middle"),
         ]
     told = "; ".join(f"{view.students[i]} {value:.3f}" for i, value in found)
     told += f"; {view.reference} {reference:.3f}" if reference is not None else ""

@@ -97,9 +97,8 @@ def _differ(view: View) -> str:
 
 def _stages(view: View) -> str:
     caption = (
-        f"{view.lead} of the student after each stage:{curves.numbered(view)} Dashed line: {view.reference}. "
-        "All panels share one scale."
-    ).replace(": Dashed", ". Dashed")
+        f"{view.lead} of the student after each stage. Dashed line: {view.reference}. All panels share one scale."
+    )
     won = (
         f"Paired difference in {view.lead} of each stage over the one before it. "
         "A hollow mark: the interval holds 0, so it is undecided."

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from harness.evaluation.bars import STUDENTS
 from harness.evaluation.report.values import (
-    MISSING,
     Interval,
     branch,
     clean,
-    count,
     decimals,
     described,
     dig,
@@ -21,9 +20,6 @@ from harness.evaluation.report.values import (
     listed,
     number,
 )
-
-__all__ = ["MISSING", "Bar", "Interval", "Status", "Verdict", "View",
-           "branch", "clean", "count", "decimals", "described", "dig", "items", "listed", "number"]  # fmt: skip
 
 AGGREGATES = ("macro", "micro", "worst", "all", "weighted")
 METRICS = ("P@1", "P@10", "nDCG@10", "MRR@10", "Hit@10", "Recall@100", "judged@10")
@@ -148,21 +144,19 @@ class View:
 
     @cached_property
     def students(self) -> list[str]:
-        """The systems that a stage of this run produced from the student, in the order of the stages."""
-        return [name for name in self.systems if name.startswith("student") and name != self.reference]
+        """The student after each stage; what was made of it (int8, approximate search) is no stage."""
+        return [name for name in STUDENTS if name in self.systems and name != self.reference]
 
     @cached_property
     def candidate(self) -> str:
         """The system in question: the one that bars and claims are about.
 
-        In a file that does not name it, the refined student, or the furthest one there is.
+        In a file that does not name it, the student after its last stage.
         """
         told = self.results.get("candidate")
         if told in self.systems:
             return str(told)
         others = [name for name in self.systems if name != self.reference]
-        if "student-refined" in others:
-            return "student-refined"
         return next(reversed(self.students), next(reversed(others), ""))
 
     @cached_property
