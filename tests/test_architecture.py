@@ -38,6 +38,7 @@ FIT_WORDS = re.compile(
     r"teacher|student|(?<![a-z])align(ed|ment)?(?![a-z])|refine(d|ment)?(?![a-z])|(?<![a-z])ddp(?![a-z])|fsdp|fully_?shard"
     r"|deepspeed|(?<![a-z])zero_?[123]|distributed_?data_?parallel"
 )
+PRIVATE = re.compile(r"_(?!_)")
 WITHOUT_TORCH = (
     "harness.cli",
     "harness.recipe",
@@ -129,6 +130,22 @@ def forbidden_imports(path: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield line, "an import by a computed name hides an arrow"
 
 
+def private_names(path: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Names with a leading underscore that are another file's: imported, or asked of what is imported."""
+    foreign = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            foreign |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    for line, name in imports(tree, path):
+        if name.startswith("harness.") and any(PRIVATE.match(part) for part in name.split(".")):
+            yield line, f"{name} is private to its file"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and PRIVATE.match(node.attr):
+            name = _name(node)
+            if name.split(".")[0] in foreign - {"os", "torch"}:  # theirs: another name for it does not exist
+                yield node.lineno, f"{name} is private to its file"
+
+
 def forbidden_words(path: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
     if fnmatch(path, "harness/training/fit*"):
         for line, word in words(tree):
@@ -157,7 +174,7 @@ def violations(files: Mapping[str, str]) -> list[str]:
     found = []
     for path, text in files.items():
         tree = ast.parse(text)
-        for rule in (wrong_arrows, forbidden_imports, forbidden_words, forbidden_calls):
+        for rule in (wrong_arrows, forbidden_imports, private_names, forbidden_words, forbidden_calls):
             found += [f"{path}:{line}: {what}" for line, what in rule(path, tree)]
     return found
 
@@ -202,6 +219,9 @@ def test_the_house_keeps_its_arrows() -> None:
         ("training/fit.py", "from torch.nn.parallel import DistributedDataParallel", "'DistributedDataParallel'"),
         ("evaluation/report/page.py", "def late():\n    import torch", "may not import torch"),
         ("evaluation/report_html.py", "from harness.engines import protocol", "may not import harness.engines"),
+        ("data/a.py", "from harness.data.reading import _rows", "harness.data.reading._rows is private"),
+        ("data/a.py", "from .reading import _rows", "harness.data.reading._rows is private"),
+        ("data/a.py", "from harness.data import reading\nreading._rows()", "reading._rows is private"),
         ("cli.py", "print('done')", "print() is called"),
         ("data/a.py", "import pickle", "may not import pickle"),
         ("data/a.py", "from joblib import load", "may not import joblib"),
@@ -228,6 +248,7 @@ def test_what_is_allowed_is_not_caught() -> None:
         "harness/training/losses.py": "import math\nimport torch\nfrom torch.nn import functional as F",
         "harness/training/fit.py": "'No teacher here, no FSDP.'\nrealign.zero_grad()  # of any student",
         "harness/training/a.py": "import torch\nmodel.eval()\ntorch.load(path, weights_only=True)",
+        "harness/data/b.py": "from __future__ import annotations\nimport os\nos._exit(1)\nself._rows = made._rows",
         "harness/vectors/a.py": "from harness.encoders.encoder import Encoder\nnp.load(path, allow_pickle=False)",
     }
     assert violations(allowed) == []

@@ -15,7 +15,7 @@ from harness.data.beir import find_beir
 from harness.data.emoji import make_emoji
 from harness.data.hub import hub_rows
 from harness.data.pairs import column_names, query_id
-from harness.data.reading import PREVIEW_LINES, Reading, _open_parquet, find_files
+from harness.data.reading import PREVIEW_LINES, Reading, find_files, open_parquet
 from harness.data.records import UNKNOWN_LANGUAGE
 from harness.recipe import DataSettings, QrelsNames
 from harness.runtime.errors import InputError, Problem
@@ -148,7 +148,7 @@ def _pair_files(
     for key in ("path", "dev_path"):
         for path in find_files(getattr(settings, key) or [], f"data.{key}"):
             if path.suffix == ".parquet":  # of which only the columns wanted are read
-                with _open_parquet(path) as file:
+                with open_parquet(path) as file:
                     present |= dict.fromkeys(file.schema_arrow.names)
             yield reading.rows(path, wanted)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.sampling import Ints, _largest_remainder
+from harness.data.sampling import Ints, largest_remainder
 
 
 class BlockOrder:
@@ -106,7 +106,7 @@ class Turns:
         assert len(share_S) and share_S.min() > 0 and abs(share_S.sum() - 1) < 1e-6
         period = max(period, 16 * len(share_S))
         extra_S = np.maximum(share_S * period, 1.0) if len(share_S) > 1 else share_S * period
-        self._quota_S = _largest_remainder(extra_S * (period / extra_S.sum()))
+        self._quota_S = largest_remainder(extra_S * (period / extra_S.sum()))
         self._quota_S = np.maximum(self._quota_S, 1)
         self._period, self._seed = int(self._quota_S.sum()), list(seed)
         self._label: dict[int, NDArray[np.int32]] = {}

@@ -163,7 +163,7 @@ class Reading:
         if path.name.removesuffix(".gz").endswith(_JSONL):
             yield from self.objects(path)
         elif path.suffix == ".parquet":
-            yield from self.table(str(path), _parquet_rows(path, columns), _parquet_length(path))
+            yield from self.table(str(path), _parquet_rows(path, columns), parquet_length(path))
         else:
             raise InputError(kind_problems(path, "data"))
 
@@ -197,7 +197,12 @@ def _require_text_file(path: Path, head: bytes) -> None:
                                  next=f"rename it to {path.name}.gz"))
 
 
-def _open_parquet(path: Path) -> Any:
+def open_parquet(path: Path) -> Any:
+    """A ``pyarrow.parquet.ParquetFile``, to be closed.
+
+    Raises:
+        InputError: it can't be read as one.
+    """
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -208,13 +213,14 @@ def _open_parquet(path: Path) -> Any:
                                  next="get the file again, or write it again")) from None
 
 
-def _parquet_length(path: Path) -> int:
-    with _open_parquet(path) as file:
+def parquet_length(path: Path) -> int:
+    """Its rows; raises as ``open_parquet``."""
+    with open_parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         present = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=present):
             yield from batch.to_pylist()

@@ -41,7 +41,7 @@ class EpochSampler:
             self._lists = [np.flatnonzero(language_N == number) for number in range(len(names))]
             counts = {str(name): len(rows) for name, rows in zip(names, self._lists, strict=True)}
             shares = language_shares(counts, temperature)
-            self._quotas = _largest_remainder(np.array([shares[name] for name in counts]) * self._count)
+            self._quotas = largest_remainder(np.array([shares[name] for name in counts]) * self._count)
         self._restart(0)
 
     def rows(self, step: int, batch_size: int) -> Ints:
@@ -143,7 +143,7 @@ class _Stream:
         self._order = np.concatenate([head, random.permutation(pool)])
 
 
-def _largest_remainder(exact: NDArray[np.float64]) -> Ints:
+def largest_remainder(exact: NDArray[np.float64]) -> Ints:
     """Whole numbers with the same sum, each the floor or the ceiling of what is exact."""
     whole = np.floor(exact + 1e-9).astype(np.int64)
     missing = round(float(exact.sum())) - int(whole.sum())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.reading import BadLine, _open_parquet, kind_problems
+from harness.data.reading import BadLine, kind_problems, open_parquet
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import file_sha256, is_main_process, read_json, write_json
 
@@ -139,7 +139,7 @@ class Shard:
                                      allowed=".parquet, .jsonl",
                                      next="decompress it, or write it as Parquet"))  # fmt: skip
         if path.suffix == ".parquet":
-            with _open_parquet(path) as file:
+            with open_parquet(path) as file:
                 meta = file.metadata
                 return cls(path, tuple(meta.row_group(group).num_rows for group in range(meta.num_row_groups)))
         return cls(path, *_find_lines(path, block_lines))
@@ -174,7 +174,7 @@ class Shard:
     def _read_group(self, number: int, columns: Sequence[str]) -> Block:
         import pyarrow
 
-        with _open_parquet(self.path) as file:
+        with open_parquet(self.path) as file:
             present = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
             try:
                 table = file.read_row_group(number, columns=present, use_threads=False)

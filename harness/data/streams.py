@@ -13,9 +13,9 @@ from harness.data.reading import (
     PREVIEW_LINES,
     BadLine,
     Reading,
-    _open_parquet,
     check_language,
     check_text,
+    open_parquet,
     require_text,
 )
 from harness.data.records import UNKNOWN_LANGUAGE
@@ -64,7 +64,7 @@ def check_stream(name: str, settings: StreamSettings) -> list[Path]:
 def _columns_of(path: Path) -> tuple[set[str], bool]:
     """The columns of a file, and whether it has a row."""
     if path.suffix == ".parquet":
-        with _open_parquet(path) as file:
+        with open_parquet(path) as file:
             return set(file.schema_arrow.names), file.metadata.num_rows > 0
     present: set[str] = set()
     head = list(islice(Reading().rows(path, ()), HEAD))

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from harness.data.reading import PREVIEW_LINES, _parquet_length
+from harness.data.reading import PREVIEW_LINES, parquet_length
 from harness.data.streams import Preview, check_stream, preview, stream_files
 from harness.pipeline.machine import free_disk
 from harness.recipe import Recipe
@@ -90,7 +90,7 @@ def _rows_of(name: str, size: int, changed_ns: int) -> float:
     """Rows of a file as it is with this size and time."""
     path = Path(name)
     if path.suffix == ".parquet":
-        return float(_parquet_length(path))
+        return float(parquet_length(path))
     with open(path, "rb") as stream:
         head = [len(line) for line in islice(stream, HEAD)]
     return size / (sum(head) / len(head)) if head else 0.0

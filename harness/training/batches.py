@@ -61,7 +61,8 @@ def _weights(weight_R: np.ndarray) -> Callable[[np.ndarray], Tensor | None]:
     return lambda rows: scaled_R[torch.from_numpy(rows)]
 
 
-def _token_part(batch: TokenBatch) -> dict[str, Any]:
+def token_part(batch: TokenBatch) -> dict[str, Any]:
+    """What of a training batch are the padded texts that an encoder reads."""
     return {"chunks": batch.chunks, "restore": batch.restore}
 
 
@@ -157,7 +158,7 @@ class TeacherBatches:
         texts = self.queries.documents.texts
         tokens = self.collate([record.text for record in records], [texts[row] for row in mine(document_N)])
         return {
-            **_token_part(tokens),
+            **token_part(tokens),
             "queries": len(records),
             "positive_Q": torch.tensor([column[int(row)] for row in mine(positive_B)]),
             "forbidden_QN": torch.from_numpy(forbidden_QN),
@@ -223,12 +224,12 @@ class AlignmentBatches:
 
     def _micro_batch(self, rows: np.ndarray) -> Batch:
         batch: dict[str, Any] = {
-            **_token_part(self.collate([self.texts[row] for row in rows])),
+            **token_part(self.collate([self.texts[row] for row in rows])),
             "weight_Q": None,
             "ids": [self.ids[row] for row in rows],
         }
         if isinstance(self.targets, Online):
-            return batch | {"teacher": _token_part(self.targets.collator.pad(self.targets.tokens(rows)))}
+            return batch | {"teacher": token_part(self.targets.collator.pad(self.targets.tokens(rows)))}
         return batch | {"teacher_QD": torch.from_numpy(self.targets.vectors(self.store_rows[rows]))}
 
 
@@ -285,7 +286,7 @@ class RefinementBatches:
             positive_Q = np.searchsorted(document_N, positive_Q)
         records = [self.queries.records[row] for row in local]
         batch = {
-            **_token_part(self.collate([record.text for record in records])),
+            **token_part(self.collate([record.text for record in records])),
             "document_ND": document_ND,
             "positive_Q": torch.from_numpy(positive_Q),
             "forbidden_QN": torch.from_numpy(self.queries.relevance.forbidden(local, document_N)),

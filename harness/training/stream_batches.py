@@ -20,7 +20,7 @@ from harness.data.sampling import Ints
 from harness.data.token_cache import TokenCache, TokenStream
 from harness.recipe import TrainingSettings
 from harness.runtime.distributed import rank, world_size
-from harness.training.batches import Batch, Online, _token_part, require_equal_parts
+from harness.training.batches import Batch, Online, require_equal_parts, token_part
 from harness.vectors.store import VectorStore
 from harness.vectors.stream_store import StreamVectors
 
@@ -169,9 +169,9 @@ class MixedAlignmentBatches:
             else:
                 vector_CD.append(rows.vectors(row_c))
                 places.append(place_c)
-        batch: dict[str, Any] = {**_token_part(self.collator.pad(own)), "weight_Q": None, "ids": ids}
+        batch: dict[str, Any] = {**token_part(self.collator.pad(own)), "weight_Q": None, "ids": ids}
         if self.online:
-            return batch | {"teacher": _token_part(self.online.pad(asked))}
+            return batch | {"teacher": token_part(self.online.pad(asked))}
         teacher_QD = np.concatenate(vector_CD)[np.argsort(np.concatenate(places))]
         return batch | {"teacher_QD": torch.from_numpy(teacher_QD)}
 

@@ -29,7 +29,7 @@ from harness.runtime.process import atomic_file, file_sha256, fingerprint, progr
 from harness.vectors.codec import stored_as, unpack
 from harness.vectors.space import Space, require_same_space
 from harness.vectors.windows import Encode, encode_windows
-from harness.vectors.writer import WINDOW, _packed
+from harness.vectors.writer import WINDOW, packed
 
 SCHEMA = 1
 OPEN_SHARDS = 64  # memory maps held at a time
@@ -217,7 +217,7 @@ def _write(folder: Path, shard: StreamShard, recorded: Recorded, texts: Texts, e
         np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
         for vector_WD in encode_windows(encode, _windows(texts(shard.number))):
             names = [f"{folder.name} {shard.number}:{written + at}" for at in range(len(vector_WD))]
-            stream.write(_packed(vector_WD, names, dimension, recorded.dtype).tobytes())
+            stream.write(packed(vector_WD, names, dimension, recorded.dtype).tobytes())
             written += len(vector_WD)
             bar.update(len(vector_WD))
         assert written == shard.rows, f"{written} texts in a shard of {shard.rows} rows"

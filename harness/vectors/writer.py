@@ -319,7 +319,7 @@ class _ShardWriter:
 
     def _append(self, stream: IO[bytes], vector_WD: np.ndarray, ids: Sequence[str]) -> int:
         """Write a window's vectors; how many."""
-        stream.write(_packed(vector_WD, ids, self.manifest.space.dimension, self.manifest.dtype).tobytes())
+        stream.write(packed(vector_WD, ids, self.manifest.space.dimension, self.manifest.dtype).tobytes())
         return len(ids)
 
 
@@ -342,8 +342,12 @@ def _check_rows(ids: Sequence[str], texts: Sequence[str], folder: Path) -> None:
         raise InputError(problems)
 
 
-def _packed(vector_WD: np.ndarray, ids: Sequence[str], dimension: int, dtype: str) -> np.ndarray:
-    """The vectors as they are stored, after a look at shape and values."""
+def packed(vector_WD: np.ndarray, ids: Sequence[str], dimension: int, dtype: str) -> np.ndarray:
+    """The vectors as they are stored, after a look at shape and values.
+
+    Raises:
+        InputError: another shape than ids and dimension say, or values that are not finite in ``dtype``.
+    """
     vector_WD = np.asarray(vector_WD)
     if vector_WD.shape != (len(ids), dimension):
         raise InputError(Problem("the encoder's vectors have another shape than the space says",
