@@ -23,6 +23,7 @@ from harness.runtime.distributed import join_rows, rank, share, world_size
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import atomic_file, atomic_folder, file_sha256, fingerprint, read_json, write_json
 from harness.vectors import exact
+from harness.vectors.queries import checked_queries, rows_by_partition
 from harness.vectors.space import Space, require_same_space
 from harness.vectors.store import StoreRows, name_some
 
@@ -87,7 +88,7 @@ class VectorIndex:
                                          got=name_some(ids[row] for row in broken.tolist())))
         kind = "faiss" if kind == "auto" and _faiss_installed() else "exact" if kind == "auto" else kind
         make = _faiss_part if kind == "faiss" else _exact_part
-        parts = {name: make(vector_ND, row_N) for name, row_N in _rows_by_partition(len(ids), partition_N).items()}
+        parts = {name: make(vector_ND, row_N) for name, row_N in rows_by_partition(len(ids), partition_N).items()}
         return cls(ids, kind, vector_ND.shape[1], parts)
 
     def search(
@@ -125,7 +126,7 @@ class VectorIndex:
         processes, queries = world_size(), len(query_QD)
         if processes == 1:
             return self.search(query_QD, k, partition_Q)
-        query_QD = self._checked(query_QD)  # before anybody waits for anybody
+        query_QD = checked_queries(query_QD, self.dimension)  # before anybody waits for anybody
         if self.kind == "faiss" or len(self._blocks()) < 2 * processes:
             some = share(queries)
             found = self.search(query_QD[some], k, None if partition_Q is None else partition_Q[some])
@@ -165,7 +166,7 @@ class VectorIndex:
     @torch.inference_mode()
     def _best(self, query_QD: np.ndarray, k: int, partition_Q: Sequence[str] | None) -> Tensor:
         """The keys of ``search``'s hits, int64 [Q, k], best first."""
-        query_QD = self._checked(query_QD)
+        query_QD = checked_queries(query_QD, self.dimension)
         assert k > 0 and (partition_Q is None or len(partition_Q) == len(query_QD))
         key_QK = torch.full((len(query_QD), k), exact.NO_HIT)
         if partition_Q is None:
@@ -179,20 +180,6 @@ class VectorIndex:
             query_B = np.flatnonzero(name_Q == name)
             key_QK[query_B] = self._search_part(self._parts[name], torch.from_numpy(query_QD[query_B]), k)
         return key_QK
-
-    def _checked(self, query_QD: np.ndarray) -> np.ndarray:
-        """The queries as float32 in one piece, if they are of this dimension and finite."""
-        query_QD = np.ascontiguousarray(query_QD, dtype=np.float32)
-        if query_QD.ndim != 2 or query_QD.shape[1] != self.dimension:
-            raise InputError(Problem("queries of another dimension than the index", got=str(query_QD.shape),
-                                     allowed=f"[queries, {self.dimension}]",
-                                     next="search with the encoder of this space"))
-        broken = np.flatnonzero(~np.isfinite(query_QD).all(axis=1))
-        if broken.size:
-            raise InputError(Problem(f"{broken.size} query vectors are not finite",
-                                     got=f"the first are queries {broken[:5].tolist()}, counted from 0",
-                                     next="look at these queries, or encode them in higher precision"))
-        return query_QD
 
     def _search_part(self, part: _Part, query_QD: Tensor, k: int) -> Tensor:
         """The keys of the k best documents, int64 [Q, k], best first."""
@@ -260,7 +247,7 @@ class VectorIndex:
             raise StaleArtefactError(Problem("the index was built from another vector store", where=str(folder),
                                              got=manifest["store"], allowed=store_sha256, next=AGAIN))
         rows = {entry["name"]: entry["rows"] for entry in manifest["parts"]}
-        if ids is not None and (list(ids) != own_ids or _listed(_rows_by_partition(len(ids), partition_N)) != rows):
+        if ids is not None and (list(ids) != own_ids or _listed(rows_by_partition(len(ids), partition_N)) != rows):
             raise StaleArtefactError(Problem("the index holds other documents or partitions, or in another order",
                                              where=str(folder), got=f"{len(own_ids)} documents, {len(rows)} partitions",
                                              allowed=f"the data's {len(ids)} documents", next=AGAIN))
@@ -282,13 +269,6 @@ def _decoded(key_QK: Tensor, row_by_rank: Tensor) -> tuple[np.ndarray, np.ndarra
     none_QK = key_QK == exact.NO_HIT
     row_QK = row_by_rank[exact.ranks_of(key_QK).masked_fill(none_QK, 0)]
     return exact.scores_of(key_QK).masked_fill(none_QK, -torch.inf).numpy(), row_QK.masked_fill(none_QK, -1).numpy()
-
-
-def _rows_by_partition(documents: int, partition_N: Sequence[str] | None) -> dict[str | None, np.ndarray]:
-    if partition_N is None:
-        return {None: np.arange(documents)}
-    name_N = np.asarray(partition_N, dtype=object)
-    return {name: np.flatnonzero(name_N == name) for name in sorted(set(partition_N))}
 
 
 def _listed(rows: dict[str | None, np.ndarray]) -> dict[str | None, list[int] | None]:

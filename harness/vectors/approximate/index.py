@@ -28,6 +28,7 @@ from harness.runtime.process import (
     write_json,
 )
 from harness.vectors.approximate.parameters import Parameters, misfits, resolved
+from harness.vectors.queries import checked_queries, rows_by_partition
 from harness.vectors.space import Space, require_same_space
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class ApproximateIndex:
         """
         assert len(ids) == len(vector_ND) == len(set(ids)) > 0, "one vector for every distinct id"
         faiss = _require_faiss()
-        rows = _rows_by_partition(len(ids), partition_N)
+        rows = rows_by_partition(len(ids), partition_N)
         dimension = vector_ND.shape[1]
         smallest = min(map(len, rows.values()))
         told = resolved(kind, parameters, max(map(len, rows.values())), dimension)
@@ -156,17 +157,8 @@ class ApproximateIndex:
         Raises:
             InputError: queries of another dimension, or not finite.
         """
-        query_QD = np.ascontiguousarray(query_QD, dtype=np.float32)
+        query_QD = checked_queries(query_QD, self.dimension)
         assert k > 0 and (partition_Q is None or len(partition_Q) == len(query_QD))
-        if query_QD.ndim != 2 or query_QD.shape[1] != self.dimension:
-            raise InputError(Problem("queries of another dimension than the index", got=str(query_QD.shape),
-                                     allowed=f"[queries, {self.dimension}]",
-                                     next="search with the encoder of this space"))  # fmt: skip
-        if not np.isfinite(query_QD).all():
-            broken = np.flatnonzero(~np.isfinite(query_QD).all(axis=1))
-            raise InputError(Problem(f"{broken.size} query vectors are not finite",
-                                     got=f"the first are queries {broken[:5].tolist()}, counted from 0",
-                                     next="look at these queries, or encode them in higher precision"))  # fmt: skip
         faiss = _require_faiss()
         with _threads(faiss, self.threads):
             if partition_Q is None:
@@ -369,13 +361,6 @@ def _block(vector_ND: Floats | StoreRows, row_B: Rows) -> Floats:
         raise InputError(Problem("document vectors that are not finite", got=f"rows {broken[:5].tolist()}",
                                  next="embed the documents again"))  # fmt: skip
     return vector_BD
-
-
-def _rows_by_partition(documents: int, partition_N: Sequence[str] | None) -> dict[str | None, Rows]:
-    if partition_N is None:
-        return {None: np.arange(documents)}
-    name_N = np.asarray(partition_N, dtype=object)
-    return {name: np.flatnonzero(name_N == name) for name in sorted(set(partition_N))}
 
 
 def _ranks(ids: Sequence[str]) -> Rows:
