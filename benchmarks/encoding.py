@@ -190,7 +190,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], options.threads, Path(options.one[1]))))
         return
-    from harness.pipeline.folder import commit, hardware, versions
+    from harness.pipeline.provenance import commit, hardware, versions
 
     names = list(dict.fromkeys([THEIRS, *options.systems]))
     texts = read_texts(options.texts, options.count) if options.texts else mixed_texts(options.count)

@@ -33,7 +33,7 @@ from builders.killed import Ended, Fault, Zygote, kind_of  # noqa: E402
 from builders.tiny_run import tiniest_tree, write_recipe  # noqa: E402
 from builders.whole import differences, partial_artefacts  # noqa: E402
 
-from harness.pipeline.folder import commit, hardware, versions  # noqa: E402
+from harness.pipeline.provenance import commit, hardware, versions  # noqa: E402
 
 EVENTS = ("write", "write", "fsync", "save", "replace", "replaced", "rmtree")  # a write is worth two
 

@@ -152,7 +152,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], int(options.one[1]), options.chunk, options.steps)))
         return
-    from harness.pipeline.folder import commit, hardware, versions
+    from harness.pipeline.provenance import commit, hardware, versions
 
     found: dict[int, dict[str, list[dict[str, float]]]] = {}
     for batch in options.batches:

@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.work:
         work(options.work, options.folder, options.queries, options.hits)
         return 0
-    from harness.pipeline.folder import commit, hardware, versions
+    from harness.pipeline.provenance import commit, hardware, versions
 
     provenance = {"commit": commit(), "versions": versions(), "hardware": hardware(), "load": os.getloadavg()[0],
                   "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip

@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.work:
         work(options.work, options.folder, options.sizes)
         return 0
-    from harness.pipeline.folder import commit, hardware, versions
+    from harness.pipeline.provenance import commit, hardware, versions
 
     sizes = {name: getattr(options, name) for name in ("queries", "documents", "dimension", "k", "threads")}
     provenance = {"commit": commit(), "versions": versions(), "hardware": hardware(), "load": os.getloadavg()[0],

@@ -280,7 +280,7 @@ def main() -> None:
     if options.phase:
         print(json.dumps(measured(options.phase, options.folder, options.lines[0])))
         return
-    from harness.pipeline.folder import commit, hardware, versions
+    from harness.pipeline.provenance import commit, hardware, versions
 
     started, sizes = time.strftime("%Y-%m-%dT%H:%M:%S%z"), {}
     for lines in options.lines:

@@ -263,7 +263,7 @@ def conditions(task: Task, rows: list[dict[str, Any]], seeds: Sequence[int]) -> 
 
 def main() -> None:
     """Train, evaluate, print, write."""
-    from harness.pipeline.folder import commit, hardware, versions
+    from harness.pipeline.provenance import commit, hardware, versions
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for task in TASKS:

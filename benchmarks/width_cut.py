@@ -23,7 +23,7 @@ from harness.encoders.encoder import Encoder
 from harness.encoders.folder import load_encoder
 from harness.encoders.surgery import cut_layers
 from harness.encoders.width import highest, keep_units, unit_scores
-from harness.pipeline.folder import commit, hardware, versions
+from harness.pipeline.provenance import commit, hardware, versions
 from harness.recipe import EncoderSettings, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

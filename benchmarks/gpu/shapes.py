@@ -191,7 +191,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Commit, machine, device, versions."""
-    from harness.pipeline.folder import commit, hardware, versions
+    from harness.pipeline.provenance import commit, hardware, versions
 
     told: dict[str, Any] = {"commit": commit(), "hardware": hardware(), "versions": versions(), "device": str(device)}
     if device.type == "cuda":

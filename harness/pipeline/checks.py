@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.data.columns import read_columns
+from harness.data.folder import load_dataset
 from harness.data.outside import preview_outside
 from harness.data.prepare import check_data_files
 from harness.data.reading import PREVIEW_LINES
@@ -19,6 +20,7 @@ from harness.encoders.layers import select_layers
 from harness.encoders.sources import describe_model, resolve_model
 from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer, unknown_share
+from harness.pipeline.folder import RunFolder
 from harness.pipeline.streams import check_streams
 from harness.pipeline.surroundings import device_problems, package_problems, trainings
 from harness.recipe import EncoderSettings, Recipe, StudentSettings, TeacherSettings, VectorFiles
@@ -296,6 +298,12 @@ def check_slices(recipe: Recipe, dataset: Dataset, *, full: bool) -> None:
     wanted = {record.id for name, split in dataset.splits.items() if name != "train" for record in split}
     if recipe.evaluate.slices:
         read_columns(recipe.data, recipe.evaluate.slices, wanted, full=full)
+
+
+def refuse_slices(recipe: Recipe, folder: RunFolder, steps: Collection[str]) -> None:
+    """``check_slices`` by a preview, where ``data.slices`` is among the steps to run and the data is there already."""
+    if "data.slices" in steps and "data" not in steps:
+        check_slices(recipe, load_dataset(folder.data), full=False)
 
 
 def _context_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list[Problem]:

@@ -9,14 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.pipeline.checks import check_models, check_surroundings
-from harness.pipeline.folder import (
-    Manifest,
-    RunFolder,
-    clear_leftovers,
-    refuse_edited_recipe,
-    refuse_foreign_folder,
-)
+from harness.pipeline.checks import check_models, check_surroundings, refuse_slices
+from harness.pipeline.folder import RunFolder, clear_leftovers, refuse_edited_recipe, refuse_foreign_folder
 from harness.pipeline.foresight import foresee
 from harness.pipeline.labels import label_sources
 from harness.pipeline.launch import (
@@ -32,8 +26,9 @@ from harness.pipeline.launch import (
     started_by_controller,
     usable_gpus,
 )
+from harness.pipeline.manifest import Manifest
 from harness.pipeline.plan import Step, depends_on, keys, plan
-from harness.pipeline.resolved import recipe_written, refuse_slices
+from harness.pipeline.resolved import recipe_written
 from harness.pipeline.sources import (
     input_paths,
     known_files,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from harness.evaluation.per_query import MANIFEST, PerQuery
 from harness.evaluation.pooling import SUFFIXES, pooled, write_pool
-from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
+from harness.pipeline.folder import RunFolder, refuse_edited_recipe
 from harness.pipeline.labels import add_labels, evaluated_names, judged_records
 from harness.pipeline.launch import alone_in
+from harness.pipeline.manifest import Manifest
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError, Problem
 

@@ -8,25 +8,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 
-from harness.data.folder import load_dataset
-from harness.pipeline.checks import check_slices
 from harness.pipeline.folder import RunFolder
 from harness.recipe import Recipe, dump_recipe
 from harness.runtime.errors import InputError
 from harness.runtime.process import atomic_file
-
-
-def refuse_slices(recipe: Recipe, folder: RunFolder, steps: Collection[str]) -> None:
-    """Refuse what the step ``data.slices`` would, where the data lies there already, by a preview of its files.
-
-    Args:
-        steps: those that are to run.
-
-    Raises:
-        InputError: as ``checks.check_slices``.
-    """
-    if "data.slices" in steps and "data" not in steps:
-        check_slices(recipe, load_dataset(folder.data), full=False)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
+from harness.pipeline.folder import RunFolder, refuse_edited_recipe
+from harness.pipeline.manifest import Manifest
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError, Problem
 

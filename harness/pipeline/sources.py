@@ -13,7 +13,8 @@ from harness.data.outside import outside_files
 from harness.data.shards import Identity
 from harness.data.streams import stream_files
 from harness.encoders.sources import resolve_model
-from harness.pipeline.folder import Manifest, RunFolder
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.manifest import Manifest
 from harness.pipeline.plan import keys, plan
 from harness.recipe import MineSettings, OutsideSet, Recipe, VectorFiles
 from harness.runtime.errors import InputError, Problem, StaleArtefactError

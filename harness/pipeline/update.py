@@ -19,8 +19,9 @@ from harness.data.folder import content_sha256
 from harness.data.prepare import prepare_data
 from harness.pipeline.checks import check_data
 from harness.pipeline.controller import Controller
-from harness.pipeline.folder import RunFolder, clear_leftovers, signature
+from harness.pipeline.folder import RunFolder, clear_leftovers
 from harness.pipeline.launch import alone_in
+from harness.pipeline.manifest import signature
 from harness.pipeline.plan import embedded_kinds, keys, plan
 from harness.pipeline.sources import READ_AGAIN, refuse_changed_streams, sources_so_far
 from harness.pipeline.stop import signals

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from harness.data.pairs import read_unlabelled
 from harness.data.reading import PREVIEW_LINES, Reading, find_files
 from harness.data.records import Documents, Record
-from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
+from harness.pipeline.folder import RunFolder, refuse_edited_recipe
+from harness.pipeline.manifest import Manifest
 from harness.pipeline.surroundings import installed
 from harness.recipe import DataSettings, ParitySettings, Texts, load_recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, gather_problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -28,17 +28,18 @@ from harness.evaluation.ann import (
 from harness.evaluation.searching import judgments
 from harness.pipeline.ann_index import ann_settings, deployed_system, open_approximate
 from harness.pipeline.labels import judged_records
-from harness.pipeline.work_evaluation import context_of, open_system
+from harness.pipeline.work_bench import on_threads
+from harness.pipeline.work_evaluation import context_of, open_system, system_folder
 from harness.runtime.errors import InputError
 from harness.runtime.process import logger, read_json, write_json
 from harness.vectors.approximate import ApproximateIndex, default_efforts, saved_bytes
-from harness.vectors.index import require_faiss
 from harness.vectors.space import require_same_space
 from harness.vectors.store import StoreRows
 
 if TYPE_CHECKING:
     from harness.data.records import Record
     from harness.pipeline.context import Run
+    from harness.vectors.index import VectorIndex
 
 TEACHER = "teacher"
 ENCODED = 100  # queries that encoders are timed on
@@ -51,18 +52,21 @@ def do_ann(run: Run) -> list[Path]:
     settings = ann_settings(run)
     student = deployed_system(run.recipe)
     store = run.store("documents")
-    require_same_space(run.space(run.folder.student(_state(student))), store.space, student, "the document vectors")
+    folder = system_folder(run, student)
+    assert folder is not None, "a student's encoder is a folder"
+    require_same_space(run.space(folder), store.space, student, "the document vectors")
     documents = StoreRows(store, store.rows_of(run.dataset.documents.ids))
     indexes = {kind: _built(run, kind, documents) for kind in settings.indexes}  # before any clock runs
-    with _same_threads(settings.threads):
+    with on_threads(settings.threads, faiss=True):  # exact search and encoders, too
         set_name, records = _sampled(run, settings.queries)
-        asked, encode_ms = _ask(run, (TEACHER, student), records)
+        exact = run.frozen_index()
+        asked, encode_ms = _ask(run, (TEACHER, student), records, exact, documents.__getitem__)
         searched = next(iter(indexes.values())).searched
         told: dict[str, Any] = {
             "verdict": "measured" if searched >= LEAST_DOCUMENTS else TOO_SMALL,
             "documents": len(documents), "searched": searched, "dimensions": store.dimension, "set": set_name,
             "queries": len(records), "k": settings.k, "threads": settings.threads, "cpu": cpu_name(),
-            "exact": _exact(run, asked, encode_ms), "indexes": {},
+            "exact": _exact(exact, settings.k, asked, encode_ms), "indexes": {},
         }  # fmt: skip
         for kind, index in indexes.items():
             told["indexes"][kind] = _measured(run, index, asked, encode_ms, documents.__getitem__)
@@ -75,26 +79,6 @@ def with_ann(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     if run.recipe.bench and run.recipe.bench.ann:
         results["ann"] = read_json(run.folder.ann, next="run the step bench.ann again")
     return results
-
-
-def _state(student: str) -> str:
-    return {"student-untrained": "cut"}.get(student, student.removeprefix("student-"))
-
-
-@contextlib.contextmanager
-def _same_threads(count: int) -> Iterator[None]:
-    """Exact search and encoders on as many threads as the approximate indexes."""
-    import torch
-
-    faiss = require_faiss("bench.ann")
-    before = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(count)
-    faiss.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        faiss.omp_set_num_threads(before[1])
 
 
 def _built(run: Run, kind: str, documents: StoreRows) -> ApproximateIndex:
@@ -121,11 +105,11 @@ def _sampled(run: Run, count: int) -> tuple[str, list[Record]]:
 
 
 def _ask(
-    run: Run, systems: Sequence[str], records: Sequence[Record]
-) -> tuple[dict[str, Asked], dict[str, float | None]]:
+    run: Run, systems: Sequence[str], records: Sequence[Record], exact: VectorIndex,
+    vectors: Callable[[np.ndarray], np.ndarray],
+) -> tuple[dict[str, Asked], dict[str, float | None]]:  # fmt: skip
     """Every system's vectors of the queries with what exact search finds, and the milliseconds that encoding takes."""
-    settings, dataset, index = ann_settings(run), run.dataset, run.frozen_index()
-    metric, k = run.recipe.evaluate.select_metric, settings.k
+    dataset, metric, k = run.dataset, run.recipe.evaluate.select_metric, ann_settings(run).k
     judged = judgments(records, dataset.documents)
     partition = [record.language for record in records] if dataset.search_within else None
     score = lambda row_QK: metrics.score(row_QK, judged, (metric,))[metric]  # noqa: E731
@@ -142,10 +126,9 @@ def _ask(
             query_QD = encoder.encode(texts[system], side="query", batch_tokens=run.recipe.embed.batch_tokens,
                                       what=f"{system} queries")  # fmt: skip
             encoders[system] = functools.partial(_encode_one, encoder)
-        _, row_QK = index.search(query_QD, k, partition)
-        stored = StoreRows(run.store("documents"), run.store("documents").rows_of(dataset.documents.ids))
-        exact_QK = exact_scores(query_QD, row_QK, stored.__getitem__)
-        asked[system] = Asked(query_QD, exact_QK, row_QK, partition, score if _looks_as_deep(metric, k) else None)
+        _, row_QK = exact.search(query_QD, k, partition)
+        asked[system] = Asked(query_QD, exact_scores(query_QD, row_QK, vectors), row_QK, partition,
+                              [record.group for record in records], score if _looks_as_deep(metric, k) else None)  # fmt: skip
     timed = time_encoding(encoders, {system: own[:ENCODED] for system, own in texts.items()})
     return asked, {system: timed.get(system) for system in systems}
 
@@ -159,9 +142,10 @@ def _encode_one(encoder: Any, text: str) -> object:
     return encoder.encode([text], side="query")
 
 
-def _exact(run: Run, asked: dict[str, Asked], encode_ms: dict[str, float | None]) -> dict[str, Any]:
+def _exact(
+    index: VectorIndex, k: int, asked: dict[str, Asked], encode_ms: dict[str, float | None]
+) -> dict[str, Any]:
     """What the exact searcher takes with the same queries on the same threads."""
-    index, k = run.frozen_index(), ann_settings(run).k
     one = time_one(index, asked, k, EXACT_TIMED)
     batch = time_batches(index, asked, k, 1)
     queries = len(next(iter(asked.values())).query_QD)
@@ -192,5 +176,5 @@ def _measured(
              "parameters": dict(index.parameters), "threads": index.threads}  # fmt: skip
     return {"built": built, **told_of_index(
         curves, asked, student, teacher, encode_ms, k=settings.k, metric=run.recipe.evaluate.select_metric,
-        enough=index.searched >= LEAST_DOCUMENTS, seed=run.recipe.seed,
+        enough=index.searched >= LEAST_DOCUMENTS, confidence=run.recipe.evaluate.confidence, seed=run.recipe.seed,
     )}  # fmt: skip

@@ -14,7 +14,7 @@ from harness.engines.deployed import onnx_precisions
 from harness.engines.machine import available_cores
 from harness.evaluation.bench import Ramp, Search, bench, priced
 from harness.pipeline.context import Run
-from harness.pipeline.folder import versions
+from harness.pipeline.provenance import versions
 from harness.pipeline.work_evaluation import index_of_system, open_system, system_folder
 from harness.runtime.process import read_json, write_json
 from harness.vectors.index import require_faiss
@@ -35,7 +35,7 @@ def do_bench(run: Run) -> list[Path]:
     assert settings is not None, "planned only with the section"
     _ = run.device  # now, for it sets the threads of the launch settings
     indexes = _indexes(run, settings.systems)
-    with _threads(settings.threads, faiss="faiss" in {index.kind for index in indexes.values()}) as told:
+    with on_threads(settings.threads, faiss="faiss" in {index.kind for index in indexes.values()}) as told:
         engines = _timed(run, settings)
         answer = bench({_label(*pair): engine for pair, engine in engines.items()},
                        sample_queries(run, settings.queries_per_language), warmup=settings.warmup,
@@ -70,7 +70,7 @@ def _label(system: str, engine: str) -> str:
 
 
 @contextlib.contextmanager
-def _threads(count: int | None, *, faiss: bool) -> Iterator[dict[str, int]]:
+def on_threads(count: int | None, *, faiss: bool) -> Iterator[dict[str, int]]:
     """As many threads for torch (and what follows it), and no parallel tokeniser beside a single one.
 
     Gives what there is of them, as conditions; afterwards all is as it was.

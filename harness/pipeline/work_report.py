@@ -15,9 +15,10 @@ from harness.evaluation.results import build_results
 from harness.pipeline.ann_index import deployed_system
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
-from harness.pipeline.folder import Manifest, commit, hardware, recipe_sha256, versions
 from harness.pipeline.int8_system import evaluated_systems, why_left_out
 from harness.pipeline.labels import judged_records
+from harness.pipeline.manifest import Manifest
+from harness.pipeline.provenance import commit, hardware, recipe_sha256, versions
 from harness.pipeline.work_ann import with_ann
 from harness.pipeline.work_bench import read_bench
 from harness.pipeline.work_evaluation import system_folder

@@ -16,7 +16,8 @@ import numpy as np
 
 import harness.runtime.distributed as distributed
 from harness.pipeline.controller import run_verb
-from harness.pipeline.folder import Manifest, RunFolder
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.manifest import Manifest
 from harness.pipeline.plan import plan
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError, RunError, StoppedError

@@ -11,7 +11,8 @@ from harness.data.folder import load_dataset
 from harness.data.token_cache import TokenCache
 from harness.encoders.chain import safetensors_shapes, weights_sha256
 from harness.evaluation.per_query import PerQuery, load_query_vectors
-from harness.pipeline.folder import Manifest, RunFolder, refuse_edited_recipe
+from harness.pipeline.folder import RunFolder, refuse_edited_recipe
+from harness.pipeline.manifest import Manifest
 from harness.recipe import load_recipe
 from harness.runtime.process import file_sha256, fingerprint, read_json
 from harness.vectors.index import VectorIndex

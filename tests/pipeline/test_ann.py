@@ -14,7 +14,8 @@ from harness.evaluation.per_query import PerQuery
 from harness.pipeline import surroundings
 from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import _find, run_recipe
-from harness.pipeline.folder import Manifest, RunFolder
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.manifest import Manifest
 from harness.pipeline.needs import needs
 from harness.pipeline.plan import depends_on, keys, plan
 from harness.pipeline.sizes import counts_of, models_of

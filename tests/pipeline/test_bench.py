@@ -116,9 +116,9 @@ def test_threads_are_those_of_the_bench_and_afterwards_as_before(recipe: Path, r
 def test_a_single_thread_has_no_parallel_tokeniser_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.setenv("RAYON_NUM_THREADS", "5")
-    with work_bench._threads(1, faiss=False) as told:
+    with work_bench.on_threads(1, faiss=False) as told:
         assert told == {"search_threads": 1, "tokeniser_threads": 1}
-    with work_bench._threads(2, faiss=False) as told:
+    with work_bench.on_threads(2, faiss=False) as told:
         assert told == {"search_threads": 2, "tokeniser_threads": 5}
 
 
@@ -132,7 +132,7 @@ def test_one_query_is_searched_in_one_thread_and_torch_keeps_its_own(done: RunFo
         def search(self, vector_1D: np.ndarray, k: int, partition: list[str] | None) -> None:
             seen.append(faiss.omp_get_max_threads())
 
-    with work_bench._threads(2, faiss=True) as told:
+    with work_bench.on_threads(2, faiss=True) as told:
         work_bench._search(of_run, Index(), 7)(np.zeros((1, 4), np.float32), "aa")
         assert (seen, told["search_threads"], torch.get_num_threads()) == ([1], 1, 2)
     assert torch.get_num_threads() == before

@@ -19,7 +19,8 @@ from builders.whole import differences, partial_artefacts
 from harness.data.shards import Shard
 from harness.data.token_cache import TokenCache
 from harness.encoders.folder import open_encoder
-from harness.pipeline.folder import Manifest, RunFolder
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.manifest import Manifest
 from harness.pipeline.plan import keys
 from harness.pipeline.streams import advice, estimated_rows, vector_bytes
 from harness.recipe import Recipe, load_recipe

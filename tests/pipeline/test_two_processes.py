@@ -23,7 +23,8 @@ from safetensors.numpy import load_file
 
 from harness.evaluation.per_query import PerQuery
 from harness.pipeline.controller import run_recipe
-from harness.pipeline.folder import Manifest, RunFolder
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.manifest import Manifest
 from harness.pipeline.plan import plan
 from harness.recipe import load_recipe
 from harness.runtime.process import is_locked, read_json

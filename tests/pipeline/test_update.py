@@ -23,7 +23,8 @@ from harness.encoders.folder import open_encoder
 from harness.evaluation.per_query import PerQuery
 from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import run_recipe, run_verb
-from harness.pipeline.folder import Manifest, RunFolder
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.manifest import Manifest
 from harness.pipeline.search import search_run
 from harness.pipeline.update import update_documents
 from harness.recipe import DataSettings, Recipe, load_recipe

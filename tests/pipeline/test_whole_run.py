@@ -194,7 +194,8 @@ def test_a_foreign_student_is_refused(whole: tuple[Path, Path], tmp_path: Path) 
     """Equal dimension is not enough: the space must be the index's, also where the manifest was made to agree."""
     import shutil
 
-    from harness.pipeline.folder import Manifest, RunFolder, signature
+    from harness.pipeline.folder import RunFolder
+    from harness.pipeline.manifest import Manifest, signature
     from harness.runtime.process import write_json
 
     out = Path(shutil.copytree(whole[1], tmp_path / "out"))
@@ -215,7 +216,8 @@ def test_an_evaluation_is_of_the_weights_that_lie_there(whole: tuple[Path, Path]
     """A stage that is forced to run again keeps its key and may get other weights (another device, more processes)."""
     import shutil
 
-    from harness.pipeline.folder import Manifest, RunFolder, signature
+    from harness.pipeline.folder import RunFolder
+    from harness.pipeline.manifest import Manifest, signature
 
     out = Path(shutil.copytree(whole[1], tmp_path / "out"))
     told = {name: PerQuery.load(out / "evaluations" / name / "test") for name in ("student-aligned", "student-refined")}
