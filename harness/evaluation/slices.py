@@ -28,7 +28,6 @@ from harness.evaluation.statistics import FEW_GROUPS, Samples, recovery_of, resa
 
 Numbers = NDArray[np.float64]
 
-OWN = ("length", "frequency", "seen")  # slices that no column may be called
 FEW_NUMBERS = 12  # so many different numbers are slices of their own
 PARTS = 4  # of more
 UNNAMED = "(none)"  # queries without a value in a column
@@ -48,10 +47,6 @@ class Slice:
     values: list[str]
     order: list[str]
     told: str
-
-    def rows(self, kept: slice) -> list[str]:
-        """The values of some queries."""
-        return self.values[kept]
 
 
 # ------------------------------------------------------------------------------------------------- who is in which
@@ -93,8 +88,9 @@ def by_column(name: str, values: Sequence[Value | None]) -> Slice | None:
     if given and are_numbers(given):
         if len(given) > FEW_NUMBERS:
             return _quarters(values, told)
-        order = [_number(value) for value in sorted(given, key=float)]
-        labels = [UNNAMED if value is None else _number(value) for value in values]
+        written = _written(sorted(given, key=float))
+        order = list(written.values())
+        labels = [UNNAMED if value is None else written[value] for value in values]
     else:
         order = sorted(map(str, given))
         labels = [UNNAMED if value is None else str(value) for value in values]
@@ -156,7 +152,9 @@ def _quarters(values: Sequence[Value | None], told: str) -> Slice:
     number_Q = np.array([float(value) if value is not None else np.nan for value in values])
     part_Q = _parts(number_Q[given], PARTS)
     ranges = {part: number_Q[given][part_Q == part] for part in np.unique(part_Q).tolist()}
-    label = {part: f"{_number(inside.min())} to {_number(inside.max())}" for part, inside in ranges.items()}
+    ends = {part: (float(inside.min()), float(inside.max())) for part, inside in ranges.items()}
+    written = _written(end for both in ends.values() for end in both)
+    label = {part: f"{written[low]} to {written[high]}" for part, (low, high) in ends.items()}
     labels = np.full(len(values), UNNAMED, dtype=object)
     labels[given] = [label[part] for part in part_Q.tolist()]
     order = [*label.values(), *([] if given.all() else [UNNAMED])]
@@ -170,8 +168,16 @@ def _parts(value_Q: Numbers, count: int) -> NDArray[np.int64]:
     return np.asarray(np.minimum((middle_V * count).astype(np.int64), count - 1)[number_Q])
 
 
-def _number(value: Any) -> str:
-    return f"{float(value):g}" if abs(float(value)) < 1e6 else f"{float(value):.6g}"
+def _written(numbers: Iterable[Value]) -> dict[Value, str]:
+    """Different numbers in different words: in few digits, or in all that they have where few don't tell them apart."""
+    short = {value: _number(value) for value in numbers}
+    return short if len(set(short.values())) == len(short) else {value: repr(value) for value in short}
+
+
+def _number(value: Value) -> str:
+    """A whole number in all its digits (an id, a date), another in up to 12."""
+    number = float(value)
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else f"{number:.12g}"
 
 
 # -------------------------------------------------------------------------------------------------- what is kept

@@ -78,6 +78,22 @@ def test_columns_of_texts_and_of_numbers() -> None:
     assert by_column("device", ["a", "a"]) is None and by_column("device", [None, None]) is None
 
 
+def test_large_numbers_are_told_apart() -> None:
+    assert counts(by_column("id", [1234567, 1234568, 1234568.0])) == {"1234567": 1, "1234568": 2}
+    assert counts(by_column("day", [20240101, 20240102, None])) == {"20240101": 1, "20240102": 1, "(none)": 1}
+    assert counts(by_column("share", [0.1 + 0.2, 1 / 3, 2.0, -5e20])) == {
+        "-5e+20": 1, "0.3": 1, "0.333333333333": 1, "2": 1
+    }  # fmt: skip
+    assert counts(by_column("close", [0.1 + 0.2, 0.3])) == {"0.3": 1, "0.30000000000000004": 1}
+    assert counts(by_column("id", [2**60, 2**60 + 1])) == {"1152921504606846976": 1, "1152921504606846977": 1}
+    seconds = range(1_700_000_000, 1_700_000_040)
+    assert counts(by_column("time", [*seconds])) == {
+        f"{start} to {start + 9}": 10 for start in range(1_700_000_000, 1_700_000_040, 10)
+    }  # fmt: skip
+    fine = by_column("time", [1_700_000_000 + number / 2**20 for number in range(40)])
+    assert list(counts(fine).values()) == [10] * 4, "that differ after the 12th digit"
+
+
 # ------------------------------------------------------------------------------------------------------- what was seen
 
 
