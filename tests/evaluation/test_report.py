@@ -213,7 +213,8 @@ def test_numbers_for_people() -> None:
 # ------------------------------------------------------------------------------------ nothing in the data can act
 
 
-NASTY = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style><b>", "a&b'|c")
+NASTY = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style><b>", "a&b'|c",
+         "https://evil.example www.evil.example @octocat a@b.example #12")  # fmt: skip
 
 
 @pytest.mark.parametrize("nasty", NASTY)
@@ -239,13 +240,31 @@ def test_text_from_data_cannot_become_markup(nasty: str, tmp_path: Path) -> None
     assert "<script" not in short and "<img" not in short
     rows = [line for line in short.splitlines() if line.startswith("|")]
     assert all(re.fullmatch(r"\|.*(?<!\\)\|", row) for row in rows)
+    assert not re.search(r"://|www\.|\W@\w|@b\.|#1", short)
 
 
 def test_markdown_text_is_no_markup() -> None:
     assert escaped_markdown("a|b*c_`") == r"a\|b\*c\_\`"
-    assert escaped_markdown("[click](http://x)") == r"[click]\(http://x)"
+    assert escaped_markdown("[click](x)") == r"[click]\(x)"
     assert escaped_markdown("0.9 [0.8, 1.0]") == "0.9 [0.8, 1.0]"
     assert escaped_markdown("one\ntwo<br>") == "one two&lt;br&gt;"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("see https://a.example/x", "see https:~//a.example/x"),
+        ("[click](HTTP://x)", r"[click]\(HTTP:~//x)"),
+        ("_www.a.example", r"\_www~.a.example"),
+        ("@octocat, (@org/team) é@octocat", "@~octocat, (@~org/team) é@~octocat"),
+        ("a.b@c-d.example mailto:a@b.example", "a.b@~c-d.example mailto:a@~b.example"),
+        ("#12 a/b#12 GH-12 gh-1", "#~12 a/b#~12 GH-~12 gh-~1"),
+        ("P@1, nDCG@10. 3 @ 4; a: /b; # 1; www", "P@1, nDCG@10. 3 @ 4; a: /b; # 1; www"),
+    ],
+)
+def test_markdown_text_becomes_no_link_and_mentions_nobody(text: str, shown: str) -> None:
+    """``~`` stands for a space of no width, after which GitHub knows nothing by these signs."""
+    assert escaped_markdown(text) == shown.replace("~", "\N{ZERO WIDTH SPACE}")
 
 
 def test_the_terminal_reads_neither_markup_nor_escapes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report as Markdown, for a pull request: what text it holds can't become markup or a link."""
+"""The report as Markdown, for a pull request: what text it holds can't become markup, a link or a mention."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from harness.evaluation.report.values import clean
 from harness.evaluation.report.view import View
 
 LONGEST = 60_000  # characters; GitHub takes 65,536 in a comment
+_APART = "\N{ZERO WIDTH SPACE}"
+# What GitHub knows addresses, people and issues by. It looks for them in what is shown, so that no escape helps; what
+# comes before "@" is a word to it in ASCII alone, and P@1 is nobody.
+_LINKING = re.compile(
+    r":(?=//)|www(?=\.)|(?<![0-9a-z_])@(?=\w)|@(?=[\w-]+\.\w)|#(?=\d)|gh-(?=\d)", re.IGNORECASE | re.ASCII
+)
+
+
+def unlinked(text: str) -> str:
+    """``text``, looking the same, of which GitHub makes no link, mention or issue; it is still to be escaped."""
+    return _LINKING.sub(lambda found: found[0] + _APART, clean(text))
 
 
 def escaped(text: str) -> str:
     """``text`` so that Markdown and the HTML within it show it as it is, in a table cell too."""
-    return re.sub(r"([\\`*_|~]|(?<=\])[(\[])", r"\\\1", html.escape(clean(text), quote=False))
+    return re.sub(r"([\\`*_|~]|(?<=\])[(\[])", r"\\\1", html.escape(unlinked(text), quote=False))
 
 
 def table(grid: Grid) -> str:
@@ -33,7 +44,7 @@ def _section(grid: Grid | None, folded: bool = False) -> str:
     if grid is None:
         return ""
     if folded:
-        return f"<details><summary>{html.escape(grid.title)}</summary>\n\n{table(grid)}\n\n</details>"
+        return f"<details><summary>{html.escape(unlinked(grid.title))}</summary>\n\n{table(grid)}\n\n</details>"
     return f"### {escaped(grid.title)}\n\n{table(grid)}"
 
 
