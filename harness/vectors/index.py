@@ -30,6 +30,7 @@ from harness.vectors.store import StoreRows, name_some
 Kind = Literal["auto", "faiss", "exact"]
 SCHEMA = 1
 GATHERED_KEYS = 4_000_000  # hits of all processes that are merged at a time; 32 MB
+TIED_HITS = 4_000_000  # hits of queries with ties that FAISS is asked for at a time; 48 MB
 AGAIN = "delete the folder and build the index again"
 
 
@@ -185,8 +186,7 @@ class VectorIndex:
         """The keys of the k best documents, int64 [Q, k], best first."""
         rank_N = self._rank_N[torch.from_numpy(part.row_N)]
         if self.kind == "faiss":
-            score, column = part.searcher.search(query_QD.numpy(), min(k, len(rank_N)))
-            best_QK = exact.keys(torch.from_numpy(score), rank_N[torch.from_numpy(column)])
+            best_QK = _faiss_search(query_QD.numpy(), part.searcher, rank_N, k)
         else:
             best_QK = exact.search(query_QD, part.searcher, rank_N, k)
         best_QK = best_QK.sort(dim=1, descending=True).values
@@ -299,6 +299,33 @@ def _faiss_part(vector_ND: np.ndarray | StoreRows, row_N: np.ndarray) -> _Part:
     for start in range(0, len(row_N), exact.BLOCK_DOCUMENTS):
         index.add(np.ascontiguousarray(vector_ND[row_N[start : start + exact.BLOCK_DOCUMENTS]], dtype=np.float32))
     return _Part(row_N, index)
+
+
+def _faiss_search(query_QD: np.ndarray, searcher: Any, rank_N: Tensor, k: int) -> Tensor:
+    """Keys of the k best documents, int64 [Q, min(k, N)], in no order.
+
+    FAISS breaks ties by row. So one hit more is asked for: where it scores as the k-th does, FAISS chose among equals,
+    and twice as many are asked for until a lower score tells that all of them are there, for the ids to choose.
+    """
+
+    def found(query_BD: np.ndarray, wide: int) -> tuple[np.ndarray, Tensor]:
+        score_BW, column_BW = searcher.search(query_BD, wide)
+        return score_BW, exact.keys(torch.from_numpy(score_BW), rank_N[torch.from_numpy(column_BW)])
+
+    wide = min(k + 1, len(rank_N))
+    score_QW, key_QW = found(query_QD, wide)
+    if wide <= k:
+        return key_QW
+    best_QK = key_QW[:, :k]
+    tied_T = np.flatnonzero(score_QW[:, k - 1] == score_QW[:, k])
+    while tied_T.size:
+        wide, still = min(2 * wide, len(rank_N)), []
+        for query_B in np.split(tied_T, range(max(1, TIED_HITS // wide), len(tied_T), max(1, TIED_HITS // wide))):
+            score_BW, key_BW = found(query_QD[query_B], wide)
+            best_QK[query_B] = key_BW.topk(k, dim=1).values
+            still.append(query_B[score_BW[:, k - 1] == score_BW[:, -1]])
+        tied_T = np.concatenate(still) if wide < len(rank_N) else tied_T[:0]
+    return best_QK
 
 
 def _write_part(path: Path, part: _Part, kind: str) -> None:

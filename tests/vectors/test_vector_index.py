@@ -74,27 +74,38 @@ def test_search_equals_a_float64_reference(
     require_right(query_QD, vector_ND, ids, score_QK, row_QK, np.ones((50, 300), dtype=bool))
 
 
-@pytest.mark.parametrize("block", [16, 64, 1000])
-def test_exact_ties_go_to_the_smaller_id_even_at_the_last_rank_and_across_blocks(
-    block: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kind", "block"), [("exact", 16), ("exact", 64), ("exact", 1000), ("faiss", 16)])
+def test_ties_go_to_the_smaller_id_even_at_the_last_rank_and_across_blocks(
+    kind: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exact, "BLOCK_DOCUMENTS", block)
+    monkeypatch.setattr(index_module, "TIED_HITS", 100)  # a few queries at a time, then one
     random = np.random.default_rng(0)
     vector_ND = random.integers(-1, 2, (200, 3)).astype(np.float32)  # whole numbers: scores are exact, ties everywhere
     query_QD = random.integers(-2, 3, (40, 3)).astype(np.float32)
     ids = shuffled_ids(200)
     score_QN = query_QD @ vector_ND.T
-    for k in (1, 10, 150, 200):
-        _, row_QK = VectorIndex.build(vector_ND, ids, kind="exact").search(query_QD, k)
+    for k in (1, 10, 150, 199, 200):
+        _, row_QK = VectorIndex.build(vector_ND, ids, kind=kind).search(query_QD, k)  # type: ignore[arg-type]
         for scores, rows in zip(score_QN, row_QK, strict=True):
             expected = sorted(range(200), key=lambda row, scores=scores: (-scores[row], ids[row]))[:k]  # type: ignore[misc]
             assert rows.tolist() == expected
 
 
-def test_scores_of_zero_tie_whatever_their_sign() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_zero_tie_whatever_their_sign(kind: str) -> None:
     vector_ND = np.array([[0.0, 1.0], [-0.0, 1.0], [-1.0, 1.0]], dtype=np.float32)
-    score_QK, row_QK = VectorIndex.build(vector_ND, ["b", "a", "c"], kind="exact").search(np.array([[1.0, 0.0]]), 3)
+    index = VectorIndex.build(vector_ND, ["b", "a", "c"], kind=kind)  # type: ignore[arg-type]
+    score_QK, row_QK = index.search(np.array([[1.0, 0.0]]), 3)
     assert row_QK.tolist() == [[1, 0, 2]] and score_QK.tolist() == [[0.0, 0.0, -1.0]]
+    assert index.search(np.array([[1.0, 0.0]]), 1)[1].tolist() == [[1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_documents_that_are_all_alike_the_smallest_ids_are_found(kind: str) -> None:
+    index = VectorIndex.build(np.tile(unit_vectors(1, 4), (500, 1)), shuffled_ids(500), kind=kind)  # type: ignore[arg-type]
+    _, row_QK = index.search(unit_vectors(30, 4, seed=1), 3)
+    assert {tuple(index.ids[row] for row in rows) for rows in row_QK} == {("d0", "d1", "d10")}
 
 
 @pytest.mark.parametrize("kind", KINDS)
