@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,24 @@ def test_the_first_hits_are_those_of_who_asks_for_as_many() -> None:
     rest = [set(few) | set(deep) for few, deep in zip(few_QK.tolist(), deep_QK.tolist(), strict=True)]
     assert all(set(rows) <= known for rows, known in zip(row_QK.tolist(), rest, strict=True))
     np.testing.assert_array_equal(AsAsked(index, 5).search(QUERIES, 3)[1], index.search(QUERIES, 3)[1])
+
+
+def test_a_deep_search_takes_memory_for_its_hits_alone() -> None:
+    count, depth, k = 400, 200, 100
+
+    class Deep:
+        """Any index whose hits for depth are those for k and others."""
+
+        def search(self, query_QD: np.ndarray, k: int, partition_Q: object = None) -> tuple[np.ndarray, np.ndarray]:
+            return np.zeros((len(query_QD), k), dtype=np.float32), np.tile(np.arange(k), (len(query_QD), 1))
+
+    searcher = AsAsked(Deep(), k)  # type: ignore[arg-type]
+    tracemalloc.start()
+    _, row_QK = searcher.search(np.zeros((count, 2), dtype=np.float32), depth)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert row_QK.tolist() == [list(range(depth))] * count
+    assert peak < 0.6 * count * depth * k, f"{peak} bytes: every hit beside every other"
 
 
 def test_an_index_over_a_stores_rows_is_that_over_their_vectors(tmp_path: Path) -> None:

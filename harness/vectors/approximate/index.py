@@ -285,7 +285,9 @@ class AsAsked:
         if depth <= self.k:
             return score_QK, row_QK
         more_score_QK, more_row_QK = self.index.search(query_QD, depth, partition_Q)
-        again_QK = (more_row_QK[:, :, None] == row_QK[:, None, :]).any(axis=2) | (more_row_QK < 0)
+        again_QK = more_row_QK < 0
+        for row_Q in row_QK.T:  # one by one: all at once, it would be Q x K x k booleans
+            again_QK |= more_row_QK == row_Q[:, None]
         more_score_QK = np.where(again_QK, -np.inf, np.minimum(more_score_QK, score_QK[:, -1:])).astype(np.float32)
         more_row_QK = np.where(again_QK, -1, more_row_QK)
         order_QK = np.argsort(again_QK, axis=1, kind="stable")[:, : depth - self.k]
