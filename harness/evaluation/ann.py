@@ -8,7 +8,7 @@ does so for all, and the first call of a turn is not timed.
 A system *stays within 1 %* at the smallest measured effort from which on, at every larger measured one too, its
 recall@k is 0.99 or more. Nothing is interpolated: the effort that it needs lies above the measured one before.
 
-Axes: Q queries, N documents, D dimensions, K hits, E efforts, R resamples.
+Axes: Q queries, G groups, N documents, D dimensions, K hits, E efforts, R resamples.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from harness.evaluation.bench.latency import turns
 from harness.evaluation.bench.machine import quiet
+from harness.evaluation.statistics import FEW_GROUPS
+from harness.evaluation.statistics.means import numbered
 from harness.runtime.process import progress
 from harness.vectors.approximate import Searcher
 
@@ -32,7 +34,6 @@ TOO_SMALL = "too small to tell"
 EQUAL = 1e-6  # scores that differ by less are equal
 BLOCK = 8  # queries of a system until the next one has its turn
 BATCH = 256  # queries at once, where many are asked
-EXACT = 32  # queries timed one at a time with exact search, which takes long
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -47,6 +48,7 @@ class Asked:
         query_QD: its vectors of the queries, the same queries for every system.
         exact_score_QK, exact_row_QK: the exact hits, best first; -inf and -1 pad.
         partition_Q: each query's partition; None: all documents are searched.
+        group_Q: each query's group, which is resampled as a whole; None: each query is a group.
         metric_of: row_QK -> the metric of each query, where there are judgments.
     """
 
@@ -54,6 +56,7 @@ class Asked:
     exact_score_QK: Vectors
     exact_row_QK: Rows
     partition_Q: Sequence[str] | None = None
+    group_Q: Sequence[str] | None = None
     metric_of: Callable[[Rows], Floats] | None = None
 
 
@@ -207,25 +210,37 @@ def time_encoding(
 
 
 def effort_ratio(
-    student: Curve, teacher: Curve, bound: float, *, resamples: int = 2_000, confidence: float = 0.95, seed: int = 0
+    student: Curve,
+    teacher: Curve,
+    bound: float,
+    group_Q: Sequence[str] | None,
+    *,
+    resamples: int = 2_000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The effort at which the student stays above ``bound`` over that of the teacher, and its interval.
 
-    Queries are resampled, the same for both. An effort that is never enough counts as infinite: the bound that falls
-    there is None, as is the value. Of "less", "equal", "more" the verdict is what the interval shows, else "undecided".
+    Groups of queries are resampled, the same for both; None: each query is a group. An effort that is never enough
+    counts as infinite: the bound that falls there is None, as is the value. Of "less", "equal", "more" the verdict is
+    what the interval shows, else "undecided". Behind fewer than ``FEW_GROUPS`` groups there is no interval.
     """
-    assert student.recall_EQ.shape == teacher.recall_EQ.shape, "both were asked the same"
+    assert student.recall_EQ.shape == teacher.recall_EQ.shape and student.efforts == teacher.efforts, "asked the same"
     efforts, queries = [student.held(bound), teacher.held(bound)], student.recall_EQ.shape[1]
-    random = np.random.default_rng(seed)
+    number_Q = np.arange(queries) if group_Q is None else numbered(group_Q)[1]
+    count_G = np.bincount(number_Q)
+    sums = [np.stack([np.bincount(number_Q, weights=row_Q) for row_Q in curve.recall_EQ])
+            for curve in (student, teacher)]  # fmt: skip
+    random, groups = np.random.default_rng(seed), len(count_G)
     ratio_R = np.empty(resamples)
     for number in range(resamples):
-        weight_Q = np.bincount(random.integers(queries, size=queries), minlength=queries) / queries
-        found = [first_held(curve.efforts, curve.recall_EQ @ weight_Q, bound) for curve in (student, teacher)]
+        drawn_G = np.bincount(random.integers(groups, size=groups), minlength=groups)
+        found = [first_held(student.efforts, sum_EG @ drawn_G / (count_G @ drawn_G), bound) for sum_EG in sums]
         ratio_R[number] = _ratio(*found)
     known = ratio_R[~np.isnan(ratio_R)]  # a ratio of two efforts that are never enough is none
     tail = (1 - confidence) / 2
     low, high = (None, None)
-    if known.size > 0.95 * resamples:
+    if groups >= FEW_GROUPS and known.size > 0.95 * resamples:
         low, high = (float(np.quantile(known, q, method="nearest")) for q in (tail, 1 - tail))
     return {"value": _finite(_ratio(*efforts)), "low": _finite(low), "high": _finite(high), "loss": round(1 - bound, 6),
             "verdict": _verdict(low, high)}  # fmt: skip
@@ -308,6 +323,7 @@ def told_of_index(  # noqa: PLR0913 - a summary of as many things
     k: int,
     metric: str | None,
     enough: bool,
+    confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
     """What results.json holds of one index: curves, the efforts found and, with ``enough`` documents, conclusions."""
@@ -320,7 +336,8 @@ def told_of_index(  # noqa: PLR0913 - a summary of as many things
         parts[system] = {"encode_p50_ms": encode_ms.get(system), "search_p50_ms": at_effort}
     told: dict[str, Any] = {"systems": systems, "effort_ratio": None, "end_to_end": None}
     if enough:
-        ratio = effort_ratio(curves[student], curves[teacher], 1 - LOSS, seed=seed)
+        ratio = effort_ratio(curves[student], curves[teacher], 1 - LOSS, asked[student].group_Q,
+                             confidence=confidence, seed=seed)  # fmt: skip
         told["effort_ratio"] = {"systems": [student, teacher], **ratio}
         told["end_to_end"] = end_to_end(parts[student], parts[teacher])
     return told

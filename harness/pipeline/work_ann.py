@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 TEACHER = "teacher"
 ENCODED = 100  # queries that encoders are timed on
 EXACT_TIMED = 32  # exact search of one query takes long
-Vectors = np.ndarray
 
 
 def do_ann(run: Run) -> list[Path]:
@@ -112,7 +111,8 @@ def _ask(
     dataset, metric, k = run.dataset, run.recipe.evaluate.select_metric, ann_settings(run).k
     judged = judgments(records, dataset.documents)
     partition = [record.language for record in records] if dataset.search_within else None
-    score = lambda row_QK: metrics.score(row_QK, judged, (metric,))[metric]  # noqa: E731
+    groups = [record.group for record in records]
+    score = (lambda row_QK: metrics.score(row_QK, judged, (metric,))[metric]) if _looks_as_deep(metric, k) else None
     encoders: dict[str, Callable[[str], object]] = {}
     texts: dict[str, list[str]] = {}
     asked: dict[str, Asked] = {}
@@ -127,8 +127,8 @@ def _ask(
                                       what=f"{system} queries")  # fmt: skip
             encoders[system] = functools.partial(_encode_one, encoder)
         _, row_QK = exact.search(query_QD, k, partition)
-        asked[system] = Asked(query_QD, exact_scores(query_QD, row_QK, vectors), row_QK, partition,
-                              [record.group for record in records], score if _looks_as_deep(metric, k) else None)  # fmt: skip
+        exact_QK = exact_scores(query_QD, row_QK, vectors)
+        asked[system] = Asked(query_QD, exact_QK, row_QK, partition, groups, score)
     timed = time_encoding(encoders, {system: own[:ENCODED] for system, own in texts.items()})
     return asked, {system: timed.get(system) for system in systems}
 

@@ -101,30 +101,57 @@ def test_enough_is_the_first_effort_from_which_on_it_holds(values: list[float], 
 
 def test_two_equal_systems_have_a_ratio_of_one() -> None:
     same = curve(0.5, 0.9, 0.97, 0.995, 1.0, spread=0.004)
-    found = effort_ratio(same, same, 0.99, resamples=200)
+    found = effort_ratio(same, same, 0.99, None, resamples=200)
     assert found == {"value": 1.0, "low": 1.0, "high": 1.0, "loss": 0.01, "verdict": "equal"}
 
 
 def test_a_system_that_needs_more_effort_is_said_to() -> None:
-    found = effort_ratio(curve(0.3, 0.5, 0.9, 0.98, 1.0), curve(0.5, 0.98, 1.0, 1.0, 1.0), 0.99, resamples=200)
+    found = effort_ratio(curve(0.3, 0.5, 0.9, 0.98, 1.0), curve(0.5, 0.98, 1.0, 1.0, 1.0), 0.99, None, resamples=200)
     assert (found["value"], found["low"], found["high"], found["verdict"]) == (4.0, 4.0, 4.0, "more")
-    found = effort_ratio(curve(0.5, 0.98, 1.0, 1.0, 1.0), curve(0.3, 0.5, 0.9, 0.98, 1.0), 0.99, resamples=200)
+    found = effort_ratio(curve(0.5, 0.98, 1.0, 1.0, 1.0), curve(0.3, 0.5, 0.9, 0.98, 1.0), 0.99, None, resamples=200)
     assert (found["value"], found["verdict"]) == (0.25, "less")
 
 
 def test_the_interval_comes_from_the_queries() -> None:
     near = curve(0.3, 0.5, 0.9, 0.9901, 1.0, spread=0.009)  # by chance of the queries, 8 is enough or is not
-    found = effort_ratio(near, curve(0.5, 0.98, 1.0, 1.0, 1.0), 0.99, resamples=500)
+    found = effort_ratio(near, curve(0.5, 0.98, 1.0, 1.0, 1.0), 0.99, None, resamples=500)
     assert (found["value"], found["low"], found["high"], found["verdict"]) == (2.0, 2.0, 4.0, "more")
-    assert found == effort_ratio(near, curve(0.5, 0.98, 1.0, 1.0, 1.0), 0.99, resamples=500), "seeded"
+    assert found == effort_ratio(near, curve(0.5, 0.98, 1.0, 1.0, 1.0), 0.99, None, resamples=500), "seeded"
+
+
+def test_groups_are_resampled_not_queries() -> None:
+    """The same evidence in eight languages tells no more than in one; a group's queries count one by one."""
+    hit_EQ = np.random.default_rng(0).binomial(10, [[0.3], [0.5], [0.9], [0.9905], [1.0]], size=(5, 125)) / 10
+    fine_EQ = np.repeat(np.array([[0.5], [0.98], [1.0], [1.0], [1.0]]), 125, axis=1)
+
+    def found(copies: int, group_Q: list[str] | None, confidence: float = 0.95) -> dict[str, Any]:
+        student, teacher = (Curve(EFFORTS, np.repeat(own_EQ, copies, axis=1), None) for own_EQ in (hit_EQ, fine_EQ))
+        return effort_ratio(student, teacher, 0.99, group_Q, resamples=500, confidence=confidence)
+
+    once = found(1, None)
+    assert once == found(8, [f"g{number:03d}" for number in range(125) for _ in range(8)])
+    assert (once["low"], once["high"]) == (2.0, 4.0), "by chance of the queries"
+    assert found(1, None, confidence=0.05)["low"] == found(1, None, confidence=0.05)["high"]
+    uneven = Curve([1, 2], np.array([[0.0] * 31 + [1.0] * 69, [1.0] * 100]), None)
+    groups = [str(number) for number in range(31)] + ["many"] * 69
+    told = effort_ratio(uneven, uneven, 0.6, groups, resamples=500)
+    assert told["value"] == 1.0, "recall is 0.69 at effort 1, not 1 of 32"
+
+
+def test_behind_few_groups_there_is_no_interval() -> None:
+    more, fewer = curve(0.3, 0.5, 0.9, 0.98, 1.0), curve(0.5, 0.98, 1.0, 1.0, 1.0)
+    for groups, verdict in ((29, "undecided"), (30, "more")):
+        group_Q = [f"g{number % groups}" for number in range(200)]
+        found = effort_ratio(more, fewer, 0.99, group_Q, resamples=100)
+        assert found["value"] == 4.0 and found["verdict"] == verdict and (found["low"] is None) == (groups == 29)
 
 
 def test_an_effort_that_is_never_enough_is_no_number() -> None:
     never, fine = curve(0.3, 0.5, 0.6, 0.7, 0.8), curve(0.5, 0.98, 1.0, 1.0, 1.0)
-    found = effort_ratio(never, fine, 0.99, resamples=100)
+    found = effort_ratio(never, fine, 0.99, None, resamples=100)
     assert (found["value"], found["low"], found["high"]) == (None, None, None) and found["verdict"] == "more"
-    assert effort_ratio(fine, never, 0.99, resamples=100)["value"] is None
-    both = effort_ratio(never, never, 0.99, resamples=100)
+    assert effort_ratio(fine, never, 0.99, None, resamples=100)["value"] is None
+    both = effort_ratio(never, never, 0.99, None, resamples=100)
     assert (both["value"], both["low"], both["verdict"]) == (None, None, "undecided")
 
 

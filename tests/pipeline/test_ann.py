@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from builders.tiny_run import tiniest_tree, write_recipe
 
+from harness.data.prepare import load_dataset
+from harness.evaluation import ann as ann_tax
 from harness.evaluation.per_query import PerQuery
-from harness.pipeline import surroundings
+from harness.pipeline import surroundings, work_ann
 from harness.pipeline.check import check_recipe
 from harness.pipeline.controller import _find, run_recipe
 from harness.pipeline.folder import RunFolder
@@ -22,6 +24,7 @@ from harness.pipeline.sizes import counts_of, models_of
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError
 from harness.runtime.process import read_json
+from harness.vectors.index import VectorIndex
 
 pytest.importorskip("faiss")
 ANN: dict[str, Any] = {
@@ -92,7 +95,7 @@ def test_the_deployed_student_is_evaluated_on_the_first_index(done: RunFolder) -
 
 
 def test_an_effort_that_is_set_is_searched_with_and_indexes_are_kept(
-    recipe: Path, done: RunFolder, tmp_path: Path
+    recipe: Path, done: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(Path(shutil.copytree(done.root, tmp_path / "out")))
     before = [path.stat().st_mtime_ns for path in sorted(folder.approximate.glob("*/part-*"))]
@@ -102,9 +105,30 @@ def test_an_effort_that_is_set_is_searched_with_and_indexes_are_kept(
     approximate, exact = (PerQuery.load(folder.evaluations / name / "test") for name in BOTH)
     assert approximate.hits != exact.hits, "one candidate is not enough"
     assert run_recipe(load(recipe, "bench.ann.effort=1"), folder.root, last="evaluate")[1] == []
-    _, ran = run_recipe(load(recipe, "bench.ann.hnsw.neighbours=8"), folder.root, last="bench.ann")
-    assert ran == ["bench.ann"]
+    other = load(recipe, "bench.ann.hnsw.neighbours=8", "evaluate.confidence=0.8")
+    run_recipe(other, folder.root, last="export")
+    opened, told = watched(monkeypatch, VectorIndex, "load"), watched(monkeypatch, ann_tax, "effort_ratio")
+    monkeypatch.setattr(work_ann, "LEAST_DOCUMENTS", 100)  # so that it concludes
+    assert run_recipe(other, folder.root, last="bench.ann")[1] == ["bench.ann"]
+    assert len(opened) == 1, "the exact index is read once"
     assert read_json(folder.ann)["indexes"]["hnsw"]["built"]["parameters"]["neighbours"] == 8
+    known = {record.group for record in load_dataset(folder.data).splits["test"]}
+    assert len(told) == 2, "one ratio an index"
+    for given, named in told:
+        assert len(given[3]) == 30 and set(given[3]) <= known and named["confidence"] == 0.8
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, Any]]:
+    """The arguments of each call of a function, which does what it did."""
+    calls: list[tuple[Any, Any]] = []
+    real = getattr(owner, name)
+
+    def watching(*given: Any, **named: Any) -> Any:
+        calls.append((given, named))
+        return real(*given, **named)
+
+    monkeypatch.setattr(owner, name, watching)
+    return calls
 
 
 def test_languages_that_are_searched_alone_have_indexes_of_their_own(tmp_path: Path) -> None:
