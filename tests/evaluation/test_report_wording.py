@@ -54,8 +54,10 @@ def test_the_lowest_language_has_the_bound_of_all_and_names_what_cannot_be_told(
 def test_a_language_without_any_recovery_is_undecided_too() -> None:
     results = with_lowest([FEW])
     results["recovery"][SYSTEM][SET]["tr"]["P@1"] = {"value": None, "low": None, "high": None}
-    assert View(results).undecided == ["tr"]
-    assert "Undecided languages, too small to tell: tr (1 of 3)." in tables.verdict_notes(View(results))
+    view = View(results)
+    assert view.undecided == view.empty == ["tr"]
+    assert "Undecided languages, teacher finds nothing there: tr (1 of 3)." in tables.verdict_notes(view)
+    assert not any("too small" in note for note in tables.verdict_notes(view))
 
 
 def test_bounds_of_the_lowest_language_are_told_as_one_sided(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_confidence_and_resamples_stand_beside_intervals_and_at_the_foot() -> No
     assert "Intervals:" not in page(View(example_results()))
     results = rich_results()
     del results["statistics"]["method"]
-    assert "allow for one more group" in tables.confidence_note(View(results))
+    assert tables.confidence_note(View(results)) == f"Intervals: {told}.", "nobody knows what these allow for"
 
 
 def test_the_first_screen_tells_the_claim_for_all_languages() -> None:

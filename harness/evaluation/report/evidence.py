@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.evaluation.report.plots import ledger_rows
-from harness.evaluation.report.tables import Grid, Row, grid
+from harness.evaluation.report.tables import SCOPES, Grid, Row, grid
 from harness.evaluation.report.values import (
     MISSING,
     Interval,
@@ -41,23 +40,21 @@ CLAIM_MARKS = {"shown": "✓ shown", "not shown": "✗ not shown", "undecided": 
 
 def _claim_scope(test: Mapping[str, Any]) -> str:
     scope = clean(test.get("scope"))
-    names = {"macro": "the mean over languages", "all languages": "all languages at once"}
-    return names.get(scope, clean(scope) or "(none)")
+    return SCOPES.get(scope, scope or "(none)")
 
 
 def claims(view: View, metric: str) -> Grid | None:
     """Whether the candidate loses less than the margin: one row a scope, the summaries first."""
-    order = {"macro": 0, "all languages": 1}
-    found = sorted(
-        (t for t in view.claims if t.get("metric") == metric), key=lambda t: order.get(clean(t.get("scope")), 2)
-    )
+    found = [test for test in view.claims if test.get("metric") == metric]
+    scopes = in_order([clean(test.get("scope")) for test in found], tuple(SCOPES))
+    found.sort(key=lambda test: scopes.index(clean(test.get("scope"))))
     rows = []
     for test in found:
         verdict = clean(test.get("verdict"))
         cells = [_claim_scope(test), CLAIM_MARKS.get(verdict, clean(verdict) or MISSING), decimals(test.get("value")),
                  decimals(test.get("low")), probability(test.get("p")), probability(test.get("p_adjusted")),
                  count(test.get("queries"))]  # fmt: skip
-        rows.append(Row(cells, test.get("scope") in order, CLAIMED.get(verdict)))
+        rows.append(Row(cells, clean(test.get("scope")) in SCOPES, CLAIMED.get(verdict)))
     margins = list(dict.fromkeys(whole_percent(test.get("margin")) for test in found))
     header = ["scope", "verdict", "recovery", "lower bound", "p", "p (Holm)", "queries"]
     note = (
@@ -93,10 +90,9 @@ def claim_sentences(view: View) -> list[str]:
 def small_note(view: View) -> list[str]:
     """Which languages can't be told: too small ones, and those in which the reference finds nothing."""
     named = [f"{lang} ({count(view.queries(lang))} queries)" for lang in view.small]
-    nothing = [lang for lang in view.undecided if lang not in view.small]
     told = [f"Too small to tell, so undecided: {listed(named)}."] if named else []
-    if nothing:
-        told.append(f"{clean(view.reference)} finds nothing in {listed(nothing)}, so undecided.")
+    if view.empty:
+        told.append(f"{clean(view.reference)} finds nothing in {listed(view.empty)}, so undecided.")
     return told
 
 
@@ -183,10 +179,6 @@ def ledger(view: View) -> Grid | None:
     if branches:
         note += f" {listed(branches)}: each beside the exported student, no step of the chain and no part of its sum."
     return grid(title, ["scope", *map(clean, steps)], found, note)
-
-
-def has_ledger(view: View) -> bool:
-    return bool(ledger_rows(view))
 
 
 # ------------------------------------------------------------------------------------------------ slices, leakage

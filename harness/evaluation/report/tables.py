@@ -22,7 +22,6 @@ from harness.evaluation.report.values import (
 )
 from harness.evaluation.report.view import STATUS_MARKS, Status, View
 
-ALLOWS = "they allow for one more group of queries against them, so they are wider than plain percentile intervals"
 WORST = (
     "worst: the lowest language that can be told; its two bounds are each one-sided and hold for all languages at "
     "once."
@@ -72,8 +71,9 @@ def verdict_notes(view: View) -> list[str]:
     doubtful = [bar.what for bar in view.bars if bar.doubtful]
     if doubtful:
         notes.append("Reached, but the interval reaches below the bar: " + "; ".join(doubtful) + ".")
-    if few := view.undecided:
-        notes.append(f"Undecided languages, too small to tell: {listed(few)} ({len(few)} of {len(view.languages)}).")
+    for few, why in ((view.small, "too small to tell"), (view.empty, f"{clean(view.reference)} finds nothing there")):
+        if few:
+            notes.append(f"Undecided languages, {why}: {listed(few)} ({len(few)} of {len(view.languages)}).")
     below, ours, theirs = view.sides[-1], clean(view.candidate), clean(view.reference)
     if below and len(view.languages) > 1:
         notes.append(f"{ours} is clearly below {theirs} in {listed(below)} ({len(below)} of {len(view.languages)}).")
@@ -94,10 +94,9 @@ def claim_note(view: View) -> list[str]:
 
 
 def confidence_note(view: View) -> str:
-    """At which confidence and from how many resamples intervals are, and what they allow for."""
-    told = how_sure(view)
-    method = described(dig(view.results, "statistics", "method")) or ALLOWS
-    return f"Intervals: {told}; {method}." if told else ""
+    """At which confidence and from how many resamples intervals are, and by which method, where the file tells it."""
+    told = "; ".join(filter(None, [how_sure(view), clean(dig(view.results, "statistics", "method"))]))
+    return f"Intervals: {told}." if told else ""
 
 
 def how_sure(view: View) -> str:

@@ -220,6 +220,11 @@ class View:
         return [lang for lang in self.languages if lang in told or lang in self.small]
 
     @cached_property
+    def empty(self) -> list[str]:
+        """The languages in which the reference finds nothing, so that nothing can be kept: undecided, however large."""
+        return [lang for lang in self.undecided if lang not in self.small]
+
+    @cached_property
     def has_joint(self) -> bool:
         """Whether any language has a lower bound that holds for all languages at once."""
         found = branch(self.results, "recovery", self.candidate, self.set)
