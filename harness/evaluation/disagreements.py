@@ -47,7 +47,7 @@ def disagreements(
     ]  # fmt: skip
 
 
-def most_different(system: PerQuery, reference: PerQuery, metric: str = METRIC, most: int = MOST) -> list[int]:
+def most_different(system: PerQuery, reference: PerQuery, metric: str = METRIC) -> list[int]:
     """The places of the queries that are answered most differently, as ``disagreements`` orders them."""
     change_Q = system.metrics[metric] - reference.metrics[metric]
     overlap = system.agreement.get(OVERLAP)
@@ -56,9 +56,9 @@ def most_different(system: PerQuery, reference: PerQuery, metric: str = METRIC, 
         shared = float(overlap[at]) if overlap is not None else 1.0
         if change or shared < 1:
             by_language.setdefault(system.languages[at], []).append((-abs(change), shared, at))
-    turns = zip_longest(*(sorted(found)[:most] for found in by_language.values()))
+    turns = zip_longest(*(sorted(found)[:MOST] for found in by_language.values()))
     ordered = [entry for turn in turns for entry in sorted(entry for entry in turn if entry is not None)]
-    return [at for _, _, at in ordered[:most]]
+    return [at for _, _, at in ordered[:MOST]]
 
 
 def cut(text: str) -> str:

@@ -10,6 +10,7 @@ from harness.evaluation.report.values import branch, clean, dig, items, number
 from harness.evaluation.report.view import View
 
 Curve = list[tuple[float, float]]
+POINTS = 160  # of a curve; longer ones are thinned
 INDEX_NAMES = {"hnsw": "HNSW", "ivf": "IVF", "ivf-pq": "IVF-PQ"}
 
 
@@ -60,9 +61,9 @@ def _slope(view: View, scope: str, found: list[tuple[int, float]], reference: fl
 # ------------------------------------------------------------------------------------------------------- training
 
 
-def _thinned(points: Curve, most: int = 160) -> Curve:
-    """A curve of at most ``most`` points: neighbours are averaged, the last one is kept as it is."""
-    size = -(-len(points) // most)
+def _thinned(points: Curve) -> Curve:
+    """A curve of at most ``POINTS`` points: neighbours are averaged, the last one is kept as it is."""
+    size = -(-len(points) // POINTS)
     if size <= 1:
         return points
     parts = [points[i : i + size] for i in range(0, len(points) - 1, size)]

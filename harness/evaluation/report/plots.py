@@ -102,12 +102,12 @@ def bias(view: View, width: int) -> str | None:
 # ------------------------------------------------------------------------------------------------- the waterfall
 
 
-def ledger_rows(view: View, scope: str = "macro") -> list[Mapping[str, Any]]:
-    """What every step cost or won of the metric in front, in the order of the steps."""
+def ledger_rows(view: View) -> list[Mapping[str, Any]]:
+    """What every step cost or won of the metric in front, macro, in the order of the steps."""
     found = [
         row
         for row in items(view.results.get("ledger"))
-        if row.get("set") == view.set and row.get("metric") == view.lead and row.get("scope") == scope
+        if row.get("set") == view.set and row.get("metric") == view.lead and row.get("scope") == "macro"
     ]
     return [row for row in found if number(row.get("before")) is not None and number(row.get("after")) is not None]
 

@@ -55,11 +55,11 @@ def diamond(x: float, y: float, radius: float, class_: str, tip: str = "") -> st
     return tag("polygon", tag("title", escaped(tip)) if tip else "", points=points, class_=class_)
 
 
-def svg(width: float, height: float, title: str, body: Sequence[str], description: str = "", class_: str = "") -> str:
+def svg(width: float, height: float, title: str, body: Sequence[str], description: str = "") -> str:
     """A whole drawing that scales to its box, with a title and a description for those who can't see it."""
     head = tag("title", escaped(title)) + (tag("desc", escaped(description)) if description else "")
     box = f"0 0 {width:.0f} {height:.0f}"
-    return tag("svg", head + "".join(body), viewBox=box, role="img", width=width, height=height, class_=class_ or None)
+    return tag("svg", head + "".join(body), viewBox=box, role="img", width=width, height=height)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,10 +47,10 @@ def count(value: object) -> str:
     return MISSING if found is None else f"{found:,.0f}"
 
 
-def percent(value: object, digits: int = 1) -> str:
-    """A share as percent, or a dash."""
+def percent(value: object) -> str:
+    """A share as percent with one decimal, or a dash."""
     found = number(value)
-    return MISSING if found is None else f"{100 * found:.{digits}f} %"
+    return MISSING if found is None else f"{100 * found:.1f} %"
 
 
 def whole_percent(value: object) -> str:
