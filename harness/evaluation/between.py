@@ -14,13 +14,14 @@ RESAMPLES = 2_000
 
 
 def paired_between(
-    evaluation: Path, other: Path, metric: str, told: tuple[float | None, float | None]
+    evaluation: Path, other: Path, metric: str, told: tuple[float | None, float | None], confidence: float
 ) -> dict[str, Any] | str:
     """How much better ``evaluation`` answered than ``other``, query by query, as the macro difference of a metric.
 
     Args:
         evaluation, other: folders that ``PerQuery.save`` wrote.
         told: the macro means that the runs' results tell of both.
+        confidence: of the interval.
 
     Returns:
         ``{"difference", "low", "high", "verdict"}``; in words why there is none, where a folder is missing or damaged,
@@ -39,6 +40,6 @@ def paired_between(
             return f"{folder} is not what its run's results were made from"
         pair.append(found)
     try:
-        return paired_difference(pair[0], pair[1], metric, resamples=RESAMPLES)
+        return paired_difference(pair[0], pair[1], metric, resamples=RESAMPLES, confidence=confidence)
     except InputError:
         return f"{evaluation} and {other} answered different queries"

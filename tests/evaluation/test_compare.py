@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -135,6 +136,22 @@ def test_differences_are_paired_where_both_runs_kept_every_query(tmp_path: Path)
     (folders[1] / "results.json").write_text(json.dumps(results))
     grid = Comparison(read_runs(folders), paired_between).quality()
     assert grid is not None and "[" not in grid.rows[0].cells[2]
+
+
+def test_paired_intervals_have_the_confidence_of_the_first_run(tmp_path: Path) -> None:
+    bounds: dict[float, list[float]] = {}
+    for confidence in (0.9, 0.99):
+        folders = two(tmp_path / str(confidence))
+        for folder, chance, own in zip(folders, (0.4, 0.6), (confidence, 0.9), strict=True):
+            results = json.loads((folder / "results.json").read_text())
+            evaluated(folder, results | {"statistics": {"confidence": own}}, {"student-refined": chance})
+        told = Comparison(read_runs(folders), paired_between)
+        grid = told.quality()
+        assert grid is not None and f"paired interval ({100 * confidence:g} % confidence)" in grid.note
+        bounds[confidence] = [float(text) for text in re.findall(r"[-+]0\.\d+", grid.rows[0].cells[2])[1:]]
+        other = "second: its own intervals are at 90 % confidence, the paired ones at 99 %, as quickstart's."
+        assert [text for text in told.cautions() if "%" in text] == ([] if confidence == 0.9 else [other])
+    assert bounds[0.99][0] < bounds[0.9][0] < bounds[0.9][1] < bounds[0.99][1]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from harness.evaluation.report.values import (
     listed,
     number,
     rate,
+    whole_percent,
 )
 from harness.evaluation.report.view import SETS, STATUS_MARKS, SYSTEMS, Bar, View
 from harness.runtime.errors import InputError, Problem
@@ -31,8 +32,9 @@ RESULTS = "results.json"
 APART = "‡"  # behind a number that can't be held against the first run's
 OVER = "p50 over the reference's"
 SHOWN = 5  # metrics of the systems in question
+CONFIDENCE = 0.95  # of paired intervals, where the first run's results tell none
 # The paired difference of two stored evaluations, or in words why there is none.
-Paired = Callable[[Path, Path, str, tuple[float | None, float | None]], Mapping[str, Any] | str]
+Paired = Callable[[Path, Path, str, tuple[float | None, float | None], float], Mapping[str, Any] | str]
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,11 @@ class Comparison:
     def lead(self) -> str:
         return self.first.view.lead
 
+    @property
+    def confidence(self) -> float:
+        """Of paired intervals: that of the first run's own."""
+        return _confidence(self.first.view) or CONFIDENCE
+
     @cached_property
     def names(self) -> list[str]:
         return [run.name for run in self.runs]
@@ -198,6 +205,10 @@ class Comparison:
                 found.append(f"{APART} {run.name} is not comparable with {self.first.name} in {joined}: {reason}.")
             if not run.reasons("quality") and not (_data_hash(run.view) and _data_hash(self.first.view)):
                 found.append(f"{run.name}: its results do not tell which data they were made from; taken as the same.")
+            own, paired = _confidence(run.view), self.confidence
+            if own not in (None, paired):
+                found.append(f"{run.name}: its own intervals are at {whole_percent(own)} confidence, the paired ones "
+                             f"at {whole_percent(paired)}, as {self.first.name}'s.")  # fmt: skip
         return found + self._without_intervals()
 
     def _without_intervals(self) -> list[str]:
@@ -258,7 +269,8 @@ class Comparison:
                     metric == self.lead) for metric in metrics]  # fmt: skip
         note = (
             f"Macro, on {clean(self.first.view.set)}. In brackets: the difference to {self.first.name}, with its "
-            "paired interval where both runs kept their evaluations. A question mark: undecided."
+            f"paired interval ({whole_percent(self.confidence)} confidence) where both runs kept their evaluations. "
+            "A question mark: undecided."
         )
         names = [f"{run.name}: {clean(run.view.candidate)}" for run in self.runs]
         return grid("Quality of the systems in question", ["metric", *names], rows, note)
@@ -297,7 +309,7 @@ class Comparison:
         if key in self._differences:
             return self._differences[key]
         folders = [r.folder / "evaluations" / name / r.view.set for r, name in ((run, system), (self.first, beside))]
-        self._differences[key] = self._paired(folders[0], folders[1], metric, values)
+        self._differences[key] = self._paired(folders[0], folders[1], metric, values, self.confidence)
         return self._differences[key]
 
     def recovery(self) -> Grid | None:
@@ -360,6 +372,12 @@ class Comparison:
     def sentence(self) -> str:
         """What is compared, in a line."""
         return f"{listed(self.names)} on {clean(self.first.view.set)}; differences are to {self.first.name}."
+
+
+def _confidence(view: View) -> float | None:
+    """Of a run's own intervals; None where its results do not tell."""
+    told = number(dig(view.results, "statistics", "confidence"))
+    return told if told is not None and 0 < told < 1 else None
 
 
 def _neutral(bar: Bar) -> str:
