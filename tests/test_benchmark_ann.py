@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,15 +55,42 @@ def test_the_whole_script_runs_on_random_vectors(
     assert set(told["indexes"]) == {"hnsw", "ivf", "ivf-pq"}
     for index in told["indexes"].values():
         assert set(index["systems"]) == {"teacher", "student-refined"}
-        assert index["students"]["student-refined"] == {"effort_ratio": None, "end_to_end": None}
+        nothing = {"effort_ratio": None, "end_to_end": None, "effort_ratio_0.95": None}
+        assert index["students"]["student-refined"] == nothing
         assert all(own["curve"][-1]["recall@10"] > 0.8 for own in index["systems"].values())
 
 
-def test_with_enough_documents_it_concludes(ann: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_enough_documents_it_concludes(
+    ann: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("harness.evaluation.ann.LEAST_DOCUMENTS", 1000)
     output = tmp_path / "ann.json"
     ann.main(["--random", "1000", "--documents", "1000", "--queries", "30", "--indexes", "ivf", "--work", str(tmp_path),
               "--output", str(output), "--timed", "2", "--repeats", "1"])  # fmt: skip
     told = json.loads(output.read_text())
     assert told["verdict"] == "measured"
-    assert told["indexes"]["ivf"]["students"]["student-refined"]["effort_ratio"]["value"] > 0
+    index = told["indexes"]["ivf"]
+    assert index["students"]["student-refined"]["effort_ratio"]["value"] > 0
+    efforts = {}
+    for name, own in index["systems"].items():
+        often = [row["effort"] for row in own["curve"] if row["recall@10"] >= 0.95]
+        assert own["recall_0.95"] == often[0] <= own["within_1_percent"]
+        efforts[name] = often[0]
+    student, teacher = efforts["student-refined"], efforts["teacher"]
+    ratio = index["students"]["student-refined"]["effort_ratio_0.95"]
+    assert ratio["value"] == student / teacher and ratio["low"] <= ratio["value"] <= ratio["high"]
+    line = f"recall 0.95 at effort {student}, the teacher at {teacher}: ratio {student / teacher:.2f}"
+    assert f"- student-refined: {line}" in capsys.readouterr().out
+
+
+def test_a_runs_queries_come_with_their_groups(
+    ann: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [SimpleNamespace(text=f"text {number}", group=f"group {number % 7}") for number in range(40)]
+    splits = {"report": records[:3], "test": records}
+    monkeypatch.setattr("harness.data.prepare.load_dataset", lambda folder: SimpleNamespace(splits=splits))
+    texts, groups = ann.run_queries(tmp_path, 35)
+    assert len(set(texts)) == 35 and all(groups[i] == f"group {int(text[5:]) % 7}" for i, text in enumerate(texts))
+    document_ND = unit_vectors(50, 8)
+    asked, _ = ann.exact_of({"teacher": document_ND[:35]}, document_ND, groups)
+    assert asked["teacher"].group_Q == groups and asked["teacher"].exact_row_QK[:, 0].tolist() == list(range(35))
