@@ -1,7 +1,9 @@
 """Labels of pooled pairs, kept in the run's folder: they judge evaluations, and nothing is ever trained on them.
 
 ``labels.json`` holds what was read and from which files. The step ``evaluate`` depends on it: hits that were judged
-without a label are judged anew, from what is stored, and nothing is encoded for it. Imports no torch.
+without a label are judged anew, from what is stored, and nothing is encoded for it. Where the recipe has ``bench.ann``,
+that step runs again: it keeps its indexes but no hits, so its queries are encoded, searched and timed anew. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -66,8 +68,7 @@ def add_labels(run: Run, path: Path, *, replacing: bool = False) -> tuple[int, i
         InputError: everything that is wrong with the file; the run is left as it was.
     """
     kept, sha256 = kept_labels(run.folder), _sha256(path)
-    queries = {record.id: record for records in run.dataset.splits.values() for record in records}
-    evaluated = {record.id: queries[record.id] for name in evaluated_names(run) for record in run.dataset.splits[name]}
+    evaluated = {record.id: record for name in evaluated_names(run) for record in run.dataset.splits[name]}
     documents = run.dataset.documents
     languages = dict(zip(documents.ids, documents.languages, strict=True)) if run.dataset.search_within else {}
     new, empty = read_labels(path, Known(evaluated, documents.row, kept.labels, languages), replacing=replacing)
