@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.statistics import FEW_GROUPS, Samples, resample
+from harness.evaluation.statistics.means import numbered
 from harness.evaluation.variance import variance_shares
 
 Floats = NDArray[np.float64]
@@ -95,10 +96,10 @@ def alike(
     first = systems[reference]
     others = [name for name in systems if name != reference]
     languages, row_Q, note = _kept(first)
-    if len(languages) < 2 or not others:
+    if len(languages) < 2 or not others or not metrics:
         return {name: {metric: _undecided(languages, len(row_Q), note) for metric in metrics} for name in others}
     kept = {name: _part(system, row_Q) for name, system in systems.items()}
-    language_Q, group_Q = _numbered(kept[reference].languages), _numbered(kept[reference].groups)
+    language_Q, group_Q = numbered(kept[reference].languages)[1], numbered(kept[reference].groups)[1]
     units = units_of(language_Q, group_Q)
     columns = [(name, metric) for name in others for metric in metrics]
     reference_QK = np.stack([kept[reference].metrics[metric] for _, metric in columns], axis=1)
@@ -110,7 +111,7 @@ def alike(
     both = permutation_tests(units, np.hstack([lost_QK, np.nan_to_num(beyond_QK)]), permutations, seed)
     samples = resample(kept, metrics=metrics, resamples=min(resamples, RESAMPLES), seed=seed)
     factors = {"language": language_Q, "group": group_Q,
-               **{name: _numbered([values[row] for row in row_Q]) for name, values in slices.items()}}  # fmt: skip
+               **{name: numbered([values[row] for row in row_Q])[1] for name, values in slices.items()}}  # fmt: skip
     found: dict[str, dict[str, Tree]] = {name: {} for name in others}
     for number, (name, metric) in enumerate(columns):
         points, shares = both[number], both[number + len(columns)]
@@ -164,12 +165,6 @@ def _part(per_query: PerQuery, row_Q: Numbers) -> PerQuery:
         scores=np.zeros((len(rows), 0), np.float32),
         metrics={name: column[row_Q] for name, column in per_query.metrics.items()},
     )
-
-
-def _numbered(names: Sequence[str]) -> Numbers:
-    """The number of each name among the distinct ones, sorted."""
-    number = {name: i for i, name in enumerate(sorted(set(names)))}
-    return np.fromiter((number[name] for name in names), np.int64, len(names))
 
 
 # ------------------------------------------------------------------------------------------------- permutations

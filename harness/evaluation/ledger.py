@@ -11,14 +11,11 @@ Intervals are of paired differences over the same draws of groups (``harness.eva
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from harness.evaluation.per_query import PerQuery
-from harness.evaluation.statistics import Samples, differences_of, resample
+from harness.evaluation.statistics import Samples, differences_of
 
 # system -> the step that made it; the first is where the chain begins
 CHAIN = {
@@ -31,45 +28,34 @@ BRANCHES = {"student-int8": "quantise", "student-ann": "approximate index"}  # e
 
 
 def ledger(
-    systems: Mapping[str, PerQuery],
     samples: Samples,
+    sliced: Samples | None,
     *,
     set_name: str,
     metrics: Sequence[str],
-    slices: Mapping[str, Sequence[str]],
     exported: str,
     confidence: float,
-    seed: int,
 ) -> list[dict[str, Any]]:
     """The ledger of one set.
 
     Args:
-        systems: name -> evaluation; those that are no part of the chain are passed over.
-        samples: of the same systems.
-        metrics: of which there is a ledger, where the samples have them.
-        slices: slice -> value of each query.
+        samples: of all systems; those that are no part of the chain are passed over.
+        sliced: of the same, as ``slices.cut_up`` by slices; None without slices.
+        metrics: of which there is a ledger; all samples have them.
         exported: the system that is quantised, and searched with approximately.
-        seed: of the draws for slices; as many as ``samples`` has.
 
     Returns:
         ``[{"step", "systems": [after, before], "set", "metric", "scope", "before", "after", "difference", "low",
         "high", "verdict", "queries"}]``, the steps in their order, for each metric: ``macro``, each language, each
         ``SLICE=VALUE``; those of branches, the last, also have "branch". Empty where there are no two to compare.
     """
-    steps = _steps(list(systems), exported)
-    metrics = [metric for metric in metrics if metric in samples.metrics]
-    if not steps or not metrics:
-        return []
     parts = [(samples, ["macro", *samples.languages])]
-    if slices:
-        part_of = [name for name in (*CHAIN, *BRANCHES) if name in systems]
-        cut_up = {name: _cut_up(systems[name], metrics, slices) for name in part_of}
-        drawn = resample(cut_up, metrics=metrics, resamples=len(samples.count_SL) - 1, seed=seed)
-        parts.append((drawn, drawn.languages))
+    if sliced is not None:
+        parts.append((sliced, sliced.languages))
     return [
         {"step": step, "systems": [after, before], "set": set_name, "metric": metric, **row,
          **({"branch": True} if after in BRANCHES else {})}
-        for step, before, after in steps
+        for step, before, after in _steps(list(samples.sum_SLM), exported)
         for metric in metrics
         for drawn, scopes in parts
         for row in _rows(drawn, after, before, metric, scopes, confidence)
@@ -87,20 +73,6 @@ def _steps(evaluated: Sequence[str], exported: str) -> list[tuple[str | None, st
     made_of = [name for name in chain if order.index(name) <= until]
     steps = [(CHAIN[after], before, after) for before, after in pairwise(chain)]
     return steps + [(step, made_of[-1], name) for name, step in BRANCHES.items() if name in evaluated and made_of]
-
-
-def _cut_up(system: PerQuery, metrics: Sequence[str], slices: Mapping[str, Sequence[str]]) -> PerQuery:
-    """The evaluation once for each slice, with parts for languages: so that all slices share one draw of groups."""
-    times = len(slices)
-    return PerQuery(
-        ids=system.ids * times,
-        languages=[f"{name}={value}" for name, values in slices.items() for value in values],
-        groups=system.groups * times,
-        weights=np.ones(len(system) * times),
-        hits=[[]] * (len(system) * times),
-        scores=np.zeros((len(system) * times, 0), np.float32),
-        metrics={name: np.tile(system.metrics[name], times) for name in metrics},
-    )
 
 
 def _rows(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from harness.evaluation.bars import STAGES, bar_rows, candidate, last_student
 from harness.evaluation.caveats import caveats
 from harness.evaluation.ledger import ledger
 from harness.evaluation.per_query import PerQuery
+from harness.evaluation.slices import Slice, cut_up, slice_results
 from harness.evaluation.statistics import (
     METHOD,
     Samples,
@@ -30,7 +30,7 @@ from harness.recipe import ReportSettings
 Evaluations = Mapping[str, Mapping[str, PerQuery]]
 Tree = dict[str, Any]
 
-TESTED_METRICS = ("P@1", "nDCG@10")
+TESTED_METRICS = ("P@1", "nDCG@10")  # what systems are compared by, where a set has one of them
 ANN_DOCUMENTS = 100_000
 
 
@@ -49,44 +49,35 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
     resamples: int,
     confidence: float,
     seed: int,
-    slices: Mapping[str, Mapping[str, Sequence[str]]],
+    slices: Mapping[str, Mapping[str, Slice]],
     exported: str | None = None,
 ) -> Tree:
-    """Build the dict of results.json (schema 1 of the design, and what came later).
+    """Build results.json (schema 1 of the design, and what came later): plain JSON, None for what is no number.
 
-    "candidate": the student that bars and claims are about, on the headline set; "exported": the argument;
-    "statistics": {"confidence", "resamples", "seed", "method"} of all intervals here.
+    "candidate": the student that bars and claims are about, on the headline set; "statistics": of all intervals here.
 
     Args:
         evaluations: system -> set -> what it answered; a system may lack a set.
         reference: the denominator of every recovery.
         systems, sets, provenance, conditions: taken over; sets may say what they share with training
-            (``overlap.overlap_warnings``), and how many of a set's queries teachers read with "contexts";
-            ``selected_on`` is added to each set, and the conditions that the bench measured under override ours.
+            (``overlap.overlap_warnings``), and how many of their queries teachers read with "contexts"; each gains
+            ``selected_on``; the conditions that the bench measured under override ours.
         bench: what ``bench`` returned; None where nothing was timed.
-        training: stage -> {"curve": [{"step", "metric", "value"}], "loss", "seconds"}; the teacher's gains
-            "last_quarter_gain".
+        training: stage -> {"curve": [{"step", "metric", "value"}], "loss", "seconds"}.
         report: bars, claims and warnings that the recipe asks for.
-        slices: set -> slice -> value of each query, for the ledger.
+        slices: set -> slices of its queries.
         exported: the system that is deployed; the last student, where the recipe exports none.
 
-    Returns:
-        Plain JSON, with None for what is no number.
-
     Raises:
-        InputError: two systems answered different queries of a set; a language has the name of a summary row; a metric
-            is not a number.
+        InputError: answers to a set that can't be compared (``statistics.resample`` says which).
     """
     by_set = _by_set(evaluations)
     samples = _samples(by_set, resamples, seed)
+    sliced = _sliced(by_set, slices, resamples, seed)
     headline = headline_set(list(by_set))
     results: Tree = {
-        "schema": 1,
-        "name": name,
-        "provenance": provenance,
-        "reference": reference,
-        "candidate": candidate(evaluations, headline, reference),
-        "exported": exported,
+        "schema": 1, "name": name, "provenance": provenance, "reference": reference,
+        "candidate": candidate(evaluations, headline, reference), "exported": exported,
         "statistics": {"confidence": confidence, "resamples": resamples, "seed": seed, "method": METHOD},
         "sets": {key: {**sets.get(key, {}), "selected_on": key == "select"} for key in by_set},
         "systems": dict(systems),
@@ -94,10 +85,10 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         "recovery": _recoveries(samples, reference, confidence),
         "agreement": _without_empty(_each(evaluations, agreement)),
         **_timed(bench, conditions),
-        "slices": {},
+        "slices": _slices(sliced, slices, reference, confidence),
         "tests": [*_gains(samples, confidence), *_claims(samples, reference, report.loses_less_than, confidence)],
         "ann": _ann(sets),
-        "ledger": _ledger(evaluations, samples, slices, exported, reference, confidence, seed),
+        "ledger": _ledger(samples, sliced, exported, reference, confidence),
         "training": _with_gain(training),
     }  # fmt: skip
     results["bars"] = bar_rows(results, report.bars, headline, samples.get(headline or ""), confidence)
@@ -108,6 +99,17 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
 def headline_set(sets: Sequence[str]) -> str | None:
     """The set that tables, bars and the verdict use: ``test``, else ``report``, else ``select``."""
     return next((name for name in ("test", "report", "select") if name in sets), None)
+
+
+def qualities(systems: Mapping[str, PerQuery]) -> list[str]:
+    """The qualities that all systems of a set have."""
+    first, *others = systems.values()
+    return [metric for metric in first.metrics if is_quality(metric) and all(metric in o.metrics for o in others)]
+
+
+def compared_metrics(measured: Sequence[str]) -> list[str]:
+    """Of a set's ``qualities``, those that tests, slices and ledger are about: the first where it has none of those."""
+    return [metric for metric in TESTED_METRICS if metric in measured] or list(measured[:1])
 
 
 def last_quarter_gain(curve: Sequence[Tree]) -> float | None:
@@ -148,8 +150,23 @@ def _by_set(evaluations: Evaluations) -> dict[str, dict[str, PerQuery]]:
 
 def _samples(by_set: Mapping[str, Mapping[str, PerQuery]], resamples: int, seed: int) -> dict[str, Samples]:
     """set -> all its systems over the same draws of groups."""
-    draw = partial(resample, resamples=resamples, seed=seed)
-    return {name: draw(found, metrics=_metrics(found)) for name, found in by_set.items()}
+    return {
+        name: resample(systems, metrics=qualities(systems), resamples=resamples, seed=seed)
+        for name, systems in by_set.items()
+    }
+
+
+def _sliced(
+    by_set: Mapping[str, Mapping[str, PerQuery]], slices: Mapping[str, Mapping[str, Slice]], resamples: int, seed: int
+) -> dict[str, Samples]:
+    """The same of what is tested, cut up by slices; a set without slices is absent."""
+    found = {}
+    for name, systems in by_set.items():
+        cuts, metrics = slices.get(name), compared_metrics(qualities(systems))
+        if cuts and metrics:
+            parts = {system: cut_up(per_query, cuts, metrics) for system, per_query in systems.items()}
+            found[name] = resample(parts, metrics=metrics, resamples=resamples, seed=seed)
+    return found
 
 
 def _timed(bench: Tree | None, conditions: Tree) -> Tree:
@@ -158,12 +175,6 @@ def _timed(bench: Tree | None, conditions: Tree) -> Tree:
         return {"latency": {}, "throughput": {}, "conditions": dict(conditions)}
     timed: Tree = {key: bench[key] for key in ("latency", "throughput", "noise") if key in bench}  # noise came later
     return {**timed, "conditions": {**conditions, **bench["conditions"]}}
-
-
-def _metrics(systems: Mapping[str, PerQuery]) -> list[str]:
-    """The qualities that all systems of a set have."""
-    first, *others = systems.values()
-    return [metric for metric in first.metrics if is_quality(metric) and all(metric in o.metrics for o in others)]
 
 
 def _each(evaluations: Evaluations, summary: Any) -> Tree:
@@ -197,27 +208,36 @@ def _gains(samples: Mapping[str, Samples], confidence: float) -> list[Tree]:
         for set_name, sample in samples.items()
         for stage, (before, after) in STAGES.items()
         if before in sample.sum_SLM and after in sample.sum_SLM
-        for metric in TESTED_METRICS
-        if metric in sample.metrics
+        for metric in compared_metrics(sample.metrics)
     ]  # fmt: skip
+
+
+def _slices(
+    sliced: Mapping[str, Samples], slices: Mapping[str, Mapping[str, Slice]], reference: str, confidence: float
+) -> Tree:
+    """What each system keeps of the reference on each part of each set."""
+    found: Tree = {}
+    for set_name, sample in sliced.items():
+        if reference in sample.sum_SLM:
+            for system, parts in slice_results(sample, reference, slices[set_name], confidence).items():
+                found.setdefault(system, {})[set_name] = parts
+    return found
 
 
 def _ledger(
-    evaluations: Evaluations,
-    samples: Mapping[str, Samples],
-    slices: Mapping[str, Mapping[str, Sequence[str]]],
-    exported: str | None,
-    reference: str,
+    samples: Mapping[str, Samples], sliced: Mapping[str, Samples], exported: str | None, reference: str,
     confidence: float,
-    seed: int,
-) -> list[Tree]:
+) -> list[Tree]:  # fmt: skip
     """What each step cost or won, on every set."""
     return [
-        row for key, systems in _by_set(evaluations).items()
-        for row in ledger(systems, samples[key], set_name=key, metrics=TESTED_METRICS, slices=slices.get(key, {}),
-                          exported=exported or last_student(evaluations, key, reference),
-                          confidence=confidence, seed=seed)
+        row for name, sample in samples.items()
+        for row in ledger(sample, sliced.get(name), set_name=name, metrics=compared_metrics(sample.metrics),
+                          exported=exported or _student(sample, name, reference), confidence=confidence)
     ]  # fmt: skip
+
+
+def _student(sample: Samples, set_name: str, reference: str) -> str:
+    return last_student(dict.fromkeys(sample.sum_SLM, {set_name: True}), set_name, reference)
 
 
 def _claims(samples: Mapping[str, Samples], reference: str, margin: float | None, confidence: float) -> list[Tree]:
@@ -226,15 +246,14 @@ def _claims(samples: Mapping[str, Samples], reference: str, margin: float | None
         return []
     found = []
     for set_name, sample in samples.items():
-        student = last_student(dict.fromkeys(sample.sum_SLM, {set_name: True}), set_name, reference)
+        student = _student(sample, set_name, reference)
         if not {student, reference} <= set(sample.sum_SLM):
             continue
-        for metric in TESTED_METRICS:
-            if metric in sample.metrics:
-                told = {"name": f"loses less than {100 * margin:g} % of {metric}", "kind": "non-inferiority",
-                        "systems": [student, reference], "set": set_name, "metric": metric}  # fmt: skip
-                rows = loses_less_than(sample, student, reference, metric, margin=margin, confidence=confidence)
-                found += [{**told, **row} for row in rows]
+        for metric in compared_metrics(sample.metrics):
+            told = {"name": f"loses less than {100 * margin:g} % of {metric}", "kind": "non-inferiority",
+                    "systems": [student, reference], "set": set_name, "metric": metric}  # fmt: skip
+            rows = loses_less_than(sample, student, reference, metric, margin=margin, confidence=confidence)
+            found += [{**told, **row} for row in rows]
     return found
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from harness.data.columns import Value, are_numbers
 from harness.data.records import Record
 from harness.evaluation.per_query import PerQuery
-from harness.evaluation.statistics import FEW_GROUPS, Samples, recovery_of, resample
+from harness.evaluation.statistics import FEW_GROUPS, Samples, recovery_of
 
 Numbers = NDArray[np.float64]
 
@@ -183,31 +183,40 @@ def _number(value: Value) -> str:
 # -------------------------------------------------------------------------------------------------- what is kept
 
 
+def cut_up(system: PerQuery, slices: Mapping[str, Slice], metrics: Sequence[str]) -> PerQuery:
+    """The evaluation once for each slice, its parts (``SLICE=VALUE``) for languages.
+
+    So that all slices share one draw of groups (``statistics.resample``), and a part counts as a language does there.
+    """
+    times = len(slices)
+    return PerQuery(
+        ids=system.ids * times,
+        languages=[f"{name}={value}" for name, cut in slices.items() for value in cut.values],
+        groups=system.groups * times,
+        weights=np.ones(len(system) * times),
+        hits=[[]] * (len(system) * times),
+        scores=np.zeros((len(system) * times, 0), np.float32),
+        metrics={name: np.tile(system.metrics[name], times) for name in metrics},
+    )
+
+
 def slice_results(
-    systems: Mapping[str, PerQuery],
-    reference: str,
-    slices: Mapping[str, Slice],
-    metrics: Sequence[str],
-    resamples: int,
-    confidence: float,
-    seed: int,
+    samples: Samples, reference: str, slices: Mapping[str, Slice], confidence: float
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """What each system keeps of the reference on each part of one set.
 
-    A part counts as a language does in the bootstrap over groups (``statistics.resample``): the groups of the whole set
-    are drawn, the same for all systems, and a part of fewer than ``FEW_GROUPS`` groups is marked as undecided.
+    A part of fewer than ``FEW_GROUPS`` groups is marked as undecided.
+
+    Args:
+        samples: of all systems, the reference among them, as ``cut_up`` by these slices.
 
     Returns:
         ``{NAME: {SLICE: {VALUE: {"queries", "groups", "reference": {METRIC: mean}, "system": {METRIC: mean},
         "recovery": {METRIC: {"value", "low", "high"}}, "undecided"}}}}`` of every system but the reference.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in systems if name != reference}
-    if not slices:
-        return found
-    cut_up = {name: _cut_up(system, slices) for name, system in systems.items()}
-    samples = resample(cut_up, metrics=metrics, resamples=resamples, seed=seed)
+    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in samples.sum_SLM if name != reference}
     place = {label: number for number, label in enumerate(samples.languages)}
-    means = {name: {metric: samples.means(name, metric)[0] for metric in metrics} for name in systems}
+    means = {name: {metric: samples.means(name, metric)[0] for metric in samples.metrics} for name in samples.sum_SLM}
     for name, by_slice in found.items():
         rows = recovery_of(samples, name, reference, confidence=confidence)
         for slice_name, cut in slices.items():
@@ -217,20 +226,6 @@ def slice_results(
                 for value, label in labels.items() if label in place
             }  # fmt: skip
     return found
-
-
-def _cut_up(system: PerQuery, slices: Mapping[str, Slice]) -> PerQuery:
-    """The evaluation once for each slice, parts for languages: so that all slices share one draw of groups."""
-    times = len(slices)
-    return PerQuery(
-        ids=system.ids * times,
-        languages=[f"{name}={value}" for name, cut in slices.items() for value in cut.values],
-        groups=system.groups * times,
-        weights=np.ones(len(system) * times),
-        hits=[[]] * (len(system) * times),
-        scores=np.zeros((len(system) * times, 0), np.float32),
-        metrics={name: np.tile(column, times) for name, column in system.metrics.items()},
-    )
 
 
 def _row(

@@ -171,7 +171,7 @@ def collect_results(run: Run) -> dict[str, Any]:
         resamples=settings.resamples,
         confidence=settings.confidence,
         seed=run.recipe.seed,
-        slices={name: sliced.values(name) for name in names},
+        slices=sliced.slices,
         exported=deployed_system(run.recipe),
     )
     results["warnings"] += filter(None, [why_left_out(run)])

@@ -20,18 +20,18 @@ from harness.data.records import Record
 from harness.data.token_cache import TokenCache
 from harness.encoders.tokens import read_tokenizer, token_counts
 from harness.evaluation.alike import alike
+from harness.evaluation.bars import HEADLINE_METRIC
 from harness.evaluation.bias import bias
 from harness.evaluation.languages import language_table, training_shares
 from harness.evaluation.leakage import Flags, leakage, seen_among, seen_anywhere, seen_in_logs
 from harness.evaluation.per_query import PerQuery
-from harness.evaluation.slices import Slice, asked_for, by_column, by_frequency, by_length, by_seen, slice_results
+from harness.evaluation.results import compared_metrics, qualities
+from harness.evaluation.slices import Slice, asked_for, by_column, by_frequency, by_length, by_seen
 from harness.pipeline.context import Run
 from harness.pipeline.labels import judged_records
 from harness.recipe import Recipe
 from harness.runtime.process import read_json, write_json
 
-METRICS = ("P@1", "nDCG@10")  # of slices and of the tests between languages
-HEADLINE = "P@1"  # the recovery beside the languages' features
 _LOOKED_AT = 2**20  # rows of a log compared at a time
 
 Evaluations = Mapping[str, Mapping[str, PerQuery]]
@@ -171,7 +171,7 @@ def _hashes(run: Run, stage: str, stream: str) -> Iterator[Hashes]:
 def slice_sections(
     run: Run, evaluations: Evaluations, sliced: Sliced, recovery: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What results.json gains: ``slices``, ``slice_sources``, ``leakage``, ``alike``, ``languages`` and ``bias``.
+    """What results.json gains: ``slice_sources``, ``leakage``, ``alike``, ``languages`` and ``bias``.
 
     There is no ``bias`` where a search sees documents of one language.
 
@@ -180,15 +180,14 @@ def slice_sections(
         recovery: as results.json has it.
     """
     settings, reference = run.recipe.evaluate, run.recipe.evaluate.reference
-    found: dict[str, dict[str, Any]] = {"slices": {}, "alike": {}, "bias": {}}
-    for name, cuts in sliced.slices.items():
+    found: dict[str, dict[str, Any]] = {"alike": {}, "bias": {}}
+    for name in sliced.slices:
         systems = {system: sets[name] for system, sets in evaluations.items() if name in sets}
         if reference not in systems:
             continue
-        metrics = [metric for metric in METRICS if all(metric in system.metrics for system in systems.values())]
-        told = (metrics, settings.resamples, settings.confidence, run.recipe.seed)
-        _put(found["slices"], name, slice_results(systems, reference, cuts, *told))
-        _put(found["alike"], name, alike(systems, reference, sliced.values(name), *told))
+        told = (settings.resamples, settings.confidence, run.recipe.seed)
+        metrics = compared_metrics(qualities(systems))
+        _put(found["alike"], name, alike(systems, reference, sliced.values(name), metrics, *told))
         _put(found["bias"], name, _bias(run, name, list(systems)))
     languages = {name: _languages(run, name, evaluations, sliced, recovery) for name in sliced.slices}
     leaks = {name: leakage(seen, len(run.dataset.splits[name])) for name, seen in sliced.seen.items()}
@@ -228,7 +227,7 @@ def _languages(
             tokens[language] = (float(token_Q[own].mean()), float(unknown_Q[own].sum() / max(token_Q[own].sum(), 1)))
     systems = {system: sets[name] for system, sets in evaluations.items() if system != reference and name in sets}
     recovered = {
-        system: {language: rows.get(HEADLINE, {}).get("value") for language, rows in recovery[system][name].items()}
+        system: {key: rows.get(HEADLINE_METRIC, {}).get("value") for key, rows in recovery[system][name].items()}
         for system in systems if name in recovery.get(system, {})
     }  # fmt: skip
     return language_table(texts, tokens, _trained(run), systems, recovered)

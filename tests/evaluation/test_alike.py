@@ -12,6 +12,7 @@ from scipy import stats
 
 from harness.evaluation.alike import alike, friedman, kruskal, permutation_tests, units_of
 from harness.evaluation.per_query import PerQuery
+from harness.evaluation.results import compared_metrics, qualities
 from harness.evaluation.variance import variance_components, variance_shares
 
 SIMULATED = 120
@@ -201,3 +202,16 @@ def test_a_groups_share_belongs_to_the_rest() -> None:
     assert same is not None and same["slices"] == {}, "a slice that is the language can't be told from it"
     assert variance_shares(value[:50], {"language": language[:50]}) is None
     assert variance_shares(np.ones(400), {"language": language}) is None
+
+
+@pytest.mark.parametrize(("measured", "compared"), [
+    (["MRR@10", "judged@10", "P@1"], ["P@1"]), (["judged@10", "MRR@10", "Hit@10"], ["MRR@10"]), (["judged@10"], [])
+])  # fmt: skip
+def test_whatever_a_recipe_measures(measured: list[str], compared: list[str]) -> None:
+    systems = dict(zip(("student", "teacher"), simulated(1, [0.6] * 2, [0.9] * 2, parallel=True), strict=True))
+    for system in systems.values():
+        system.metrics = dict.fromkeys(measured, system.metrics["P@1"])
+    metrics = compared_metrics(qualities(systems))
+    told = alike(systems, "teacher", {}, metrics, 20, 0.95, 1, permutations=9)["student"]
+    assert list(told) == metrics == compared
+    assert all(answers["verdict"] != "undecided" for answers in told.values())

@@ -14,6 +14,7 @@ from harness.evaluation.per_query import PerQuery
 from harness.evaluation.report import evidence
 from harness.evaluation.report.view import View
 from harness.evaluation.results import build_results, headline_set, last_quarter_gain
+from harness.evaluation.slices import Slice
 from harness.metrics import METRICS
 from harness.recipe import Bars, ReportSettings
 from harness.runtime.errors import InputError
@@ -252,12 +253,35 @@ def test_claims_of_losing_little_stand_beside_the_gains() -> None:
 
 
 def test_the_ledger_is_cut_by_the_slices_given() -> None:
-    halves = ["head"] * 100 + ["tail"] * 100
-    rows = results(slices={"test": {"frequency": halves}})["ledger"]
+    halves = {"test": {"frequency": Slice(["head"] * 100 + ["tail"] * 100, ["head", "tail"], "")}}
+    found = results(slices=halves)
+    rows = found["ledger"]
     assert {row["scope"] for row in rows if row["set"] == "test"} == {
         "macro", "de", "en", "frequency=head", "frequency=tail"
     }  # fmt: skip
     assert {row["scope"] for row in rows if row["set"] == "select"} == {"macro", "de", "en"}
+    assert set(found["slices"]) == set(FOUND) - {"teacher"} and set(found["slices"]["student-refined"]) == {"test"}
+    kept = found["slices"]["student-refined"]["test"]["frequency"]["head"]
+    head = next(row for row in rows if row["scope"] == "frequency=head" and row["step"] == "refine")
+    assert kept["queries"] == head["queries"] == 100 and kept["system"]["P@1"] == head["after"] == 0.58
+    assert results(slices=halves, reference="nobody")["slices"] == {}
+
+
+def test_a_recipe_that_measures_no_tested_metric_is_told_by_its_first_quality() -> None:
+    given = evaluations()
+    for by_set in given.values():
+        for per_set in by_set.values():
+            per_set.metrics = {name: per_set.metrics[name] for name in ("judged@10", "MRR@10", "Recall@100")
+                               if name in per_set.metrics} | {"judged@1": np.ones(200)}  # fmt: skip
+    halves = Slice(["head"] * 100 + ["tail"] * 100, ["head", "tail"], "")
+    found = results(given, slices={"test": {"frequency": halves}}, bars=Bars())
+    assert {row["metric"] for row in (*found["tests"], *found["ledger"])} == {"MRR@10"}
+    row = found["slices"]["student-refined"]["test"]["frequency"]["head"]
+    assert set(row["recovery"]) == {"MRR@10"} and row["undecided"] is False
+    for by_set in given.values():
+        del by_set["test"].metrics["MRR@10"], by_set["test"].metrics["Recall@100"]
+    nothing = results(given, slices={"test": {"frequency": halves}}, bars=Bars(stage_gain=False))
+    assert nothing["slices"] == {} and {row["set"] for row in nothing["ledger"]} == {"select"}
 
 
 def test_bars_that_cannot_be_told() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from builders.evaluations import per_query, random_pair
@@ -9,8 +11,18 @@ from builders.evaluations import per_query, random_pair
 from harness.data.dedupe import text_hashes
 from harness.data.records import Record
 from harness.evaluation.leakage import leakage, seen_among, seen_anywhere, seen_in_logs
-from harness.evaluation.slices import Slice, asked_for, by_column, by_frequency, by_length, by_seen, slice_results
-from harness.evaluation.statistics import FEW_GROUPS, recovery
+from harness.evaluation.per_query import PerQuery
+from harness.evaluation.slices import (
+    Slice,
+    asked_for,
+    by_column,
+    by_frequency,
+    by_length,
+    by_seen,
+    cut_up,
+    slice_results,
+)
+from harness.evaluation.statistics import FEW_GROUPS, recovery, resample
 
 
 def counts(cut: Slice | None) -> dict[str, int]:
@@ -116,12 +128,17 @@ def test_leakage_counts_each_source_and_any() -> None:
 # -------------------------------------------------------------------------------------------------- what is kept
 
 
+def kept(systems: dict[str, PerQuery], slices: dict[str, Slice], metrics: list[str], **draws: int) -> dict[str, Any]:
+    parts = {name: cut_up(system, slices, metrics) for name, system in systems.items()}
+    return slice_results(resample(parts, metrics=metrics, **draws), "t", slices, 0.95)
+
+
 def test_a_slice_is_what_the_bootstrap_says_of_a_language() -> None:
     """The numbers are those of ``recovery`` over the same queries with the slice for a language."""
     student, reference = random_pair(4, groups=80, languages=["de", "en"])
     values = ["macro" if number % 3 else "rare" for number in range(len(student))]
     cut = Slice(values, ["rare", "macro", "absent"], "a column with the name of a summary row")
-    found = slice_results({"t": reference, "s": student}, "t", {"column": cut}, ["P@1", "MRR@10"], 400, 0.95, 5)
+    found = kept({"t": reference, "s": student}, {"column": cut}, ["P@1", "MRR@10"], resamples=400, seed=5)
     assert list(found) == ["s"] and list(found["s"]["column"]) == ["rare", "macro"]
     relabelled = [per_query([f"column={value}" for value in values], system.groups, system.metrics)
                   for system in (student, reference)]  # fmt: skip
@@ -143,6 +160,6 @@ def test_few_groups_and_a_reference_at_zero_are_undecided() -> None:
     reference = per_query(["en"] * len(labels), range(len(labels)), [1.0] * count + [0.0] * 50 + [1.0] * 50)
     student = per_query(["en"] * len(labels), range(len(labels)), [1.0] * len(labels))
     cut = Slice(labels, ["few", "zero", "many"], "")
-    rows = slice_results({"t": reference, "s": student}, "t", {"x": cut}, ["P@1"], 200, 0.95, 1)["s"]["x"]
+    rows = kept({"t": reference, "s": student}, {"x": cut}, ["P@1"], resamples=200, seed=1)["s"]["x"]
     assert {value: row["undecided"] for value, row in rows.items()} == {"few": True, "zero": True, "many": False}
     assert rows["zero"]["recovery"]["P@1"]["value"] is None

@@ -145,6 +145,21 @@ def test_a_column_is_read_and_nothing_is_trained_for_it(run: tuple[Path, Path], 
     assert set(sliced.values("report")) == {"length", "form", "number"}
 
 
+def test_a_recipe_may_measure_another_metric(
+    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """None of those that systems are compared by as a rule."""
+    monkeypatch.setattr("harness.evaluation.alike.FEW_GROUPS", 2)
+    out = Path(shutil.copytree(run[1], tmp_path / "out"))
+    run_recipe(load_recipe(run[0], ["evaluate.metrics=[judged@10, MRR@10, Hit@10]"]), out)
+    results = read_json(out / "results.json")
+    assert list(results["alike"]["student-aligned"]["test"]) == ["MRR@10"]
+    assert results["alike"]["student-aligned"]["test"]["MRR@10"]["permutation"]["p"] > 0
+    rows = [row for values in results["slices"]["student-aligned"]["test"].values() for row in values.values()]
+    assert rows and all(set(row["recovery"]) == set(row["reference"]) == {"MRR@10"} for row in rows)
+    assert {row["metric"] for row in results["ledger"]} == {"MRR@10"}
+
+
 def test_a_column_that_no_query_has(run: tuple[Path, Path], tmp_path: Path) -> None:
     _, out = copied(run, tmp_path)
     recipe = load_recipe(run[0], ["evaluate.slices=[from]"])
