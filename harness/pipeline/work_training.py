@@ -247,7 +247,7 @@ def _bridge(run: Run, student: Encoder, space: Space) -> None:
     normalize, student.normalize = student.normalize, False
     source_NE = student.encode(texts, side="query", what="bridge")
     student.normalize = normalize
-    weight_DE, _ = ridge(source_NE, _targets(run, ids), run.recipe.student.ridge)
+    weight_DE = ridge(source_NE, _targets(run, ids), run.recipe.student.ridge)
     add_projection(student, torch.from_numpy(weight_DE))
 
 

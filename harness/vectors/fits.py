@@ -10,20 +10,16 @@ import numpy as np
 from harness.runtime.errors import InputError, Problem
 
 
-def ridge(
-    source_NE: np.ndarray, target_ND: np.ndarray, penalty: float, *, bias: bool = False
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The linear map that minimises ``|source W^T + b - target|^2 + penalty |W|^2``, solved in float64.
+def ridge(source_NE: np.ndarray, target_ND: np.ndarray, penalty: float) -> np.ndarray:
+    """The linear map that minimises ``|source W^T - target|^2 + penalty |W|^2``, solved in float64.
 
     Args:
         source_NE: float [N, E].
         target_ND: float [N, D].
-        penalty: added to the diagonal of the source's E x E second moments (sums over N, not means); the bias is free.
-        bias: whether a bias is fitted.
+        penalty: added to the diagonal of the source's E x E second moments (sums over N, not means).
 
     Returns:
-        (weight_DE, bias_D or None) as float64, ready for ``nn.Linear(E, D)``. Without a penalty, the smallest of all
-        best maps.
+        weight_DE as float64, ready for ``nn.Linear(E, D)``. Without a penalty, the smallest of all best maps.
 
     Raises:
         InputError: no pairs, or values that are not finite.
@@ -34,12 +30,9 @@ def ridge(
         raise InputError(Problem("no map can be fitted to these vectors",
                                  got=f"{len(source_NE)} pairs" + (", some not finite" if len(source_NE) else ""),
                                  next="look at the texts that both encoders saw"))
-    source_E, target_D = source_NE.mean(axis=0), target_ND.mean(axis=0)
-    if bias:
-        source_NE, target_ND = source_NE - source_E, target_ND - target_D
     gram_EE, cross_ED = source_NE.T @ source_NE, source_NE.T @ target_ND
     if penalty:
         weight_ED = np.linalg.solve(gram_EE + penalty * np.eye(len(gram_EE)), cross_ED)
     else:
         weight_ED = np.linalg.lstsq(gram_EE, cross_ED, rcond=None)[0]
-    return weight_ED.T, target_D - source_E @ weight_ED if bias else None
+    return weight_ED.T
