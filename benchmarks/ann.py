@@ -207,8 +207,8 @@ def exact_of(
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    from harness.evaluation.ann import LEAST_DOCUMENTS, TOO_SMALL, effort_curves, effort_ratio, told_of_index
-    from harness.vectors.approximate import default_efforts, saved_bytes
+    from harness.evaluation.ann import effort_curves, effort_ratio, told_of_index
+    from harness.vectors.approximate import LEAST_DOCUMENTS, TOO_SMALL, default_efforts, saved_bytes
 
     vector_ND, query, encode_ms = prepared(options)
     indexes = {kind: built(options, kind, vector_ND) for kind in options.indexes}

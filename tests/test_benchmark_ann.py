@@ -63,7 +63,7 @@ def test_the_whole_script_runs_on_random_vectors(
 def test_with_enough_documents_it_concludes(
     ann: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.evaluation.ann.LEAST_DOCUMENTS", 1000)
+    monkeypatch.setattr("harness.vectors.approximate.LEAST_DOCUMENTS", 1000)
     output = tmp_path / "ann.json"
     ann.main(["--random", "1000", "--documents", "1000", "--queries", "30", "--indexes", "ivf", "--work", str(tmp_path),
               "--output", str(output), "--timed", "2", "--repeats", "1"])  # fmt: skip

@@ -29,8 +29,6 @@ from harness.runtime.process import progress
 from harness.vectors.approximate import Searcher
 
 LOSS = 0.01  # how far below its own exact search a system may stay
-LEAST_DOCUMENTS = 100_000  # below, every index is fast and a graph is shallow: no conclusion is drawn
-TOO_SMALL = "too small to tell"
 EQUAL = 1e-6  # scores that differ by less are equal
 BLOCK = 8  # queries of a system until the next one has its turn
 BATCH = 256  # queries at once, where many are asked

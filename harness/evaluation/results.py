@@ -26,12 +26,12 @@ from harness.evaluation.statistics import (
 )
 from harness.metrics import is_quality
 from harness.recipe import ReportSettings
+from harness.vectors.approximate import LEAST_DOCUMENTS, TOO_SMALL
 
 Evaluations = Mapping[str, Mapping[str, PerQuery]]
 Tree = dict[str, Any]
 
 TESTED_METRICS = ("P@1", "nDCG@10")  # what systems are compared by, where a set has one of them
-ANN_DOCUMENTS = 100_000
 
 
 def build_results(  # noqa: PLR0913 - a join has as many inputs as there are files to join
@@ -80,8 +80,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         "candidate": candidate(evaluations, headline, reference), "exported": exported,
         "statistics": {"confidence": confidence, "resamples": resamples, "seed": seed, "method": METHOD},
         "sets": {key: {**sets.get(key, {}), "selected_on": key == "select"} for key in by_set},
-        "systems": dict(systems),
-        "quality": _each(evaluations, quality),
+        "systems": dict(systems), "quality": _each(evaluations, quality),
         "recovery": _recoveries(samples, reference, confidence),
         "agreement": _without_empty(_each(evaluations, agreement)),
         **_timed(bench, conditions),
@@ -259,7 +258,7 @@ def _claims(samples: Mapping[str, Samples], reference: str, margin: float | None
 
 def _ann(sets: Mapping[str, Tree]) -> Tree:
     documents = max((described.get("documents", 0) for described in sets.values()), default=0)
-    return {"verdict": "too small to tell"} if documents < ANN_DOCUMENTS else {}
+    return {"verdict": TOO_SMALL} if documents < LEAST_DOCUMENTS else {}
 
 
 # --------------------------------------------------------------------------------------------- plain JSON

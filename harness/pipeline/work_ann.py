@@ -15,8 +15,6 @@ from harness import metrics
 from harness.data.records import in_context
 from harness.engines.machine import cpu_name
 from harness.evaluation.ann import (
-    LEAST_DOCUMENTS,
-    TOO_SMALL,
     Asked,
     effort_curves,
     exact_scores,
@@ -32,7 +30,7 @@ from harness.pipeline.work_bench import on_threads
 from harness.pipeline.work_evaluation import context_of, open_system, system_folder
 from harness.runtime.errors import InputError
 from harness.runtime.process import logger, read_json, write_json
-from harness.vectors.approximate import ApproximateIndex, default_efforts, saved_bytes
+from harness.vectors.approximate import LEAST_DOCUMENTS, TOO_SMALL, ApproximateIndex, default_efforts, saved_bytes
 from harness.vectors.space import require_same_space
 from harness.vectors.store import StoreRows
 

@@ -20,12 +20,12 @@ from harness.evaluation.report.values import (
     rate,
 )
 from harness.evaluation.report.view import SYSTEMS, View
+from harness.vectors.approximate import LEAST_DOCUMENTS, TOO_SMALL
 
 PRICE = (
     "Per million queries: encoding only, at the best batch, on a machine that is never idle; one by one: the same at "
     "batch 1. Neither holds search, nor the hours in which nobody asks."
 )
-TOO_SMALL = "too small to tell"
 
 
 def effort_note(view: View) -> list[str]:
@@ -34,7 +34,8 @@ def effort_note(view: View) -> list[str]:
     verdict, documents = clean(told.get("verdict")), number(told.get("documents"))
     size = f" ({count(documents)} documents)" if documents is not None else ""
     if verdict == TOO_SMALL:
-        return [f"The cost of an approximate index: {verdict}{size}. Under 100,000 documents no conclusion is drawn."]
+        least = f"Under {LEAST_DOCUMENTS:,} documents no conclusion is drawn."
+        return [f"The cost of an approximate index: {verdict}{size}. {least}"]
     ratios = {INDEX_NAMES.get(index, clean(index)): _ratio(dig(about, "effort_ratio"))
               for index, about in branch(told, "indexes").items()}  # fmt: skip
     known = [f"{index} {text}" for index, text in ratios.items() if text != MISSING]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from harness.evaluation.report.svg import Scale, circle, cut, diamond, label, line, log_ticks, path, short, svg, ticks
 from harness.evaluation.report.values import branch, clean, dig, items, number
 from harness.evaluation.report.view import View
+from harness.vectors.approximate import TOO_SMALL
 
 Curve = list[tuple[float, float]]
 POINTS = 160  # of a curve; longer ones are thinned
@@ -215,7 +216,7 @@ def throughput(view: View) -> list[str]:
 def effort(view: View) -> list[str]:
     """Per approximate index: recall by effort, and speed by recall; labelled where the index is too small to tell."""
     told = branch(view.results, "ann")
-    note = "too small to tell" if told.get("verdict") == "too small to tell" else ""
+    note = TOO_SMALL if told.get("verdict") == TOO_SMALL else ""
     recall = f"recall@{clean(told.get('k', 10))}"
     drawn = []
     for index, about in branch(told, "indexes").items():

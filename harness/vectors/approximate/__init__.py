@@ -11,13 +11,22 @@ threads build another graph each time (``hnsw``). Imports no torch.
 """
 
 from harness.vectors.approximate.index import ApproximateIndex, AsAsked, Searcher, saved_bytes
-from harness.vectors.approximate.parameters import KINDS, default_efforts, misfits, resolved
+from harness.vectors.approximate.parameters import (
+    KINDS,
+    LEAST_DOCUMENTS,
+    TOO_SMALL,
+    default_efforts,
+    misfits,
+    resolved,
+)
 
 __all__ = [
     "ApproximateIndex",
     "AsAsked",
     "KINDS",
+    "LEAST_DOCUMENTS",
     "Searcher",
+    "TOO_SMALL",
     "default_efforts",
     "misfits",
     "resolved",

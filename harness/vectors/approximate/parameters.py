@@ -10,6 +10,8 @@ from harness.runtime.errors import Problem
 KINDS = ("hnsw", "ivf", "ivf-pq")
 LEAST = 39  # documents for each centroid, below which FAISS warns
 FEWEST_BITS = 4
+LEAST_DOCUMENTS = 100_000  # below, every index is fast and a graph is shallow: no conclusion is drawn
+TOO_SMALL = "too small to tell"
 
 Parameters = Mapping[str, int]
 
