@@ -152,6 +152,15 @@ def test_losses_that_do_not_bunch_cost_less_than_whole_groups() -> None:
     assert low["none"] == pytest.approx(0.025 ** (1 / 120), abs=0.004), "nothing tells how losses bunch: whole groups"
 
 
+def test_a_language_that_a_resample_lacks_keeps_its_mean_in_the_macro() -> None:
+    """English has one query, and the draws without it are about the same mean over both languages."""
+    system = per_query(["de"] * 40 + ["en"], range(41), [0.0, 1.0] * 20 + [1.0])
+    samples = resample({"s": system}, metrics=["P@1"], resamples=400, seed=1)
+    german_S, english_S = samples.means("s", "P@1").T
+    assert 0.2 < np.isnan(english_S).mean() < 0.6
+    np.testing.assert_allclose(samples.macro("s", "P@1"), (german_S + 1) / 2)
+
+
 def test_a_wider_confidence_gives_a_wider_interval() -> None:
     student, reference = random_pair(0, groups=80, languages=["de", "en"])
     narrow, wide = (one(student, reference, confidence=confidence)["de"] for confidence in (0.8, 0.99))

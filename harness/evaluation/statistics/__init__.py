@@ -20,7 +20,7 @@ Definitions, with q(s, l) the mean of a metric over the queries of language l un
 A language can't be told where it has fewer than ``FEW_GROUPS`` groups, or the reference is at zero. A recovery from a
 reference at zero does not exist (value, low, high are None). Where a resample has the reference at zero and the student
 above, the ratio is infinite, and a bound that falls there is None. A language with one group, or a resample without its
-queries, says nothing about its spread: no interval, or that resample left out.
+queries, says nothing about its spread: no interval, or that resample left out; in ``macro`` it keeps its mean there.
 
 Files: ``means``; ``samples`` (the draws); ``intervals`` (from draws to bounds); ``comparisons`` (recovery and
 differences); ``noninferiority`` ("loses less than x %").

@@ -13,23 +13,29 @@ zero as often and as far as below. At a margin of 2 % they are many of 0.02 and 
 - ``all languages``: an intersection-union test. It claims that the loss is small in every language, and each language's
   own test must show it, uncorrected: the claim is wrong only where one of those is, and that one errs with
   1 - confidence at most. Value, bound and p are the worst of any language.
-- A single language: naming those that pass is a search among many, so their p-values are Holm-corrected.
+- A single language: naming those that pass is a search among many, so their p-values are Holm-corrected, over the
+  languages that can be told. Where the claim about all languages holds, it holds of each: no corrected p is above that
+  claim's. (Together that is the first step of Hochberg's procedure, Biometrika 1988, then Holm's. Hochberg's errs no
+  more often than asked where p-values are independent or rise together, as those of languages do that share groups.)
 
 ``undecided``, whatever p is: fewer than ``FEW_GROUPS`` groups, or a reference at zero. And where the test does not
-pass: so few groups that not even a student without any loss would have passed (for 2 % at 95 %: fewer than some 150
-groups in which the reference finds something). ``not shown`` is no proof of a larger loss.
+pass: so few groups that not even a student without any loss in this scope would have passed (for 2 % at 95 %: fewer
+than some 150 groups in which the reference finds something; for the first of eight languages to be named: 250).
+``not shown`` is no proof of a larger loss.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from harness.evaluation.statistics.comparisons import ratios
 from harness.evaluation.statistics.intervals import FEW_GROUPS, Floats, finite, holm, lower_bound, p_value
-from harness.evaluation.statistics.samples import Samples
+from harness.evaluation.statistics.samples import Samples, divide
 
 ALL_LANGUAGES = "all languages"
 
@@ -45,7 +51,7 @@ def loses_less_than(
         what speaks against "shown" (None where it is).
     """
     low_SP, _ = ratios(samples, student, reference, metric)
-    hopeless_P = _hopeless(samples, reference, metric, margin, confidence)
+    lossless_P = _lossless(samples, reference, metric, margin)
     count_L = samples.count_SL[0]
     queries_P = [*count_L, *[count_L.sum()] * (low_SP.shape[1] - len(count_L))]
     rows = {
@@ -57,31 +63,51 @@ def loses_less_than(
         for place, scope in enumerate(samples.scopes) if scope in (*samples.languages, "macro")
     }  # fmt: skip
     languages = [rows[language] for language in samples.languages]
-    adjusted = holm({row["scope"]: 1.0 if row["p"] is None else row["p"] for row in languages})
-    alpha = 1 - confidence
+    lossless = dict(zip(samples.scopes, lossless_P.tolist(), strict=True))
+    judged = _Judge(1 - confidence, sum(row["p"] is not None for row in languages))
+    united = _united(languages, [judged(row, row["p"], lossless[row["scope"]]) for row in languages], rows["macro"])
+    p_values = {row["scope"]: row["p"] for row in languages}
+    adjusted = _adjusted(p_values)
+    rows["macro"] |= {"p_adjusted": rows["macro"]["p"], **judged(rows["macro"], rows["macro"]["p"], lossless["macro"])}
+    for row in languages:
+        name = row["scope"]
+        at_best = None if row["p"] is None else _adjusted({**p_values, name: lossless[name]})[name]
+        row |= {"p_adjusted": adjusted[name], **judged(row, adjusted[name], at_best)}
+    return [rows["macro"], united, *languages]
 
-    def judged(row: dict[str, Any], p: float | None) -> dict[str, Any]:
-        """The verdict by this p, and why."""
-        if p is None:
+
+def _adjusted(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Holm's correction over those that have a p; none is above the largest, where all have one."""
+    told = {name: p for name, p in p_values.items() if p is not None}
+    largest = max(told.values(), default=1.0) if len(told) == len(p_values) else 1.0
+    corrected = holm(told)
+    return {name: min(corrected[name], largest) if name in told else None for name in p_values}
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Verdict and reason of a row: by its p, and by the p of a student without any loss, both corrected or neither."""
+
+    alpha: float
+    languages: int
+
+    def __call__(self, row: Mapping[str, Any], p: float | None, lossless: float | None) -> dict[str, Any]:
+        if p is None or lossless is None:
             few = row["groups"] < FEW_GROUPS
             why = f"fewer than {FEW_GROUPS} groups of queries" if few else "the reference finds nothing"
             return {"verdict": "undecided", "why": why}
-        if p <= alpha + 1e-12:
+        if self._passes(p):
             return {"verdict": "shown", "why": None}
-        hopeless = bool(hopeless_P[samples.scopes.index(row["scope"])])
+        hopeless = not self._passes(lossless)
         why = "the one-sided bound does not lie above 1 less the margin"
-        if row["p"] <= alpha + 1e-12:
-            why = f"its own bound lies above 1 less the margin, and not once corrected for {len(languages)} languages"
+        if self._passes(row["p"]):
+            why = f"its own bound lies above 1 less the margin, and not once corrected for {self.languages} languages"
         elif hopeless:
             why = "too few groups: not even a student without any loss would have passed"
         return {"verdict": "undecided" if hopeless else "not shown", "why": why}
 
-    united = _united(languages, [judged(row, row["p"]) for row in languages], rows["macro"])
-    rows["macro"] |= {"p_adjusted": rows["macro"]["p"], **judged(rows["macro"], rows["macro"]["p"])}
-    for row in languages:
-        p = None if row["p"] is None else adjusted[row["scope"]]
-        row |= {"p_adjusted": p, **judged(row, p)}
-    return [rows["macro"], united, *languages]
+    def _passes(self, p: float) -> bool:
+        return p <= self.alpha + 1e-12
 
 
 def _tested(low_S: Floats, groups: int, margin: float, confidence: float) -> dict[str, Any]:
@@ -94,15 +120,15 @@ def _tested(low_S: Floats, groups: int, margin: float, confidence: float) -> dic
     }
 
 
-def _hopeless(samples: Samples, reference: str, metric: str, margin: float, confidence: float) -> Any:
-    """hopeless_P: whether a student that found just what the reference found would not pass, for want of groups.
+def _lossless(samples: Samples, reference: str, metric: str, margin: float) -> Floats:
+    """p_P of a student that found just what the reference found.
 
-    Its lower bound is mean / (mean + one group * more), with ``more`` at its quantile.
+    Its draws are mean / (mean + one whole group * more), ``more`` exponential; p is how often they lie at 1 - margin or
+    below.
     """
     mean_P = samples.all_means(reference, metric)[0]
-    more = -math.log(1 - confidence)
-    with np.errstate(invalid="ignore"):
-        return ~(mean_P * margin > (1 - margin) * more * samples.lost_group(reference, reference, metric))
+    group_P = samples.lost_group(reference, reference, metric)
+    return np.nan_to_num(np.exp(-divide(mean_P * margin, (1 - margin) * group_P)), nan=1.0)
 
 
 def _united(languages: list[dict[str, Any]], judged: list[dict[str, Any]], macro: dict[str, Any]) -> dict[str, Any]:

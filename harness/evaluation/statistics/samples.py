@@ -73,9 +73,12 @@ class Samples:
         return divide(self._sum_SL(system, metric), self.count_SL)
 
     def macro(self, system: str, metric: str) -> Floats:
-        """macro_S: the mean over the languages that the sample holds."""
+        """macro_S: the mean over languages; one that a resample lacks keeps its mean in the data.
+
+        Left out, the resample's mean would be one over other languages, and so of another quantity.
+        """
         mean_SL = self.means(system, metric)
-        return np.asarray(np.nansum(mean_SL, axis=1) / np.sum(~np.isnan(mean_SL), axis=1))
+        return np.asarray(np.where(np.isnan(mean_SL), mean_SL[0], mean_SL).mean(axis=1))
 
     def micro(self, system: str, metric: str) -> Floats:
         """micro_S: the mean over all queries."""
