@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from harness.data.prepare import load_dataset
 from harness.data.records import Dataset
 from harness.pipeline.folder import RunFolder
+from harness.pipeline.labels import Kept, kept_labels
 from harness.pipeline.stop import StopRequest
 from harness.recipe import EncoderSettings, Recipe, TrainingSettings
 from harness.runtime.distributed import pick_device, use_bf16
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import is_main_process
-from harness.vectors.index import VectorIndex
-from harness.vectors.space import Space
-from harness.vectors.store import StoreRows, VectorStore
+from harness.vectors.index import VectorIndex, saved_kind
+from harness.vectors.space import Space, require_same_space
+from harness.vectors.store import Manifest, StoreRows, VectorStore
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +36,16 @@ class Run:
     folder: RunFolder
     keys: Mapping[str, str]
     stop: StopRequest | None = None
-    warnings: list[str] = field(default_factory=list)
 
     @cached_property
     def dataset(self) -> Dataset:
         """The prepared data."""
         return load_dataset(self.folder.data)
+
+    @cached_property
+    def labels(self) -> Kept:
+        """The labels that judge evaluations, read once."""
+        return kept_labels(self.folder)
 
     @property
     def is_main(self) -> bool:
@@ -104,15 +109,27 @@ class Run:
         """A store of this run, by its name below ``vectors/``."""
         return VectorStore.open(self.folder.vectors / name)
 
+    def store_manifest(self, name: str) -> Manifest:
+        """What a store of this run says of itself, without opening it."""
+        return Manifest.read(self.folder.vectors / name)
+
     def index_of(self, store: VectorStore) -> VectorIndex:
         """An index over a store, rows in the data set's document order."""
         documents = self.dataset.documents
         return self.index_over(StoreRows(store, store.rows_of(documents.ids)))
 
     def frozen_index(self) -> VectorIndex:
-        """The index over the teacher's document vectors, as the embed step saved it."""
-        space, store = self.space(self.folder.teacher), self.store("documents")
-        return VectorIndex.load(self.folder.index, space, store_sha256=store.sha256)
+        """The index over the teacher's document vectors, as the embed step saved it.
+
+        A recipe that has come to name another searcher gets that one, in memory, over the same vectors.
+        """
+        space, wanted = self.space(self.folder.teacher), self.recipe.evaluate.searcher
+        if wanted != "auto" and wanted != saved_kind(self.folder.index):
+            store = self.store("documents")
+            require_same_space(store.space, space, str(store.folder), "the encoder")
+            return self.index_of(store)
+        sha256 = self.store_manifest("documents").sha256
+        return VectorIndex.load(self.folder.index, space, self.dataset.documents.ids, store_sha256=sha256)
 
     def index_over(self, document_ND: Any) -> VectorIndex:
         """An index over vectors in the data set's document order."""

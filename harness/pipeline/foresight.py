@@ -129,7 +129,7 @@ def _less_memory(recipe: Recipe, step: str) -> str:
     elif step.startswith("embed"):
         ways += ["weights in fp32 and vectors are what counts: no setting of a training helps"]
     if stage in ("align", "refine", "evaluate") and recipe.evaluate.searcher != "exact":
-        ways += ["keep the index on disk (evaluate.searcher: exact)"]
+        ways += ["keep the index on disk (evaluate.searcher: exact, set before the step embed)"]
     return "; ".join(ways)
 
 

@@ -109,7 +109,7 @@ STEPS = (
          tuple(f"evaluate.{key}" for key in ("outside", "systems", "searcher", "metrics", "depth")),
          lambda r: bool(r.evaluate.outside), shared=True, along=True),
     Step("bench", 2, ("data", "embed.base", "embed", "student", "align", "refine", "teacher.more", "embed.more",
-         "export.onnx"), ("bench",), lambda r: r.bench is not None),
+         "export.onnx"), ("bench", "bench searcher"), lambda r: r.bench is not None),
     Step("report", 4, ("data.slices", "evaluate", "evaluate.outside", "bench", "bench.ann", "export", "export.pair",
          "export.index", "export.onnx"), ("report", "bench price", "evaluate", "name"), gpu=False),
 )  # fmt: skip
@@ -183,6 +183,8 @@ def _setting(recipe: Recipe, path: str) -> Any:
     if path == "bench price":
         price = recipe.bench.price_per_hour if recipe.bench else None
         return [price, recipe.bench.currency] if recipe.bench and price is not None else None
+    if path == "bench searcher":  # embed freezes an index of one kind, so its key does not say with what is searched
+        return None if recipe.evaluate.searcher == "auto" else recipe.evaluate.searcher
     if path == "encoded streams":
         return encoded_streams(recipe)
     if path == "mixed streams":
@@ -207,7 +209,7 @@ def _setting(recipe: Recipe, path: str) -> Any:
 
 
 # Left out where they are None, as the keys of earlier versions had none.
-_ADDED = ("mixed streams", "mixed pairs", "bench price")
+_ADDED = ("mixed streams", "mixed pairs", "bench price", "bench searcher")
 
 
 def _settings(recipe: Recipe, step: Step) -> dict[str, Any]:

@@ -201,15 +201,15 @@ class VectorIndex:
             store_sha256: the store that they come from, so that ``load`` can tell whether that has changed.
         """
         assert space.dimension == self.dimension
-        rows = _listed({name: part.row_N for name, part in self._parts.items()})
         size = sum(4 * len(part.row_N) * self.dimension for part in self._parts.values())
         with atomic_folder(folder, size=size) as target:
             entries = []
             for number, (name, part) in enumerate(self._parts.items()):
                 path = target / f"part-{number:05d}.{'faiss' if self.kind == 'faiss' else 'npy'}"
                 _write_part(path, part, self.kind)
-                entries.append({"name": name, "file": path.name, "rows": rows[name], "bytes": path.stat().st_size,
-                                "sha256": file_sha256(path)})  # fmt: skip
+                entries.append({"name": name, "file": path.name, "sha256": file_sha256(path),
+                                "bytes": path.stat().st_size,
+                                "rows": None if name is None else part.row_N.tolist()})  # fmt: skip
             with atomic_file(target / "ids.json", "w") as stream:
                 json.dump(self.ids, stream)
             manifest = {"schema": SCHEMA, "kind": self.kind, "space": space.to_json(), "store": store_sha256,
@@ -223,42 +223,39 @@ class VectorIndex:
         space: Space,
         ids: Sequence[str] | None = None,
         *,
-        partition_N: Sequence[str] | None = None,
         store_sha256: str | None = None,
-        verify: bool = False,
     ) -> VectorIndex:
-        """Open a saved index. Sizes are always checked; ``verify`` also reads every byte.
+        """Open a saved index, whose files have the sizes that they were written with.
 
         Args:
             folder: what ``save`` wrote.
             space: the space of the vectors to search with.
-            ids, partition_N: the documents and partitions that the index should hold, in order; with ``ids`` both
-                are compared.
+            ids: the documents that the index should hold, in order.
             store_sha256: the store that it should have been built from.
 
         Raises:
             InputError: no index, or one that needs FAISS where it is not installed.
-            StaleArtefactError: damaged, of another space, of other documents or partitions, or of another store.
+            StaleArtefactError: damaged, of another space, of other documents, or of another store.
         """
         folder = Path(folder)
-        manifest, own_ids = _read_manifest(folder)
+        manifest, own_ids = _read_manifest(folder), read_json(folder / "ids.json")
+        if manifest["ids"] != fingerprint(own_ids):
+            raise StaleArtefactError(_not_as_written(folder))
         require_same_space(Space.from_json(manifest["space"]), space, str(folder), "the encoder")
         if store_sha256 is not None and manifest["store"] != store_sha256:
             raise StaleArtefactError(Problem("the index was built from another vector store", where=str(folder),
                                              got=manifest["store"], allowed=store_sha256, next=AGAIN))
-        rows = {entry["name"]: entry["rows"] for entry in manifest["parts"]}
-        if ids is not None and (list(ids) != own_ids or _listed(rows_by_partition(len(ids), partition_N)) != rows):
-            raise StaleArtefactError(Problem("the index holds other documents or partitions, or in another order",
-                                             where=str(folder), got=f"{len(own_ids)} documents, {len(rows)} partitions",
+        if ids is not None and list(ids) != own_ids:
+            raise StaleArtefactError(Problem("the index holds other documents, or in another order", where=str(folder),
+                                             got=f"{len(own_ids)} documents",
                                              allowed=f"the data's {len(ids)} documents", next=AGAIN))
         if manifest["kind"] == "faiss":
             require_faiss(str(folder))
         parts = {}
         for entry in manifest["parts"]:
             path = folder / entry["file"]
-            whole = path.is_file() and path.stat().st_size == entry["bytes"]
-            if not whole or (verify and file_sha256(path) != entry["sha256"]):
-                raise StaleArtefactError(Problem("missing, truncated or damaged", where=str(path), next=AGAIN))
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise StaleArtefactError(Problem("missing or truncated", where=str(path), next=AGAIN))
             row_N = np.arange(len(own_ids)) if entry["rows"] is None else np.array(entry["rows"], dtype=np.int64)
             parts[entry["name"]] = _Part(row_N, _read_part(path, manifest["kind"]))
         return cls(own_ids, manifest["kind"], space.dimension, parts)
@@ -271,18 +268,26 @@ def _decoded(key_QK: Tensor, row_by_rank: Tensor) -> tuple[np.ndarray, np.ndarra
     return exact.scores_of(key_QK).masked_fill(none_QK, -torch.inf).numpy(), row_QK.masked_fill(none_QK, -1).numpy()
 
 
-def _listed(rows: dict[str | None, np.ndarray]) -> dict[str | None, list[int] | None]:
-    """Rows of each partition as the manifest has them: none are listed where there are no partitions."""
-    return {name: None if name is None else row_N.tolist() for name, row_N in rows.items()}
+def saved_kind(folder: Path) -> str:
+    """``faiss`` or ``exact``: what a saved index is searched with; reads its manifest alone, which needs no FAISS.
+
+    Raises:
+        InputError: no index. StaleArtefactError: its manifest is damaged.
+    """
+    return str(_read_manifest(folder)["kind"])
 
 
-def _read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The manifest of a saved index and its ids, both as they were written."""
-    manifest, ids = read_json(folder / "manifest.json"), read_json(folder / "ids.json")
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a saved index, as it was written."""
+    manifest = read_json(folder / "manifest.json")
     seal = manifest.pop("sha256", None) if isinstance(manifest, dict) else None
-    if seal != fingerprint(manifest) or manifest["schema"] != SCHEMA or manifest["ids"] != fingerprint(ids):
-        raise StaleArtefactError(Problem("damaged, edited, or no index of this version", where=str(folder), next=AGAIN))
-    return manifest, ids
+    if seal != fingerprint(manifest) or manifest["schema"] != SCHEMA:
+        raise StaleArtefactError(_not_as_written(folder))
+    return manifest
+
+
+def _not_as_written(folder: Path) -> Problem:
+    return Problem("damaged, edited, or no index of this version", where=str(folder), next=AGAIN)
 
 
 # --------------------------------------------------------------------------------------------------------- back ends

@@ -66,6 +66,7 @@ def test_each_verb_of_a_step_is_a_command() -> None:
         ("bench.price_per_hour=2.5", {"report"}),
         ("evaluate.resamples=300", {"export", "report"}),
         ("evaluate.depth=200", {"evaluate", "report"}),
+        ("evaluate.searcher=exact", {"evaluate", "bench", "report"}),
         ("evaluate.metrics=[P@1, Hit@5]", {"evaluate", "report"}),
         ("refine.anchor=2.0", {"refine", "export", "evaluate", "bench", "report"}),
         ("align.texts=[queries]", {step for step in AFTER_TEACHER if step != "teacher"}),

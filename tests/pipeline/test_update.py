@@ -129,7 +129,7 @@ def require_equal_to_a_rebuild(out: Path, recipe: Recipe, scratch: Path) -> None
             assert sorted(store.ids) == sorted(ids)
             partition = dataset.documents.languages if dataset.search_within else None
             fresh = VectorIndex.build(want_ND, ids, partition_N=partition)
-            index = VectorIndex.load(folder.index, store.space, ids, partition_N=partition, store_sha256=store.sha256)
+            index = VectorIndex.load(folder.index, store.space, ids, store_sha256=store.sha256)
     asked = dataset.splits["report"]
     query_QD = encoder.encode([record.text for record in asked], side="query")
     partition = [record.language for record in asked] if dataset.search_within else None
