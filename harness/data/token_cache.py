@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 OPEN_SHARDS = 64  # memory maps held at a time
+KEYS_AT_ONCE = 2**20  # rows whose keys are read at a time
 MAKE_AGAIN = "build the cache again: shards that are still right are kept"
 
 
@@ -296,6 +297,11 @@ class TokenCache:
         for place_c, mapped, row_c in self._by_shard(row_C):
             key_CK[place_c] = mapped.key_NK[row_c]
         return key_CK
+
+    def first_texts(self) -> Iterator[Hashes]:
+        """uint64_C: the hash of each row's first text, of all rows, a part of them at a time."""
+        for start in range(0, len(self), KEYS_AT_ONCE):
+            yield self.keys(np.arange(start, min(start + KEYS_AT_ONCE, len(self))))[:, 0]
 
     def sources(self, row_C: Ints) -> list[tuple[int, int]]:
         """Where each row comes from: the number of the source file, and its row there, counted from 0."""

@@ -8,7 +8,7 @@ Axes: Q queries, N texts of a log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,15 @@ def seen_in_logs(queries: Sequence[str], blocks: Iterable[Hashes]) -> Flags:
             at_N = np.minimum(np.searchsorted(wanted, hash_N), len(wanted) - 1)
             found[at_N[wanted[at_N] == hash_N]] = True
     return np.asarray(found[np.searchsorted(wanted, hash_Q)]) if len(wanted) else np.zeros(0, dtype=np.bool_)
+
+
+def places(sets: Mapping[str, Sized]) -> dict[str, slice]:
+    """Where each set's queries lie, all sets one after the other: so that all are looked for at once."""
+    found, start = {}, 0
+    for name, queries in sets.items():
+        found[name] = slice(start, start + len(queries))
+        start += len(queries)
+    return found
 
 
 def leakage(seen: Mapping[str, Flags], queries: int) -> dict[str, Any]:

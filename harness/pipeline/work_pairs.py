@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from harness.data.dedupe import Hashes, text_hashes
 from harness.data.mixture import Mixture, MixtureSource
 from harness.data.overlap import EVALUATION_SPLITS
 from harness.data.records import Dataset
 from harness.data.token_cache import TokenCache
 from harness.encoders.folder import Reader, load_reader
+from harness.evaluation.leakage import places, seen_in_logs
 from harness.pipeline.context import Run
 from harness.pipeline.work_streams import build_cache, context_of, tokenise
 from harness.recipe import Recipe
@@ -21,7 +19,6 @@ from harness.runtime.process import logger, read_json, write_json
 
 TEACHER = "teacher"  # whose tokens
 ASKED = "asked.json"  # beside them: how many queries of each evaluation the logs ask, too
-_LOOKED_AT = 2**20  # rows of a log compared at a time
 
 
 def do_teacher_streams(run: Run) -> list[Path]:
@@ -86,16 +83,11 @@ def mixed_pairs(run: Run) -> Mixture:
 
 
 def also_asked(dataset: Dataset, caches: Mapping[str, TokenCache]) -> dict[str, int]:
-    """Of each evaluation, how many queries some log asks, too: by the hashes of texts, which are compared in blocks."""
-    evaluations = {name: records for name, records in dataset.splits.items() if name in EVALUATION_SPLITS}
-    hashes = {name: text_hashes(record.text for record in records) for name, records in evaluations.items()}
-    wanted: Hashes = np.unique(np.concatenate([*hashes.values(), np.empty(0, dtype=np.uint64)]))
-    found: set[int] = set()
-    for cache in caches.values():
-        for start in range(0, len(cache), _LOOKED_AT):
-            rows = np.arange(start, min(start + _LOOKED_AT, len(cache)))
-            found.update(np.intersect1d(cache.keys(rows)[:, 0], wanted).tolist())
-    return {name: sum(value in found for value in values.tolist()) for name, values in hashes.items()}
+    """Of each evaluation, how many queries some log asks, too: a log's first text is its query."""
+    sets = {name: records for name, records in dataset.splits.items() if name in EVALUATION_SPLITS}
+    logs = (hash_N for cache in caches.values() for hash_N in cache.first_texts())
+    asked_Q = seen_in_logs([record.text for records in sets.values() for record in records], logs)
+    return {name: int(asked_Q[at].sum()) for name, at in places(sets).items()}
 
 
 def asked_in_streams(run: Run) -> Mapping[str, int]:

@@ -14,7 +14,8 @@ import pytest
 from builders.launching import launch, on_cpu
 from builders.logs import Rows, batches_of, collator, log, settings, tokenise, write, write_logs
 
-from harness.data import token_writer
+from harness.data import token_cache, token_writer
+from harness.data.dedupe import text_hash
 from harness.data.records import normal_text
 from harness.data.token_cache import CacheSettings, TokenCache, Tokenise
 from harness.data.token_writer import build_token_cache
@@ -62,6 +63,17 @@ def test_of_equal_texts_the_first_stays(cached: tuple[TokenCache, list[Path]], r
     assert len(first) < len(rows), "the log repeats itself"
     assert set(cache.sources(np.arange(len(cache)))) == set(first.values())
     assert sum(shard.left_out["duplicates"] for shard in cache.shards) == len(rows) - len(first)
+
+
+def test_the_hashes_of_all_first_texts_come_in_parts(
+    cached: tuple[TokenCache, list[Path]], rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, files = cached[0], _files(rows)
+    monkeypatch.setattr(token_cache, "KEYS_AT_ONCE", 100)
+    parts = list(cache.first_texts())
+    assert {len(part) for part in parts[:-1]} == {100} and len(parts) == -(-len(cache) // 100)
+    texts = [files[file][row]["text"] for file, row in cache.sources(np.arange(len(cache)))]
+    assert np.concatenate(parts).tolist() == [text_hash(text) for text in texts]
 
 
 def test_bounded_memory_leaves_out_the_same(
