@@ -121,6 +121,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(override: str, key: str
          "one of P@k, nDCG@k, MRR@k, Recall@k, Hit@k, judged@k; k: how many hits", ""),
         ("evaluate.select_metric=judged@10", "evaluate.select_metric", "'judged@10'",
          "one of P@k, nDCG@k, MRR@k, Recall@k, Hit@k; k: how many hits", ""),
+        ("report.bars.recovery={P@1: 97}", "report.bars.recovery.P@1", "97", "less than or equal to 10",
+         "97 % is 0.97"),
+        ("report.bars.worst={P@1: 90}", "report.bars.worst.P@1", "90", "less than or equal to 10", "90 % is 0.9"),
+        ("report.bars.latency_ratio=50", "report.bars.latency_ratio", "50", "less than or equal to 1.5",
+         "50 % is 0.5"),
         ("launch.accelerate={1: a.yaml}", "launch.accelerate.1", "1", "text", "put it in quotes"),
     ],
 )  # fmt: skip
@@ -236,6 +241,16 @@ def test_all_problems_are_listed_at_once() -> None:
         (["bench={engines: [onnx]}", "export={onnx: [int8]}"], "bench.engines"),
         (["bench={engines: [onnx]}"], "bench.engines"),
         (["bench=", "report={bars: {latency_ms: 20}}"], "report.bars.latency_ms"),
+        (["bench.systems=[teacher]", "report={bars: {latency_ms: 20}}"], "report.bars.latency_ms"),
+        (["bench=", "report={bars: {latency_ratio: 0.5}}"], "report.bars.latency_ratio"),
+        (["bench.systems=[student-refined]", "report={bars: {latency_ratio: 0.5}}"], "report.bars.latency_ratio"),
+        (["evaluate.systems=[teacher, student-aligned]", "report={bars: {latency_ratio: 0.5}}"],
+         "report.bars.latency_ratio"),
+        (["evaluate.systems=[teacher]", "report={bars: {latency_ratio: 0.5}}"], "report.bars.latency_ratio"),
+        (["teacher.train=false", "teacher.model=", "student.model=s", "report={bars: {latency_ratio: 0.5}}"],
+         "report.bars.latency_ratio"),
+        (["bench={ann: {indexes: [ivf], ivf: {lists: 101}, efforts: {ivf: [1, 102]}}}"], "bench.ann.efforts.ivf"),
+        (["bench={ann: {indexes: [ivf-pq], ivf_pq: {lists: 8}, effort: 9}}"], "bench.ann.effort"),
         (["report={bars: {worst: {P@3: 0.9}}}"], "report.bars.worst.P@3"),
         (["bench={currency: EUR}"], "bench.currency"),
         (["bench={engines: [cuda-graphs], systems: [teacher]}", "export={}"], "bench.engines"),
@@ -257,6 +272,10 @@ def test_what_cannot_work_together_is_refused_with_the_reason(overrides: list[st
         ["teacher.train=false", "teacher.training=", "documents.vectors={format: npy, path: v, ids: i}"],
         ["data.unlabelled=[{path: q.txt, language: de}]", "align.texts=[unlabelled]"],
         ["align.training.accumulate=2"],
+        ["report={bars: {latency_ratio: 0.5, latency_ms: 20}}"],
+        ["evaluate.systems=[teacher, student-aligned]", "bench.systems=[student-aligned]",
+         "report={bars: {latency_ms: 20}}"],
+        ["bench={ann: {indexes: [ivf, hnsw], ivf: {lists: 101}, efforts: {ivf: [1, 101], hnsw: [500]}}}"],
         ["refine=", "evaluate.systems=[teacher, student-aligned]", "bench=", "export.system=student-aligned"],
     ],
 )
@@ -375,7 +394,7 @@ NUMBER = st.floats(min_value=1e-300, max_value=1e300)
     layers=st.none() | st.sets(st.integers(1, 99), min_size=1).map(sorted)
     | st.builds(lambda count: {"rule": "middle-skip", "count": count}, st.integers(1, 99)),
     path=TEXT | TRICKY | st.lists(TEXT | TRICKY, max_size=3),
-    bars=st.dictionaries(st.sampled_from(["P@1", "MRR@10"]), NUMBER),
+    bars=st.dictionaries(st.sampled_from(["P@1", "MRR@10"]), st.floats(min_value=1e-300, max_value=10)),
 )  # fmt: skip
 def test_a_written_recipe_reads_back_equal(
     tmp_path_factory: pytest.TempPathFactory,

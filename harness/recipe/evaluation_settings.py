@@ -86,6 +86,11 @@ class BenchSettings(Section):
     ann: AnnSettings | None = added(None)
 
 
+# Above these, a percentage was meant; of a weak reference, a student may keep a multiple.
+Kept = Annotated[float, Field(ge=0, le=10)]
+LatencyRatio = Annotated[float, Field(gt=0, le=1.5)]
+
+
 class Bars(Section):
     """What the run must reach; the report says which bars were reached. ``null`` sets none.
 
@@ -94,10 +99,10 @@ class Bars(Section):
     """
 
     teacher: dict[Metric, Share] = {}
-    recovery: dict[Metric, NonNegativeFloat] = {}
+    recovery: dict[Metric, Kept] = {}
     stage_gain: bool = True
-    latency_ratio: PositiveFloat | None = None
-    worst: dict[Metric, NonNegativeFloat] = added({})
+    latency_ratio: LatencyRatio | None = None
+    worst: dict[Metric, Kept] = added({})
     latency_ms: PositiveFloat | None = added(None)
 
 

@@ -76,10 +76,18 @@ def _impossible_ann(recipe: Recipe) -> list[tuple[str, str, str]]:
     if recipe.bench and "student-ann" in recipe.bench.systems:
         found.append(("bench.systems", "student-ann has the encoder of the deployed student, and bench.ann times it",
                       "take it out of bench.systems"))  # fmt: skip
+    if ann is None:
+        return found
     found += [
         (f"bench.ann.efforts.{kind}", f"{kind} is not among bench.ann.indexes", "add it there, or remove its efforts")
-        for kind in (ann.efforts if ann else {}) if ann and kind not in ann.indexes
+        for kind in ann.efforts if kind not in ann.indexes
     ]  # fmt: skip
+    asked = {f"bench.ann.efforts.{kind}": (kind, max(efforts)) for kind, efforts in ann.efforts.items()}
+    asked |= {"bench.ann.effort": (ann.indexes[0], ann.effort)} if ann.effort else {}
+    for key, (kind, effort) in asked.items():
+        lists = ann.parameters(kind).get("lists")
+        if lists is not None and effort > lists:
+            found.append((key, f"{effort:,} lists can't be searched: there are {lists:,}", f"ask for at most {lists}"))
     return found
 
 
@@ -102,9 +110,30 @@ def _impossible_metrics(recipe: Recipe) -> list[tuple[str, str, str]]:
 
 def _impossible_bench(recipe: Recipe) -> list[tuple[str, str, str]]:
     """A bar of what is not timed, and a currency of no price."""
-    found = []
-    if recipe.report.bars.latency_ms is not None and recipe.bench is None:
-        found.append(("report.bars.latency_ms", "nothing is timed", "add the section bench, or remove it"))
-    if recipe.bench and recipe.bench.currency is not None and recipe.bench.price_per_hour is None:
+    bench, bars, found = recipe.bench, recipe.report.bars, []
+    if bench and bench.currency is not None and bench.price_per_hour is None:
         found.append(("bench.currency", "there is no price that it would stand beside", "add bench.price_per_hour"))
+    if bars.latency_ratio is not None and recipe.teacher.model is None:
+        found.append(("report.bars.latency_ratio", "a teacher without weights can't be timed", "remove it"))
+    elif bars.latency_ratio is not None and (why := _untimed(recipe, "teacher")):
+        found.append(("report.bars.latency_ratio", *why))
+    if bars.latency_ms is not None and (why := _untimed(recipe)):
+        found.append(("report.bars.latency_ms", *why))
     return found
+
+
+def _untimed(recipe: Recipe, *others: str) -> tuple[str, str] | None:
+    """Why the latency of the student that bars are about (over that of ``others``) is not measured, and what to do."""
+    evaluate = recipe.evaluate
+    students = [name for name in ("student-refined", "student-aligned", "student-untrained")
+                if name in evaluate.systems and name != evaluate.reference]  # fmt: skip
+    if recipe.bench is None:
+        return "nothing is timed", "add the section bench, or remove it"
+    if not students:
+        return "it is of the last student that is evaluated, and none is", "add one to evaluate.systems, or remove it"
+    wanted = (students[0], *others)
+    missing = " and ".join(system for system in wanted if system not in recipe.bench.systems)
+    if not missing:
+        return None
+    what = f"it is of {' over '.join(wanted)}, and {missing} is not timed"
+    return what, f"add {missing} to bench.systems, or remove it"

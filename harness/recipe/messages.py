@@ -107,6 +107,8 @@ def _problem(key: Key, details: Any, where: str) -> Problem:
     elif kind == "literal_error":
         near = difflib.get_close_matches(str(given), re.findall(r"'([^']*)'", details["ctx"]["expected"]), 1)
         hint = f"did you mean {near[0]!r}?" if near else ""
+    elif kind == "less_than_equal" and isinstance(details["ctx"]["le"], float) and 10 <= given <= 100:
+        hint = f"{given:g} % is {given / 100:g}"
     return Problem("value refused", where, "nothing" if given is None else _short.repr(given), allowed, hint)
 
 
