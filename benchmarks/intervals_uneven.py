@@ -15,7 +15,6 @@ over data sets.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.intervals import CONFIDENCE, per_query, provenance, table  # noqa: E402
+from intervals import CONFIDENCE, per_query, table  # noqa: E402
+from provenance import provenance, write  # noqa: E402
+
 from harness.evaluation.per_query import PerQuery  # noqa: E402
 from harness.evaluation.statistics import lower_bound, resample  # noqa: E402
 from harness.evaluation.statistics.intervals import interval  # noqa: E402
@@ -186,13 +187,11 @@ def main() -> None:
     parser.add_argument("--groups", type=int, nargs="+", default=[60, 150, 470])
     parser.add_argument("--data-sets", type=int, default=400)
     parser.add_argument("--output", type=Path, default=Path("outputs/intervals_uneven.json"))
-    options = parser.parse_args()
+    options, started = parser.parse_args(), provenance()
     rows = [row for population in populations(options) for groups in options.groups
             for row in counted(population, groups, options.data_sets)]  # fmt: skip
     print(f"nominal {CONFIDENCE}; {options.data_sets} data sets a row\n\n{shown(rows)}\n")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    told = {"provenance": provenance(), "rows": rows}
-    options.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write(options.output, {"provenance": started, "rows": rows})
 
 
 if __name__ == "__main__":
