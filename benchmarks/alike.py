@@ -14,16 +14,13 @@ deviation of recovery holds the true one. Then the time of all of it for three s
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -108,13 +105,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, machine and what else it was doing."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {"commit": commit, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
-            "numpy": np.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}  # fmt: skip
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,8 +125,7 @@ def main() -> None:
     print(f"{given.data_sets} data sets a row\n\n{table(rows)}\n")
     print(f"{given.queries:,} queries, three students: {told['time']['processor']:.1f} s of processor time, "
           f"{told['time']['permutations']:,} permutations")  # fmt: skip
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    write(given.output, told)
 
 
 if __name__ == "__main__":

@@ -21,16 +21,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "teacher"
@@ -291,16 +289,6 @@ def _efforts(what: str, student: str, index: dict[str, Any], key: str, ratio: di
     return f"{text}: ratio {value} [{low}, {high}], {ratio['verdict']}"
 
 
-def provenance() -> dict[str, Any]:
-    from harness.engines.machine import available_cores, cpu_name
-
-    commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-                            capture_output=True, text=True).stdout.strip()  # fmt: skip
-    packages = ("torch", "numpy", "faiss-cpu")
-    return {"commit": commit or None, "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(), "cores": available_cores(),
-            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a run's folder, with document vectors, teacher and student")
@@ -317,11 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--build-only", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("outputs/measured/ann.json"))
     options = parser.parse_args(arguments)
-    told = measured(options)
+    started, told = provenance(), measured(options)
     if told:
-        told = {"provenance": provenance(), **told}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(told, indent=1) + "\n")
+        write(options.output, {"provenance": started, **told})
         sys.stdout.write("\n".join(table(told)) + "\n")
 
 

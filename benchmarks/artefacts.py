@@ -13,19 +13,15 @@ also one by one, as a service does: its ranges are taken from what is encoded to
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-static")
 INDEXES = ("faiss", "faiss-int8", "faiss-pq")
@@ -78,19 +74,6 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     return told
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, machine, versions, and what else the machine was doing."""
-    from harness.engines.machine import available_cores, cpu_name
-
-    root = Path(__file__).resolve().parents[1]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
-    names = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "onnxscript", "numpy", "faiss-cpu")
-    return {"commit": commit, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
-            "cpu": cpu_name(), "cores": available_cores(), "load": os.getloadavg()[0],
-            "versions": {name: metadata.version(name) for name in names}}  # fmt: skip
-
-
 def change(row: dict[str, Any]) -> str:
     """How much more or less is found than by the student, in percent, with its interval."""
     if row["value"] is None:
@@ -136,8 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started, since = provenance(), time.monotonic()
     told = measured(options)
     content = {"provenance": {**started, "seconds": round(time.monotonic() - since, 1)}, **told}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    write(options.output, content)
     sys.stdout.write("\n".join(tables(told)) + "\n")
 
 

@@ -26,13 +26,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 from engines import emoji_names
+from provenance import provenance, write
 
 TEACHER, CUT, AGAIN = "teacher", "cut", "cut, again"
 WAYS, MACHINES = ("careless", "bench"), ("as it is", "busy from half time on")
@@ -174,17 +174,6 @@ def table(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def provenance(threads: int) -> dict[str, Any]:
-    """Commit, machine, versions, and what else the machine was doing."""
-    from harness.engines.machine import available_cores, cpu_name
-
-    root = Path(__file__).resolve().parents[1]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    return {"commit": commit, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cpu": cpu_name(), "threads": threads,
-            "cores": available_cores(), "load": os.getloadavg()[0],
-            "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}}  # fmt: skip
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,15 +190,14 @@ def main() -> None:
     if options.work:
         work(options)
         return
-    told = provenance(options.threads)
+    told = provenance(threads=options.threads)
     with tempfile.TemporaryDirectory(prefix="honesty-") as name:
         queries = Path(name) / "queries.txt"
         queries.write_text("\n".join(emoji_names(options.queries)), encoding="utf-8")
         prepare(Path(name), options.model)
         found = measured(options, queries)
     sizes = {name: getattr(options, name) for name in ("model", "queries", "repeats", "rounds", "threads", "others")}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"provenance": told, **sizes, "machines": found}, indent=1) + "\n")
+    write(options.output, {"provenance": told, **sizes, "machines": found})
     sys.stdout.write("\n".join(table(found)) + "\n")
 
 

@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -190,11 +191,9 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], options.threads, Path(options.one[1]))))
         return
-    from harness.pipeline.provenance import commit, hardware, versions
-
     names = list(dict.fromkeys([THEIRS, *options.systems]))
     texts = read_texts(options.texts, options.count) if options.texts else mixed_texts(options.count)
-    lengths, load = lengths_of(texts), os.getloadavg()[0]
+    told, lengths = provenance(), lengths_of(texts)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
     with tempfile.TemporaryDirectory(prefix="encoding-") as folder:
@@ -209,15 +208,13 @@ def main() -> None:
     if far:
         raise SystemExit(f"not the same vectors to {TOLERANCE}: {far}: {close}")
     print("\n".join(table(found, close, len(texts))))
-    told = {"commit": commit(), "hardware": hardware(), "versions": versions(), "load_before": load}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) for name, value in vars(options).items() if name not in ("one", "output")}
     content = {**told, "settings": settings, "lengths": lengths, "measured": found, "vectors": close}
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    write(options.output, content)
     machine, torch_version = told["hardware"]["cpu"], told["versions"]["torch"]
     print(f"\n{lengths['texts']:,} texts, {lengths['tokens']:,} tokens (5 %: {lengths['p5']:.0f}, half: "
           f"{lengths['p50']:.0f}, 95 %: {lengths['p95']:.0f}). Commit {told['commit']}; {machine}, {options.threads} "
-          f"thread(s), load before {load:.1f}; torch {torch_version}.")  # fmt: skip
+          f"thread(s), load before {told['load']:.1f}; torch {torch_version}.")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,18 +19,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 TEACHER, STUDENT = "teacher", "student"
 WAYS = ("sentence-transformers", "transformers", "torch", "torch-compile", "onnx", "onnx-int8")
@@ -189,18 +187,6 @@ def work(options: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------------------------------------- all
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, machine, versions, and what else the machine was doing."""
-    from harness.engines.machine import available_cores, cpu_name
-
-    root = Path(__file__).resolve().parents[1]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    names = ("torch", "transformers", "sentence-transformers", "tokenizers", "onnx", "onnxruntime", "numpy")
-    return {"commit": commit, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
-            "cpu": cpu_name(), "cores": available_cores(), "load": os.getloadavg()[0],
-            "versions": {name: metadata.version(name) for name in names}}  # fmt: skip
-
-
 def measured(threads: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One number of threads in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
@@ -266,8 +252,7 @@ def main() -> None:
     sizes = {"queries": options.queries, "block": options.block, "repeats": options.repeats, "batch": options.batch}
     content = {"provenance": started, "teacher": options.teacher, "student": options.student, **sizes,
                "reference": REFERENCE, "threads": results}  # fmt: skip
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    write(options.output, content)
     for threads, told in results.items():
         sys.stdout.write("\n".join(table(threads, told)) + "\n")
 

@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -27,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -189,13 +187,6 @@ def error_table(told: list[dict[str, Any]]) -> str:
     return table([*given, *names], rows)
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, machine and what else it was doing."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {"commit": commit, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
-            "numpy": np.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}  # fmt: skip
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -223,8 +214,7 @@ def main() -> None:
             for groups in given.groups for size in ("1", "uneven") for margin in (0.02, 0.05)
         ]  # fmt: skip
         print(f"at most {1 - CONFIDENCE:.2f}\n\n{error_table(told['errors'])}\n", flush=True)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write(given.output, told)
     print(json.dumps(told["provenance"]))
 
 

@@ -10,7 +10,6 @@ and verified; at the end every byte of the two folders is compared, times apart.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -32,8 +31,7 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELIS
 from builders.killed import Ended, Fault, Zygote, kind_of  # noqa: E402
 from builders.tiny_run import tiniest_tree, write_recipe  # noqa: E402
 from builders.whole import differences, partial_artefacts  # noqa: E402
-
-from harness.pipeline.provenance import commit, hardware, versions  # noqa: E402
+from provenance import provenance, write  # noqa: E402
 
 EVENTS = ("write", "write", "fsync", "save", "replace", "replaced", "rmtree")  # a write is worth two
 
@@ -145,20 +143,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("outputs/measured/kill_campaign.json"))
     options = parser.parse_args()
-    started, load = time.monotonic(), os.getloadavg()[0]
+    made, started = provenance(seed=options.seed), time.monotonic()
     told = campaign(options.kills, options.seed)
-    told["provenance"] = {
-        "commit": commit(), "seed": options.seed, "versions": versions(), "hardware": hardware(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": round(time.monotonic() - started, 1),
-        "load_at_start": round(load, 1),
-    }  # fmt: skip
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    told["provenance"] = {**made, "seconds": round(time.monotonic() - started, 1)}
+    write(options.output, told)
     timed = sum(kill["event"] == "time" for kill in told["kills"])
-    where, made = told["provenance"]["hardware"], told["provenance"]["commit"]
+    where = made["hardware"]
     print(f"""`python benchmarks/kill_campaign.py --kills {options.kills} --seed {options.seed}`
 
-Commit {made}; {where["cpu"]}, {where["cores"]} cores, load {load:.1f} at the start;
+Commit {made["commit"]}; {where["cpu"]}, {where["cores"]} cores, load {made["load"]:.1f} at the start;
 {told["provenance"]["seconds"]:.0f} s in all. {len(told["kills"])} kills in {told["runs"]} runs, {timed} of them at
 random moments, the others inside writes, renames and removals; a run alone takes {told["seconds_uninterrupted"]:.1f} s.
 Lost: a run's seconds beyond that, shared by its kills.

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance, write
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -152,8 +154,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], int(options.one[1]), options.chunk, options.steps)))
         return
-    from harness.pipeline.provenance import commit, hardware, versions
-
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    told = provenance(threads=threads)
     found: dict[int, dict[str, list[dict[str, float]]]] = {}
     for batch in options.batches:
         found[batch] = {name: [] for name in SYSTEMS}
@@ -161,10 +163,9 @@ def main() -> None:
             names = list(SYSTEMS)
             for name in [*names[repeat:], *names[:repeat]]:
                 arguments = ["--one", name, str(batch), "--chunk", str(options.chunk), "--steps", str(options.steps)]
-                told = subprocess.run(
-                    [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
-                ).stdout  # fmt: skip
-                found[batch][name].append(json.loads(told.splitlines()[-1]))
+                command = [sys.executable, __file__, *arguments]
+                printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                found[batch][name].append(json.loads(printed.splitlines()[-1]))
     print("| batch | system | loss | s a step | peak MB above a small step |\n|---|---|---|---|---|")
     for batch, systems in found.items():
         for name, values in systems.items():
@@ -174,10 +175,7 @@ def main() -> None:
             losses = [v["loss"] for n, vs in systems.items() for v in vs if SYSTEMS[n][1] == same_tower]
             if max(losses) - min(losses) > 1e-4 * max(losses):
                 raise SystemExit(f"the losses of one batch differ: {losses}")
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
-    told = {"commit": commit(), "hardware": hardware(), "versions": versions(), "threads": threads}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({**vars(options), "output": None, **told, "measured": found}, indent=1))
+    write(options.output, {**vars(options), "output": None, **told, "measured": found})
     machine, torch_version = told["hardware"]["cpu"], told["versions"]["torch"]
     print(f"\nCommit {told['commit']}; {machine}, {threads} thread(s); torch {torch_version}.")
 

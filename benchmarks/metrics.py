@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 SYSTEMS = ("harness", "harness, agreement", "pytrec_eval", "sentence-transformers")
 # ours -> pytrec_eval's
@@ -209,19 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.work:
         work(options.work, options.folder, options.queries, options.hits)
         return 0
-    from harness.pipeline.provenance import commit, hardware, versions
-
-    provenance = {"commit": commit(), "versions": versions(), "hardware": hardware(), "load": os.getloadavg()[0],
-                  "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
+    told = provenance()
     fewer = min(options.others_queries, options.queries)
     with tempfile.TemporaryDirectory(prefix="metrics-") as name:
         results = compare(Path(name), options.queries, fewer, options.hits)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"provenance": provenance, "hits": options.hits, "threads": 1, "metrics": list(NAMES), "systems": results}
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    content = {"provenance": told, "hits": options.hits, "threads": 1, "metrics": list(NAMES), "systems": results}
+    write(options.output, content)
     heading = f"{options.hits:,} hits a query, {len(NAMES)} metrics, one thread"
     sys.stdout.write("\n".join([heading, "", *table(results)]) + "\n")
-    return int(any("failed" in told for told in results.values()))
+    return int(any("failed" in result for result in results.values()))
 
 
 if __name__ == "__main__":

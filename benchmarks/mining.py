@@ -17,18 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 SYSTEMS = ("harness", "harness-exact", "st-faiss", "st-torch")
 SHARE = 0.95
@@ -209,23 +208,6 @@ def measured(system: str, folder: Path, sizes: dict[str, int]) -> dict[str, Any]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, machine, versions, and what else the machine was doing."""
-    root = Path(__file__).resolve().parents[1]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    names = ("numpy", "torch", "faiss-cpu", "pyarrow", "sentence-transformers", "datasets")
-    found = {name: _version(name) for name in names}
-    return {"commit": commit, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
-            "machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "versions": found}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def table(results: dict[str, Any]) -> list[str]:
     """A Markdown table."""
     columns = ("system", "seconds", "of processor", "peak MiB", "above its baseline MiB", "same negatives")
@@ -279,9 +261,8 @@ def main() -> None:
         for system in done:
             if reference and system != reference:
                 results[system]["agreement"] = agreement(system, reference, folder)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     content = {"provenance": told, "sizes": sizes, "threads": 1, "systems": results}
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    write(options.output, content)
     heading = f"{sizes['queries']:,} queries x {sizes['documents']:,} documents x {sizes['dimension']}, one thread"
     sys.stdout.write("\n".join([heading, "", *table(results)]) + "\n")
 

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from provenance import write
+
 METRICS = ("P@1", "P@10", "nDCG@10", "MRR@10", "Recall@100")
 
 
@@ -165,7 +167,7 @@ def main() -> None:
         arguments = ["run", str(options.recipe), *overrides, "--output", str(output)]
         subprocess.run([sys.executable, "-m", "harness", *arguments], check=True)
         seconds = time.monotonic() - started
-        (output / "seconds.json").write_text(json.dumps({"whole_command": seconds}))
+        write(output / "seconds.json", {"whole_command": seconds})
     elif (output / "seconds.json").exists():
         seconds = json.loads((output / "seconds.json").read_text())["whole_command"]
     shown = " ".join(["--set data.path=DIR" if o.startswith("data.path=") else f"--set {o}" for o in options.set])

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 SYSTEMS = ("harness", "semantic_search", "faiss")
 BLOCK = 10_000
@@ -215,11 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.work:
         work(options.work, options.folder, options.sizes)
         return 0
-    from harness.pipeline.provenance import commit, hardware, versions
-
     sizes = {name: getattr(options, name) for name in ("queries", "documents", "dimension", "k", "threads")}
-    provenance = {"commit": commit(), "versions": versions(), "hardware": hardware(), "load": os.getloadavg()[0],
-                  "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
+    told = provenance()
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="searching-")))
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,14 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shapes = [np.load(folder / name, mmap_mode="r").shape for name in ("queries.npy", "documents.npy")]
         assert shapes[0][0] >= options.queries and shapes[1] == (options.documents, options.dimension), shapes
         results = compare(folder, sizes, options.systems)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(
-        json.dumps({"provenance": provenance, "sizes": sizes, "systems": results}, indent=1) + "\n"
-    )
+    write(options.output, {"provenance": told, "sizes": sizes, "systems": results})
     heading = (f"{options.queries:,} queries x {options.documents:,} documents x {options.dimension}, the "
                f"{options.k} best, {options.threads} threads")  # fmt: skip
     sys.stdout.write("\n".join([heading, "", *table(results)]) + "\n")
-    return int(any("failed" in told for told in results.values()))
+    return int(any("failed" in result for result in results.values()))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write
 
 WORDS, LINES_A_FILE, ROW_GROUP = 50_000, 250_000, 25_000
 LANGUAGES = ("en", "de", "fr", "ja")
@@ -280,19 +281,14 @@ def main() -> None:
     if options.phase:
         print(json.dumps(measured(options.phase, options.folder, options.lines[0])))
         return
-    from harness.pipeline.provenance import commit, hardware, versions
-
-    started, sizes = time.strftime("%Y-%m-%dT%H:%M:%S%z"), {}
+    told, sizes = provenance(command=" ".join(["python", *sys.argv]), seed=SEED, note=options.note), {}
     for lines in options.lines:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="streaming-") as folder:
             sizes[str(lines)] = run(lines, Path(folder))
-    provenance = {"command": " ".join(["python", *sys.argv]), "commit": commit(), "hardware": hardware(),
-                  "versions": versions(), "started": started, "seed": SEED, "note": options.note}  # fmt: skip
     conditions = {"batch": BATCH, "batches": BATCHES, "words": WORDS, "prompt": PROMPT, "max_length": MAX_LENGTH,
                   "lines_a_file": LINES_A_FILE, "row_group": ROW_GROUP, "dimension": DIMENSION}  # fmt: skip
-    results = {"provenance": provenance, "conditions": conditions, "sizes": sizes}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    results = {"provenance": told, "conditions": conditions, "sizes": sizes}
+    write(options.output, results)
     print(markdown(results))
 
 

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance, write
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -263,8 +265,6 @@ def conditions(task: Task, rows: list[dict[str, Any]], seeds: Sequence[int]) -> 
 
 def main() -> None:
     """Train, evaluate, print, write."""
-    from harness.pipeline.provenance import commit, hardware, versions
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for task in TASKS:
         parser.add_argument(f"--{task.name.replace('_', '-')}", type=Path, metavar="DIR", help="its BEIR folder")
@@ -279,13 +279,12 @@ def main() -> None:
         parser.error("give at least one data set's folder")
     record = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
     for task, source in sources.items():
-        folder = options.folder.resolve() / task.name
+        told, folder = provenance(), options.folder.resolve() / task.name
         folder.mkdir(parents=True, exist_ok=True)
         rows = numbers(list(measured(task, source.resolve(), folder, options.seeds, options.rows)), options.resamples)
-        record[task.name] = {"commit": commit(), "versions": versions(), "hardware": hardware(), "rows": rows}
+        record[task.name] = {**told, "rows": rows}
         print(f"### {task.name}\n\n{conditions(task, rows, options.seeds)}\n\n{table(rows)}\n", flush=True)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write(options.output, record)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from provenance import write
+
 SIDES = ("oldest", "newest")
 SHOWN = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy", "tokenizers", "huggingface-hub",
          "peft", "datasets")  # fmt: skip
@@ -156,8 +158,7 @@ def main() -> None:
         record[side] = run_side(side, commit, interpreter, options.folder.resolve(), options.limit)
         if not options.keep:
             shutil.rmtree(options.folder / side / "venv", ignore_errors=True)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write(options.output, record)
     print(table(record))
     sys.exit(any(record[side]["install_exit_code"] or record[side].get("test_exit_code") for side in sides))
 

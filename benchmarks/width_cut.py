@@ -9,13 +9,13 @@ are compared, by their mean cosine, with those of the model whose layers alone a
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from provenance import provenance, write
 from torch import Tensor
 
 from harness.data.prepare import load_dataset, prepare_data
@@ -23,7 +23,6 @@ from harness.encoders.encoder import Encoder
 from harness.encoders.folder import load_encoder
 from harness.encoders.surgery import cut_layers
 from harness.encoders.width import highest, keep_units, unit_scores
-from harness.pipeline.provenance import commit, hardware, versions
 from harness.recipe import EncoderSettings, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +57,7 @@ def cosine(encoder: Encoder, texts: list[str], other_ND: np.ndarray) -> float:
 
 def main() -> None:
     """Print the table and write it as JSON."""
+    told = provenance()
     measured_on, held_out = queries()
     rows = []
     for layers in ([0, 1, 2, 3, 4, 5], [0, 5]):
@@ -77,10 +77,7 @@ def main() -> None:
     lines = [f"| {' | '.join(keys)} |", "|" + "---|" * len(keys)]
     lines += ["| " + " | ".join(str(row[key]) for key in keys) + " |" for row in rows]
     sys.stdout.write("\n".join(lines) + "\n")
-    output = ROOT / "outputs" / "measured" / "width-cut.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    provenance = {"commit": commit(), "versions": versions(), "hardware": hardware()}
-    output.write_text(json.dumps({"provenance": provenance, "rows": rows}, indent=1) + "\n")
+    write(ROOT / "outputs" / "measured" / "width-cut.json", {"provenance": told, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ def ann() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_ann", SCRIPT)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(SCRIPT.parent)  # as where it is started as a script
+        spec.loader.exec_module(module)
     return module
 
 
@@ -50,6 +52,7 @@ def test_the_whole_script_runs_on_random_vectors(
     monkeypatch.setattr("harness.vectors.approximate.ApproximateIndex.build", None)  # what was built is opened
     ann.main(flags)
     told, shown = json.loads((tmp_path / "ann.json").read_text()), capsys.readouterr().out
+    assert {"commit", "load", "versions", "hardware"} < told["provenance"].keys()
     assert (told["verdict"], told["documents"], told["real_documents"]) == ("too small to tell", 1000, 900)
     assert "100 of them made up" in shown and "of so few documents: too small to tell" in shown
     assert set(told["indexes"]) == {"hnsw", "ivf", "ivf-pq"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from builders.rich_results import rich_results
 
+import harness.pipeline.provenance
 from harness.evaluation.per_query import PerQuery
 from harness.recipe import load_recipe
 
@@ -25,11 +28,47 @@ def script(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look it up
     path, environment = list(sys.path), dict(os.environ)
+    sys.path.insert(0, str(BENCHMARKS))
     spec.loader.exec_module(module)
     sys.path[:] = path
     os.environ.clear()
     os.environ.update(environment)
     return module
+
+
+def test_a_number_of_edited_code_does_not_bear_the_name_of_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    code = tmp_path / "code.py"
+    code.write_text("x = 1\n")
+    git("init")
+    git("add", "code.py")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(harness.pipeline.provenance, "__file__", str(code))
+    told = script("provenance").provenance(seed=7)
+    assert len(told["commit"]) == 12 and told["seed"] == 7
+    assert {"started", "load", "versions", "hardware"} < told.keys() and "numpy" in told["versions"]
+    code.write_text("x = 2\n")
+    assert script("provenance").provenance()["commit"] == f"{told['commit']}-dirty"
+
+
+def test_numbers_that_can_not_be_written_leave_those_that_lie_there(tmp_path: Path) -> None:
+    path, write = tmp_path / "new" / "found.json", script("provenance").write
+    write(path, {"found": 1})
+    with pytest.raises(TypeError):
+        write(path, {"found": 2, "more": object()})
+    assert json.loads(path.read_text()) == {"found": 1} and list(path.parent.iterdir()) == [path]
+
+
+def test_no_benchmark_tells_its_provenance_in_a_way_of_its_own() -> None:
+    for path in sorted(BENCHMARKS.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        own = [word for word in ("getloadavg", "metadata.version(", '"describe"', '"HEAD"]') if word in text]
+        assert path.name == "provenance.py" or not own, (path, own)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,9 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import provenance as common  # noqa: E402
 
 AIM = 0.45  # model FLOP utilisation with adapters
 
@@ -191,9 +192,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Commit, machine, device, versions."""
-    from harness.pipeline.provenance import commit, hardware, versions
-
-    told: dict[str, Any] = {"commit": commit(), "hardware": hardware(), "versions": versions(), "device": str(device)}
+    told = common.provenance(device=str(device))
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         told |= {"gpu": gpu.name, "gpu_gib": round(gpu.total_memory / 2**30, 1), "cuda": torch.version.cuda}
@@ -202,7 +201,6 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 def write(path: Path, options: Mapping[str, Any], told: Mapping[str, Any], measured: Any) -> None:
     """The JSON beside the table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     shapes = {name: asdict(shape) for name, shape in SHAPES.items()}
-    path.write_text(json.dumps({"options": plain, **told, "shapes": shapes, "measured": measured}, indent=1))
+    common.write(path, {"options": plain, **told, "shapes": shapes, "measured": measured})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from harness.runtime.process import fingerprint
 PACKAGES = ("harness-retrieval", "torch", "transformers", "accelerate", "faiss-cpu", "faiss-gpu", "numpy", "emoji")
 
 
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that decide results."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """The versions of Python and of the packages that decide results, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
