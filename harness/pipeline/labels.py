@@ -9,6 +9,7 @@ torch.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ def evaluated_names(run: Run) -> list[str]:
 
 def judged_records(run: Run, name: str) -> list[Record]:
     """The queries of a set as an evaluation judges them: with the data's judgments and the labels that came later."""
-    return with_labels(run.dataset.splits[name], kept_labels(run.folder).labels, run.dataset.documents.row)
+    return with_labels(run.dataset.splits[name], run.labels.labels, run.dataset.documents.row)
 
 
 def label_sources(folder: RunFolder) -> dict[str, Any]:
@@ -105,17 +106,18 @@ def label_sources(folder: RunFolder) -> dict[str, Any]:
     return dict.fromkeys(("evaluate", "bench.ann"), sha256) if sha256 else {}
 
 
-def labels_told(run: Run, names: list[str]) -> dict[str, Any]:
-    """For results.json: the files that labels came from, and how many judge each set; empty where there are none."""
-    kept = kept_labels(run.folder)
+def labels_told(run: Run, judged: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """For results.json: the files that labels came from, and how many judge each set; empty where there are none.
+
+    Args:
+        judged: set -> ``judged_records``.
+    """
+    kept, splits = run.labels, run.dataset.splits
     if not kept.labels:
         return {}
-    used = {}
-    for name in names:
-        plain, judged = run.dataset.splits[name], judged_records(run, name)
-        used[name] = sum(map(_judgments, judged)) - sum(map(_judgments, plain))
+    used = {name: _judgments(records) - _judgments(splits[name]) for name, records in judged.items()}
     return {"labels": {"files": kept.files, "labels": sum(map(len, kept.labels.values())), "used": used}}
 
 
-def _judgments(record: Record) -> int:
-    return len(record.positives) + len(record.negatives)
+def _judgments(records: Sequence[Record]) -> int:
+    return sum(len(record.positives) + len(record.negatives) for record in records)

@@ -21,14 +21,12 @@ from harness.data.token_cache import TokenCache
 from harness.encoders.tokens import read_tokenizer, token_counts
 from harness.evaluation.alike import alike
 from harness.evaluation.bars import HEADLINE_METRIC
-from harness.evaluation.bias import bias
 from harness.evaluation.languages import language_table, training_shares
 from harness.evaluation.leakage import Flags, leakage, seen_among, seen_anywhere, seen_in_logs
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.results import compared_metrics, qualities
 from harness.evaluation.slices import Slice, asked_for, by_column, by_frequency, by_length, by_seen
 from harness.pipeline.context import Run
-from harness.pipeline.labels import judged_records
 from harness.recipe import Recipe
 from harness.runtime.process import read_json, write_json
 
@@ -171,44 +169,26 @@ def _hashes(run: Run, stage: str, stream: str) -> Iterator[Hashes]:
 def slice_sections(
     run: Run, evaluations: Evaluations, sliced: Sliced, recovery: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What results.json gains: ``slice_sources``, ``leakage``, ``alike``, ``languages`` and ``bias``.
-
-    There is no ``bias`` where a search sees documents of one language.
+    """What results.json gains: ``slice_sources``, ``leakage``, ``alike`` and ``languages``.
 
     Args:
         evaluations: system -> set, hits not needed.
         recovery: as results.json has it.
     """
     settings, reference = run.recipe.evaluate, run.recipe.evaluate.reference
-    found: dict[str, dict[str, Any]] = {"alike": {}, "bias": {}}
+    found: dict[str, dict[str, Any]] = {"alike": {}}
     for name in sliced.slices:
         systems = {system: sets[name] for system, sets in evaluations.items() if name in sets}
         if reference not in systems:
             continue
         told = (settings.resamples, settings.confidence, run.recipe.seed)
         metrics = compared_metrics(qualities(systems))
-        _put(found["alike"], name, alike(systems, reference, sliced.values(name), metrics, *told))
-        _put(found["bias"], name, _bias(run, name, list(systems)))
+        for system, part in alike(systems, reference, sliced.values(name), metrics, *told).items():
+            found["alike"].setdefault(system, {})[name] = part
     languages = {name: _languages(run, name, evaluations, sliced, recovery) for name in sliced.slices}
     leaks = {name: leakage(seen, len(run.dataset.splits[name])) for name, seen in sliced.seen.items()}
     sources = {name: {key: cut.told for key, cut in cuts.items()} for name, cuts in sliced.slices.items()}
-    found |= {"slice_sources": sources, "leakage": leaks, "languages": languages}
-    return {key: tree for key, tree in found.items() if tree or key != "bias"}
-
-
-def _put(tree: dict[str, Any], name: str, by_system: Mapping[str, Any] | None) -> None:
-    for system, part in (by_system or {}).items():
-        tree.setdefault(system, {})[name] = part
-
-
-def _bias(run: Run, name: str, systems: Sequence[str]) -> dict[str, Any] | None:
-    """Only where a search sees documents of several languages are hits read at all."""
-    documents = run.dataset.documents
-    if run.dataset.search_within or len(set(documents.languages)) < 2:
-        return None
-    found = {system: PerQuery.load(run.folder.evaluations / system / name) for system in systems}
-    settings = run.recipe.evaluate
-    return bias(found, settings.reference, judged_records(run, name), documents, settings.confidence)
+    return found | {"slice_sources": sources, "leakage": leaks, "languages": languages}
 
 
 def _languages(

@@ -216,7 +216,7 @@ def test_text_of_runs_cannot_become_markup(tmp_path: Path) -> None:
 def test_the_hash_of_a_set_is_of_what_it_asks_and_of_which_documents() -> None:
     from harness.data.records import Dataset, Documents, Record
     from harness.evaluation.pooling import with_labels
-    from harness.pipeline.work_report import _set_sha256
+    from harness.pipeline.work_report import set_hashes
 
     def dataset(
         text: str = "cat", document: str = "a cat", grade: float = 1.0, other: str = "x", within: bool = False,
@@ -229,9 +229,11 @@ def test_the_hash_of_a_set_is_of_what_it_asks_and_of_which_documents() -> None:
 
     def named(found: Dataset, labels: dict[str, float] | None = None) -> str:
         judged = with_labels(found.splits["test"], {"q": labels or {}}, {"d": 0, "d1": 1, "d2": 2})
-        return _set_sha256(found, judged)
+        return set_hashes(found, {"other": [Record("o", "", "en", "g", {})], "test": judged})["test"]
 
     same = named(dataset())
+    assert same.startswith("55f2444f957f"), "runs that are stored stay comparable"
+    assert set_hashes(dataset(), {"test": dataset().splits["test"]}) == {"test": same}, "of this set alone"
     assert same == named(dataset(other="y"))  # what was trained on is another matter
     assert same == named(dataset(spoken="de")), "that all documents are searched is all that counts"
     changed = (dataset(text="dog"), dataset(document="a dog"), dataset(grade=2.0), dataset(within=True),

@@ -27,6 +27,7 @@ from harness.pipeline.pool import label_run, pool_run
 from harness.pipeline.sizes import counts_of, models_of
 from harness.pipeline.trec import write_trec
 from harness.pipeline.work_ann import _sampled
+from harness.pipeline.work_report import collect_results
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError, StaleArtefactError
 from harness.runtime.process import file_sha256, read_json
@@ -326,6 +327,33 @@ def test_the_command_line_writes_pools_and_reads_labels(copy: tuple[Recipe, Path
     path.write_text(f"{header}\n" + "\t".join(cells) + "\n", encoding="utf-8")
     shown = run.invoke(app, ["pool", str(out), "--labels", str(path)])
     assert shown.exit_code == 0 and "1 new labels; 0 pairs" in shown.output and "recipe.resolved.yaml" in shown.output
+
+
+def test_the_report_reads_tables_labels_and_documents_once(
+    copy: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe, out = copy
+    _label_some(out, tmp_path)
+    run_recipe(recipe, out)
+    read: list[str] = []
+    load, labels = PerQuery.load, kept_labels
+
+    def counted(folder: Path, **settings: Any) -> PerQuery:
+        read.append(f"{folder.parent.name}/{folder.name}")
+        return load(folder, **settings)
+
+    def told(folder: RunFolder) -> Any:
+        read.append("labels")
+        return labels(folder)
+
+    monkeypatch.setattr(PerQuery, "load", counted)
+    monkeypatch.setattr("harness.pipeline.context.kept_labels", told)
+    monkeypatch.setattr("harness.pipeline.labels.kept_labels", told)
+    found = collect_results(Run(recipe, RunFolder(out), {}))
+    within = [name for name in read if name.split("/")[0] in (*SYSTEMS, "labels") and "." not in name]
+    assert sorted(within) == sorted(["labels", *(f"{system}/{name}" for system in SYSTEMS for name in found["sets"])])
+    stored = read_json(out / "results.json")
+    assert found["disagreements"] == stored["disagreements"] and found["labels"] == stored["labels"]
 
 
 # --------------------------------------------------------------------------------------------------- disagreements

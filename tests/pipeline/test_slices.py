@@ -16,9 +16,11 @@ from harness.pipeline.check import check_recipe
 from harness.pipeline.context import Run
 from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.folder import RunFolder
+from harness.pipeline.hits import read_evaluations
+from harness.pipeline.labels import judged_records
 from harness.pipeline.pool import label_run, pool_run
 from harness.pipeline.update import update_documents
-from harness.pipeline.work_slices import _bias, slice_queries
+from harness.pipeline.work_slices import slice_queries
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError
 from harness.runtime.process import read_json
@@ -88,14 +90,14 @@ def test_bias_is_told_by_the_judgments_that_labels_add(
     run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given: list[Any] = []
-    monkeypatch.setattr("harness.pipeline.work_slices.bias", lambda *arguments: given.append(arguments[2]))
+    monkeypatch.setattr("harness.pipeline.hits.bias", lambda *arguments: given.append(arguments[2]))
     root = Path(shutil.copytree(run[1], tmp_path / "out"))
     path = pool_run(root, tmp_path / "pool.jsonl").path
     lines = list(read_lines(path))
     write_jsonl(path, [{**line, "grade": 1} for line in lines])
     label_run(root, path)
     told = Run(load_recipe(run[0]), RunFolder(root), {})
-    _bias(told, "test", ["teacher", "student-aligned"])
+    read_evaluations(told, {"test": judged_records(told, "test")})
     (records,) = given
     more = sum(len(record.positives) for record in records)
     assert more == len(lines) + sum(len(record.positives) for record in told.dataset.splits["test"])
@@ -108,6 +110,7 @@ def copied(run: tuple[Path, Path], root: Path) -> tuple[Recipe, Path]:
 
 def test_every_run_has_the_sections(run: tuple[Path, Path]) -> None:
     results = read_json(run[1] / "results.json")
+    assert results["exported"] is None and not any("deployed" in told for told in results["warnings"])
     assert set(results["slices"]) == set(results["alike"]) == {"student-aligned"}
     cuts = results["slices"]["student-aligned"]["test"]
     assert set(cuts) == {"length", "seen"} and not (run[1] / "slices.json").exists()
