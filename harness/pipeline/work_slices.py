@@ -13,24 +13,20 @@ from typing import Any
 import numpy as np
 
 from harness.data.columns import Column, read_columns
-from harness.data.dedupe import Hashes
 from harness.data.folder import read_lines
 from harness.data.overlap import EVALUATION_SPLITS, FORMER
-from harness.data.records import Record
 from harness.data.token_cache import TokenCache
 from harness.encoders.tokens import read_tokenizer, token_counts
 from harness.evaluation.alike import alike
 from harness.evaluation.bars import HEADLINE_METRIC
 from harness.evaluation.languages import language_table, training_shares
-from harness.evaluation.leakage import Flags, leakage, seen_among, seen_anywhere, seen_in_logs
+from harness.evaluation.leakage import Flags, leakage, places, seen_among, seen_anywhere, seen_in_logs
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.results import compared_metrics, qualities
 from harness.evaluation.slices import Slice, asked_for, by_column, by_frequency, by_length, by_seen
 from harness.pipeline.context import Run
 from harness.recipe import Recipe
 from harness.runtime.process import read_json, write_json
-
-_LOOKED_AT = 2**20  # rows of a log compared at a time
 
 Evaluations = Mapping[str, Mapping[str, PerQuery]]
 
@@ -68,65 +64,64 @@ class Sliced:
 def slice_queries(run: Run, names: Sequence[str]) -> Sliced:
     """Cut up the queries of some sets, from the prepared data, the models' tokenizers and the columns read."""
     splits = {name: run.dataset.splits[name] for name in names}
-    seen = {name: _seen(run, name, records) for name, records in splits.items()}
-    lengths, unit = _lengths(run, splits)
     every = [record for records in splits.values() for record in records]
-    ends = np.cumsum([0, *map(len, splits.values())])
-    length = by_length(np.concatenate([lengths[name] for name in splits]).tolist(), unit)  # cut alike in all sets
+    texts = [record.text for record in every]
     columns: dict[str, Column] = read_json(run.folder.slices)["columns"] if run.recipe.evaluate.slices else {}
-    whole = {name: by_column(name, [column.get(record.id) for record in every]) for name, column in columns.items()}
-    slices = {}
-    for at, (name, records) in enumerate(splits.items()):
-        asked = asked_for(records, run.dataset.splits["train"])
-        found = {
-            "length": _of_set(length, int(ends[at]), int(ends[at + 1])),
-            "frequency": by_frequency([record.weight for record in records], asked),
-            "seen": by_seen(seen_anywhere(seen[name], len(records)).tolist()),
-            **{column: _of_set(cut, int(ends[at]), int(ends[at + 1])) for column, cut in whole.items()},
+    whole = {  # cut alike in all sets
+        "length": _by_length(run, texts),
+        **{name: by_column(name, [column.get(record.id) for record in every]) for name, column in columns.items()},
+    }
+    seen, asked = _seen(run, texts), asked_for(every, run.dataset.splits["train"])
+    counted = _tokens(run.folder.student("cut"), texts)
+    found = Sliced({}, {}, {})
+    for name, at in places(splits).items():
+        found.seen[name] = {source: seen_Q[at] for source, seen_Q in seen.items() if source != name}
+        if counted:
+            found.tokens[name] = counted[0][at], counted[1][at]
+        cuts = {
+            "length": _of_set(whole["length"], at),
+            "frequency": by_frequency([record.weight for record in every[at]], asked[at]),
+            "seen": by_seen(seen_anywhere(found.seen[name], len(every[at])).tolist()),
+            **{column: _of_set(whole[column], at) for column in columns},
         }
-        slices[name] = {key: cut for key, cut in found.items() if cut is not None}
-    return Sliced(slices, seen, _tokens(run.folder.student("cut"), splits))
+        found.slices[name] = {key: cut for key, cut in cuts.items() if cut is not None}
+    return found
 
 
-def _of_set(cut: Slice | None, start: int, end: int) -> Slice | None:
+def _of_set(cut: Slice | None, at: slice) -> Slice | None:
     """One set's part of a slice of all sets."""
-    if cut is None or len(set(cut.values[start:end])) < 2:
+    if cut is None or len(set(cut.values[at])) < 2:
         return None
-    values = cut.values[start:end]
+    values = cut.values[at]
     return Slice(values, [value for value in cut.order if value in set(values)], cut.told)
 
 
-def _lengths(run: Run, splits: Mapping[str, Sequence[Record]]) -> tuple[dict[str, np.ndarray], str]:
-    """Tokens of each query to the teacher; characters where it has no tokenizer."""
-    if counted := _tokens(run.folder.teacher, splits):
-        return {name: token_Q for name, (token_Q, _) in counted.items()}, "tokens"
-    return {name: np.array([len(record.text) for record in records]) for name, records in splits.items()}, "characters"
+def _by_length(run: Run, texts: Sequence[str]) -> Slice | None:
+    """By the tokens of each query to the teacher; by characters where it has no tokenizer."""
+    if counted := _tokens(run.folder.teacher, texts):
+        return by_length(counted[0].tolist(), "tokens")
+    return by_length([len(text) for text in texts], "characters")
 
 
-def _tokens(folder: Path, splits: Mapping[str, Sequence[Record]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Tokens of each query, and how many are unknown, to the model in a folder; empty where it has no tokenizer."""
-    if not (folder / "tokenizer.json").is_file():
-        return {}
-    tokenizer = read_tokenizer(folder)
-    return {name: token_counts(tokenizer, [record.text for record in records]) for name, records in splits.items()}
+def _tokens(folder: Path, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Tokens of each query, and how many are unknown, to the model in a folder; None where it has no tokenizer."""
+    return token_counts(read_tokenizer(folder), texts) if (folder / "tokenizer.json").is_file() else None
 
 
 # ------------------------------------------------------------------------------------------------------ what was seen
 
 
-def _seen(run: Run, name: str, records: Sequence[Record]) -> dict[str, Flags]:
-    """Of a set's queries, which occur in what was trained on, chosen on, aligned on, and in logs."""
-    recipe, texts = run.recipe, [record.text for record in records]
+def _seen(run: Run, texts: Sequence[str]) -> dict[str, Flags]:
+    """Of all sets' queries, which occur in what was trained on, chosen on, aligned on, and in logs: each read once."""
+    recipe = run.recipe
     found: dict[str, Flags] = {}
     if _trains_on_queries(recipe):
         found["train"] = seen_among(texts, _split_texts(run, "train"))
-    if name != "select":
-        found["select"] = seen_among(texts, _split_texts(run, "select"))
+    found["select"] = seen_among(texts, _split_texts(run, "select"))
     if recipe.align and recipe.align.texts:
         found["align"] = seen_among(texts, _aligned(run, recipe.align.texts))
-    if streams := [*(("teacher", stream) for stream in recipe.teacher.streams),
-                   *(("align", stream) for stream in (recipe.align.streams if recipe.align else []))]:  # fmt: skip
-        found["streams"] = seen_in_logs(texts, (block for place in streams for block in _hashes(run, *place)))
+    if logs := _logs(run):
+        found["streams"] = seen_in_logs(texts, (hash_N for log in logs for hash_N in log.first_texts()))
     return found
 
 
@@ -151,16 +146,12 @@ def _aligned(run: Run, kinds: Iterable[str]) -> Iterator[str]:
         yield from (text for text, _ in run.dataset.unlabelled)
 
 
-def _cache(run: Run, stage: str, stream: str) -> TokenCache:
-    folder = run.folder.streams / stage / stream
-    return TokenCache(folder, read_json(folder / "manifest.json"))
-
-
-def _hashes(run: Run, stage: str, stream: str) -> Iterator[Hashes]:
-    """The hashes of a log's queries, which are its first text."""
-    cache = _cache(run, stage, stream)
-    for start in range(0, len(cache), _LOOKED_AT):
-        yield cache.keys(np.arange(start, min(start + _LOOKED_AT, len(cache))))[:, 0]
+def _logs(run: Run) -> list[TokenCache]:
+    """The logs that the teacher and the alignment read; a log's first text is its query."""
+    recipe, streams = run.recipe, run.folder.streams
+    folders = [*(streams / "teacher" / stream for stream in recipe.teacher.streams),
+               *(streams / "align" / stream for stream in (recipe.align.streams if recipe.align else []))]  # fmt: skip
+    return [TokenCache(folder, read_json(folder / "manifest.json")) for folder in folders]
 
 
 # --------------------------------------------------------------------------------------------------------- the report
@@ -185,15 +176,17 @@ def slice_sections(
         metrics = compared_metrics(qualities(systems))
         for system, part in alike(systems, reference, sliced.values(name), metrics, *told).items():
             found["alike"].setdefault(system, {})[name] = part
-    languages = {name: _languages(run, name, evaluations, sliced, recovery) for name in sliced.slices}
+    trained = _trained(run)
+    languages = {name: _languages(run, name, evaluations, sliced, recovery, trained) for name in sliced.slices}
     leaks = {name: leakage(seen, len(run.dataset.splits[name])) for name, seen in sliced.seen.items()}
     sources = {name: {key: cut.told for key, cut in cuts.items()} for name, cuts in sliced.slices.items()}
     return found | {"slice_sources": sources, "leakage": leaks, "languages": languages}
 
 
 def _languages(
-    run: Run, name: str, evaluations: Evaluations, sliced: Sliced, recovery: Mapping[str, Any]
-) -> dict[str, Any]:
+    run: Run, name: str, evaluations: Evaluations, sliced: Sliced, recovery: Mapping[str, Any],
+    trained: Mapping[str, float],
+) -> dict[str, Any]:  # fmt: skip
     records, reference = run.dataset.splits[name], run.recipe.evaluate.reference
     texts: dict[str, list[str]] = {}
     for record in records:
@@ -210,7 +203,7 @@ def _languages(
         system: {key: rows.get(HEADLINE_METRIC, {}).get("value") for key, rows in recovery[system][name].items()}
         for system in systems if name in recovery.get(system, {})
     }  # fmt: skip
-    return language_table(texts, tokens, _trained(run), systems, recovered)
+    return language_table(texts, tokens, trained, systems, recovered)
 
 
 def _trained(run: Run) -> dict[str, float]:
@@ -218,11 +211,7 @@ def _trained(run: Run) -> dict[str, float]:
     counts: dict[str, int] = {}
     for record in run.dataset.splits["train"]:
         counts[record.language] = counts.get(record.language, 0) + 1
-    recipe = run.recipe
-    if not counts:
-        stages = (("teacher", recipe.teacher.streams), ("align", recipe.align.streams if recipe.align else []))
-        for stage, streams in stages:
-            for stream in streams:
-                for language, rows in _cache(run, stage, stream).languages.items():
-                    counts[language] = counts.get(language, 0) + rows
+    for log in [] if counts else _logs(run):
+        for language, rows in log.languages.items():
+            counts[language] = counts.get(language, 0) + rows
     return training_shares(counts)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from builders.tiny_data import write_jsonl
 from builders.tiny_run import tiniest_tree, write_recipe
 
 from harness.data.folder import load_dataset, read_lines
+from harness.evaluation.leakage import Flags, seen_among
 from harness.evaluation.per_query import PerQuery
 from harness.pipeline.check import check_recipe
 from harness.pipeline.context import Run
@@ -146,6 +149,27 @@ def test_a_column_is_read_and_nothing_is_trained_for_it(run: tuple[Path, Path], 
     sliced = slice_queries(Run(recipe, RunFolder(out), {}), ["report", "test"])
     assert sliced.values("test")["form"] == forms, "in the order of the evaluations"
     assert set(sliced.values("report")) == {"length", "form", "number"}
+
+
+def test_what_was_trained_on_is_read_once_for_all_sets(
+    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, looked = Run(load_recipe(run[0]), RunFolder(run[1]), {}), []
+
+    def counted(queries: Sequence[str], texts: Iterable[str]) -> Flags:
+        looked.append(len(queries))
+        return seen_among(queries, texts)
+
+    monkeypatch.setattr("harness.pipeline.work_slices.seen_among", counted)
+    both = slice_queries(told, ["select", "report", "test"])
+    assert looked == [sum(len(told.dataset.splits[name]) for name in both.slices)] * 3, "train, select, align"
+    for name in ("select", "report", "test"):
+        alone = slice_queries(told, [name])
+        assert list(both.seen[name]) == list(alone.seen[name]) and ("select" in both.seen[name]) == (name != "select")
+        assert all(np.array_equal(both.seen[name][key], alone.seen[name][key]) for key in both.seen[name])
+        assert all(np.array_equal(*pair) for pair in zip(both.tokens[name], alone.tokens[name], strict=True))
+        assert both.slices[name].get("frequency") == alone.slices[name].get("frequency")
+    assert len({sum(map(np.sum, seen.values())) for seen in both.seen.values()}) > 1, "not the same of each"
 
 
 def test_a_recipe_may_measure_another_metric(
