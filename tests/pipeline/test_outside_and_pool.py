@@ -329,7 +329,7 @@ def test_the_command_line_writes_pools_and_reads_labels(copy: tuple[Recipe, Path
     assert shown.exit_code == 0 and "1 new labels; 0 pairs" in shown.output and "recipe.resolved.yaml" in shown.output
 
 
-def test_the_report_reads_tables_labels_and_documents_once(
+def test_the_report_reads_tables_and_labels_once(
     copy: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     recipe, out = copy
