@@ -108,7 +108,7 @@ STEPS = (
     Step("evaluate.outside", 1, ("embed.outside", "student", "align", "refine"),
          tuple(f"evaluate.{key}" for key in ("outside", "systems", "searcher", "metrics", "depth")),
          lambda r: bool(r.evaluate.outside), shared=True, along=True),
-    Step("bench", 2, ("data", "embed.base", "embed", "student", "align", "refine", "teacher.more", "embed.more",
+    Step("bench", 3, ("data", "embed.base", "embed", "student", "align", "refine", "teacher.more", "embed.more",
          "export.onnx"), ("bench", "bench searcher"), lambda r: r.bench is not None),
     Step("report", 4, ("data.slices", "evaluate", "evaluate.outside", "bench", "bench.ann", "export", "export.pair",
          "export.index", "export.onnx"), ("report", "bench price", "evaluate", "name"), gpu=False),

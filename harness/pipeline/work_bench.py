@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.engines.deployed import onnx_precisions
+from harness.engines.deployed import ONNX, onnx_precisions, read_onnx_manifest
 from harness.engines.machine import available_cores
-from harness.evaluation.bench import Ramp, Search, bench, priced
+from harness.evaluation.bench import MB, Ramp, Search, bench, priced
 from harness.pipeline.context import Run
 from harness.pipeline.provenance import versions
 from harness.pipeline.work_evaluation import index_of_system, open_system, system_folder
@@ -36,12 +37,14 @@ def do_bench(run: Run) -> list[Path]:
     _ = run.device  # now, for it sets the threads of the launch settings
     indexes = _indexes(run, settings.systems)
     with on_threads(settings.threads, faiss="faiss" in {index.kind for index in indexes.values()}) as told:
-        engines = _timed(run, settings)
+        engines, weights = _timed(run, settings)
         answer = bench({_label(*pair): engine for pair, engine in engines.items()},
                        sample_queries(run, settings.queries_per_language), warmup=settings.warmup,
                        repeats=settings.repeats, batch_sizes=settings.batch_sizes,
                        search={_label(*pair): _search(run, indexes[pair[0]], settings.k) for pair in engines},
                        ramp=Ramp(settings.max_batch, settings.ramp_seconds))  # fmt: skip
+    for (system, name), megabytes in weights.items():
+        answer["throughput"][_label(system, name)][name]["weights_mb"] = megabytes
     for part in ("latency", "throughput"):
         by_system: dict[str, dict[str, Any]] = {}
         for system, name in engines:
@@ -148,18 +151,20 @@ def _search(run: Run, index: Any, k: int) -> Search:
 def _searched(run: Run, indexes: Mapping[str, Any], k: int) -> dict[str, Any]:
     """The conditions of the search."""
     kinds = {system: index.kind for system, index in indexes.items()}
-    first = next(iter(indexes.values()))
+    first, documents = next(iter(indexes.values())), run.dataset.documents
+    largest = max(Counter(documents.languages).values()) if run.dataset.search_within else len(documents.ids)
     return {
         "searcher": first.kind if len(set(kinds.values())) == 1 else kinds,
-        "documents": len(run.dataset.documents.ids),
+        "documents": len(documents.ids),
         "dimension": first.dimension,
-        "k": k,
+        "k": min(k, largest),  # there are no more hits
         "search_within": "one language" if run.dataset.search_within else "all documents",
     }
 
 
-def _timed(run: Run, settings: BenchSettings) -> dict[tuple[str, str], Engine]:
-    """(system, engine) -> the engine: every system in torch and what compiles it, the deployed one in ONNX, too.
+def _timed(run: Run, settings: BenchSettings) -> tuple[dict[tuple[str, str], Engine], dict[tuple[str, str], float]]:
+    """(system, engine) -> the engine, and MB of its weights: every system in torch and what compiles it, the deployed
+    one in ONNX, too.
 
     What failed the parity gate is not there to be timed; the report says so.
     """
@@ -167,7 +172,11 @@ def _timed(run: Run, settings: BenchSettings) -> dict[tuple[str, str], Engine]:
 
     from harness.engines.torch_eager import TorchEngine
 
-    found: dict[tuple[str, str], Engine] = {(s, "torch"): TorchEngine(open_system(run, s)) for s in settings.systems}
+    found: dict[tuple[str, str], Engine] = {}
+    weights: dict[tuple[str, str], float] = {}
+    for system in settings.systems:
+        encoder = open_system(run, system)
+        found[system, "torch"], weights[system, "torch"] = TorchEngine(encoder), _weights(encoder)
     for name in settings.engines:
         if name.startswith("onnx"):
             from harness.engines.onnx_runtime import OnnxEngine
@@ -177,10 +186,18 @@ def _timed(run: Run, settings: BenchSettings) -> dict[tuple[str, str], Engine]:
             if precision in onnx_precisions(folder):
                 engine = OnnxEngine(folder, precision=precision, threads=torch.get_num_threads())  # as all others
                 found[run.recipe.export.system, name] = engine
+                files = read_onnx_manifest(folder)["files"][precision]
+                weights[run.recipe.export.system, name] = sum((folder / ONNX / f).stat().st_size for f in files) / MB
             continue
         for system in settings.systems:
-            found[system, name] = _compiled(name, open_system(run, system))
-    return found
+            encoder = open_system(run, system)
+            found[system, name], weights[system, name] = _compiled(name, encoder), _weights(encoder)
+    return found, weights
+
+
+def _weights(encoder: Encoder) -> float:
+    """MB of an encoder's parameters, as they are in memory."""
+    return float(sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())) / MB
 
 
 def _compiled(name: str, encoder: Encoder) -> Engine:

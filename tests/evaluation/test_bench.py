@@ -147,10 +147,28 @@ def test_the_whole_path_is_one_clock_and_searches_for_the_vector_that_came_out(
     assert row["search_p50_ms"] == pytest.approx(7)
     assert row["whole_p50_ms"] == pytest.approx(0.5 + 12 + 7) and row["whole_p99_ms"] == pytest.approx(0.5 + 20 + 7)
     assert german["whole_p90_ms"] == pytest.approx(0.5 + 12 + 7) and german["whole_p50_ms"] == pytest.approx(15.5)
-    assert row["p50_ms"] == pytest.approx(12), "the encoder alone has calls of its own"
+    assert row["p50_ms"] == pytest.approx(12) and row["tokenise_p50_ms"] == pytest.approx(0.5)
     assert not any("whole" in name for name in found["teacher"]["torch"]["all"])
     assert set(seen) == {(ord(t[0]), len(t), lang) for t, lang in zip(TEXTS, LANGUAGES, strict=True)}
-    assert len(seen) == 1 + 2 * (5 + 1), "warm-up, and in each block one call that does not count"
+    assert len(seen) == 1 + 2 * 2 * (5 + 1), "warm-up; and, twice, in each block one call that does not count"
+
+
+def test_no_part_of_the_path_is_slower_than_the_whole(engines: dict[str, FakeEngine], clock: Clock) -> None:
+    """Parts are of the same calls: one that was slow is slow in both."""
+    student, calls = engines["student"], 0
+    forward = student.forward
+
+    def now_and_then_slow(tokens: Any) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        clock.spend(500 if calls % 40 == 7 else 0)
+        return forward(tokens)
+
+    student.forward = now_and_then_slow  # type: ignore[method-assign]
+    search = {"student": lambda vector_1D, language: clock.spend(1)}
+    row = run(engines, MANY, search=search)["latency"]["student"]["torch"]["all"]
+    assert row["p99_ms"] > 500
+    assert all(row[f"whole_p{percent}_ms"] >= row[f"p{percent}_ms"] + 1 for percent in (50, 90, 99))
 
 
 def test_percentiles_are_nearest_ranks() -> None:
@@ -297,6 +315,8 @@ def test_throughput_reports_the_best_batch(engines: dict[str, FakeEngine]) -> No
     assert found["by_batch"]["2"] < found["by_batch"]["5"]
     assert found["stopped"] == "the sizes of the recipe were timed"
     assert found["batch_1_queries_per_second"] == pytest.approx(1 / 0.031), "the mean of 11 to 51 ms"
+    also = run(engines, repeats=3, batch_sizes=[1, 2])["throughput"]["teacher"]["torch"]
+    assert also["batch_1_queries_per_second"] == also["by_batch"]["1"], "one number for one batch size"
 
 
 def test_batches_are_full_also_where_texts_are_few(engines: dict[str, FakeEngine]) -> None:
@@ -358,10 +378,10 @@ def test_the_doubling_keeps_to_its_time(engines: dict[str, FakeEngine], clock: C
 
 
 def test_the_best_size_is_timed_again(engines: dict[str, FakeEngine], clock: Clock) -> None:
-    """One lucky pass makes a size the best of the ramp, and not the number that is reported."""
+    """One lucky pass makes a size the best of the ramp, and not the number that is reported, nor that in the table."""
     meter = Meter({"student": engines["student"]}, ["aa"], repeats=1, machine=clock, advance=lambda passes: None)
     student = engines["student"]
-    taken = iter([10, 10, 10, 10, 10, 0.1, 10, 10, 10])  # one of three calls counts, at each size and at the end
+    taken = iter([10, 10, 10, 10, 10, 0.1, 10, 10, 50, 10, 10, 20])  # one of three calls counts, each time
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         clock.spend(next(taken))
@@ -370,9 +390,10 @@ def test_the_best_size_is_timed_again(engines: dict[str, FakeEngine], clock: Clo
     student.encode = encode  # type: ignore[method-assign]
     meter.given([1, 2], warmup=1)
     row = meter.results()["student"]
-    assert row["batch"] == 2 and row["by_batch"]["2"] == pytest.approx(2e4)
-    assert row["queries_per_second"] == pytest.approx(200) and next(taken, None) is None
-    assert meter.again() == pytest.approx(99)
+    assert next(taken, None) is None, "2, then 1, which was the best after that"
+    assert row["by_batch"] == {"1": pytest.approx(50), "2": pytest.approx(40)}
+    assert (row["batch"], row["queries_per_second"]) == (1, row["by_batch"]["1"])
+    assert meter.again() == pytest.approx(99.8)
 
 
 def test_memory_is_told_by_batch_with_what_earlier_calls_kept(engines: dict[str, FakeEngine]) -> None:

@@ -59,6 +59,8 @@ def test_what_was_timed_is_told_with_its_conditions(done: RunFolder) -> None:
         assert row["whole_p50_ms"] > row["search_p50_ms"] > 0 and row["calls"] == 12 and row["p99_9_ms"] is None
         assert set(rates["by_batch"]) <= {"1", "2", "4"} and rates["stopped"] and rates["queries_per_second"] > 0
         assert "cost_per_million" not in rates, "no price"
+        assert rates["queries_per_second"] == rates["by_batch"][str(rates["batch"])] == max(rates["by_batch"].values())
+        assert rates["weights_mb"] == pytest.approx(4 * results["systems"][system]["parameters"] / 1e6)
     assert results["noise"]["cores"] >= 1 and "warning" in results["noise"]
 
 
@@ -104,10 +106,11 @@ def test_threads_are_those_of_the_bench_and_afterwards_as_before(recipe: Path, r
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        changed = load_recipe(recipe, ["bench.threads=1", "launch.threads=2", "bench.batch_sizes=[2]"])
+        changed = load_recipe(recipe, ["bench.threads=1", "launch.threads=2", "bench.batch_sizes=[2]", "bench.k=5000"])
         work_bench.do_bench(Run(changed, run, {}))
         told = read_json(run.bench)["conditions"]
         assert (told["threads"], told["search_threads"]) == (1, 1)
+        assert told["k"] == told["documents"] < 5000, "there are no more hits"
         assert torch.get_num_threads() == 2, "as the launch settings say"
     finally:
         torch.set_num_threads(before)

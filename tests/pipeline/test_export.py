@@ -177,7 +177,10 @@ def test_the_deployed_student_is_timed_in_every_engine(done: RunFolder) -> None:
     assert set(latency["student-refined"]) == {"torch", "onnx"}, "int8 failed, and is not there to be timed"
     assert set(latency["teacher"]) == {"torch"}
     assert all(row["all"]["p50_ms"] > 0 for row in latency["student-refined"].values())
-    assert set(read_json(done.results)["throughput"]["student-refined"]) == {"torch", "onnx"}
+    rows = read_json(done.results)["throughput"]["student-refined"]
+    assert set(rows) == {"torch", "onnx"}
+    size = (done.export / "student" / "onnx" / "model.onnx").stat().st_size
+    assert rows["onnx"]["weights_mb"] == pytest.approx(size / 1e6)
     assert "onnx" in (done.root / "report.md").read_text(encoding="utf-8")
 
 

@@ -1,17 +1,18 @@
 """Latency of one query and throughput of many, for systems side by side: one process, an idle machine.
 
-**What is measured.** A system is an engine and, where one is given, a search. *Encoder*: from token ids to the vector
-on the host (``p50_ms``, ``p90_ms``, ``p99_ms``; the tokeniser alone, ``tokenise_p50_ms``; both, ``total_p50_ms``).
-*Whole path*: from the text to the hits, by one clock around tokenising, encoding and searching for the vector that came
-out (``whole_p50_ms`` ...; the search in it, ``search_p50_ms``). Each is timed in calls of its own, so the medians need
-not add up: the encoder alone is what a service on a machine of its own takes, the whole path what one process takes.
-*Throughput*: tokeniser and encoder over full batches of shuffled queries that are not sorted by length; no search.
+**What is measured.** A system is an engine and, where one is given, a search. *Whole path*: from the text to the hits
+(``whole_p50_ms`` ...), by one clock that is read between its parts: the tokeniser (``tokenise_p50_ms``), the encoder,
+from token ids to the vector on the host (``p50_ms``, ``p90_ms``, ``p99_ms``; with the tokeniser, ``total_p50_ms``), and
+the search for the vector that came out (``search_p50_ms``). The parts are of the same calls: no percentile of a part
+exceeds that of the whole. *Throughput*: tokeniser and encoder over full batches of shuffled queries that are not sorted
+by length; no search.
 
 **So that it can be trusted.** Systems take turns in short blocks (A B, B A, A B ...): a machine that slows down does so
 for all. No first call is timed: a block begins with a call that does not count, for the threads of the library that had
 its turn before spin on for a while, and a batch size begins with a pass that does not. Garbage collection is off while
 a clock runs. One system is timed twice, under two names (A/A): what these two differ by is noise. The best batch size
-is timed again after it was chosen, since the best of many is too good by chance.
+is timed again, since the best of many is too good by chance; the second timing is its rate from then on, everywhere,
+and where it is the best no longer, the one that now is is timed again in its turn.
 
 **Percentiles** are nearest ranks: the least time observed that at least p % of the calls did not exceed; nothing is
 interpolated. ``p99_9_ms`` is None for fewer than 2,995 calls: with as many, the slowest of them lies beyond the true
@@ -29,13 +30,13 @@ import numpy as np
 from harness.engines.machine import cpu_name
 from harness.engines.protocol import Engine
 from harness.evaluation.bench.latency import CALLS_FOR_P99_9, Calls, Search, rows, time_calls
-from harness.evaluation.bench.machine import Machine
+from harness.evaluation.bench.machine import MB, Machine
 from harness.evaluation.bench.noise import Watch, told
 from harness.evaluation.bench.throughput import Meter, Ramp, priced
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import progress
 
-__all__ = ["CALLS_FOR_P99_9", "Machine", "Ramp", "Search", "bench", "priced"]
+__all__ = ["CALLS_FOR_P99_9", "MB", "Machine", "Ramp", "Search", "bench", "priced"]
 
 _SEED = 0  # of the order in which queries come: any fixed order would do
 
@@ -65,10 +66,11 @@ def bench(
 
     Returns:
         "latency": {SYSTEM: {ENGINE: {LANG | "all": {"batch", "calls", "p50_ms", ...}}}}, in ``all`` also
-        "p99_9_ms"; "throughput": {SYSTEM: {ENGINE: {"batch", "queries_per_second" (both of the best size), "by_batch",
-        "stopped" (why there is no larger size), "peak_memory_mb" and "peak_memory_mb_by_batch" (10**6 bytes beyond what
-        rested in memory before, weights not included; see ``Machine.peak``), "batch_1_queries_per_second" (one after
-        another, from the mean of the latencies)}}}; "noise", see ``noise.told``; "conditions".
+        "p99_9_ms"; "throughput": {SYSTEM: {ENGINE: {"batch", "queries_per_second" (both of the best size in
+        "by_batch"), "by_batch", "stopped" (why there is no larger size), "peak_memory_mb" and "peak_memory_mb_by_batch"
+        (10**6 bytes beyond what rested in memory before, weights not included; see ``Machine.peak``),
+        "batch_1_queries_per_second" (that of "by_batch"; where 1 was not timed, from the mean of the latencies)}}};
+        "noise", see ``noise.told``; "conditions".
 
     Raises:
         InputError: there are no queries.
@@ -83,7 +85,8 @@ def bench(
         _warm_search(engines, search, texts, languages, warmup)
         twice = min(engines, key=lambda system: _once(engines[system], texts[0], machine))
         control = f"{twice}, again"
-        calls = time_calls({**engines, control: engines[twice]}, search, texts, languages, repeats=repeats,
+        searched = {**search, control: search[twice]} if twice in search else search
+        calls = time_calls({**engines, control: engines[twice]}, searched, texts, languages, repeats=repeats,
                            machine=machine, advance=bar.update)  # fmt: skip
         second = calls.pop(control)
         if batch_sizes is None:
@@ -92,7 +95,8 @@ def bench(
             meter.given(batch_sizes, warmup)
     language_T, throughput = np.array(languages), meter.results()
     for system, found in calls.items():
-        throughput[system]["batch_1_queries_per_second"] = 1 / _mean_seconds(found)
+        by_batch = throughput[system]["by_batch"]
+        throughput[system]["batch_1_queries_per_second"] = by_batch.get("1", 1 / _mean_seconds(found))
     return {
         "latency": {system: {engine.name: rows(calls[system], language_T)} for system, engine in engines.items()},
         "throughput": {system: {engine.name: throughput[system]} for system, engine in engines.items()},

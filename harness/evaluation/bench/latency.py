@@ -26,24 +26,33 @@ CALLS_FOR_P99_9 = math.ceil(math.log(0.05) / math.log(0.999))
 class Calls:
     """Nanoseconds of one system's calls, each int64_RT.
 
-    ``tokenise``, ``forward`` and ``total`` (both) are calls of their own; ``search`` and ``whole`` (from the text to
-    the hits, one clock) are calls of the whole path, and None where nothing is searched.
+    Parts of the same calls, by one clock: ``total`` is tokeniser and encoder, ``whole`` these and the search. The last
+    two are None where nothing is searched.
     """
 
     tokenise: NDArray[np.int64]
     forward: NDArray[np.int64]
     search: NDArray[np.int64] | None = None
-    whole: NDArray[np.int64] | None = None
+
+    @property
+    def parts(self) -> list[NDArray[np.int64]]:
+        """What there is, in the order in which it happens."""
+        return [self.tokenise, self.forward, *([] if self.search is None else [self.search])]
 
     @property
     def total(self) -> NDArray[np.int64]:
         """Tokeniser and encoder, int64_RT."""
         return self.tokenise + self.forward
 
+    @property
+    def whole(self) -> NDArray[np.int64] | None:
+        """From the text to the hits, int64_RT."""
+        return None if self.search is None else self.total + self.search
+
     @classmethod
     def empty(cls, repeats: int, texts: int, searched: bool) -> Calls:
         """Room for so many calls."""
-        rooms = [np.zeros((repeats, texts), np.int64) for _ in range(4 if searched else 2)]
+        rooms = [np.zeros((repeats, texts), np.int64) for _ in range(3 if searched else 2)]
         return cls(*rooms)
 
 
@@ -63,52 +72,42 @@ def time_calls(
     machine: Machine,
     advance: Callable[[int], Any],
 ) -> dict[str, Calls]:
-    """Every text ``repeats`` times by every system, in blocks that take turns; a block's first call does not count.
-
-    The encoder and the whole path have blocks of their own: the threads of a searcher spin on after it has answered,
-    and would be in the way of the next text's encoder.
-    """
+    """Every text ``repeats`` times by every system, in blocks that take turns; a block's first call does not count."""
     found = {system: Calls.empty(repeats, len(texts), system in search) for system in engines}
     for repeat in range(repeats):
         with quiet():
             for start in range(0, len(texts), BLOCK):
                 block = slice(start, start + BLOCK)
+                queries = list(zip(texts[block], languages[block], strict=True))
                 for system in turns(list(engines), repeat + start // BLOCK):
-                    calls, engine = found[system], engines[system]
-                    _time_encoder(engine, texts[block], machine, calls.tokenise[repeat, block],
-                                  calls.forward[repeat, block])  # fmt: skip
-                    if calls.search is not None and calls.whole is not None:
-                        _time_path(engine, search[system], list(zip(texts[block], languages[block], strict=True)),
-                                   machine, calls.search[repeat, block], calls.whole[repeat, block])  # fmt: skip
-                advance(len(texts[block]))
+                    taken = _time_block(engines[system], search.get(system), queries, machine)
+                    for part_RT, taken_T in zip(found[system].parts, taken, strict=True):
+                        part_RT[repeat, block] = taken_T
+                advance(len(queries))
     return found
 
 
-def _time_encoder(
-    engine: Engine, texts: Sequence[str], machine: Machine, tokenise_T: NDArray[np.int64], forward_T: NDArray[np.int64]
-) -> None:
-    engine.encode([texts[0]])
-    for number, text in enumerate(texts):
+def _time_block(
+    engine: Engine, search: Search | None, queries: Sequence[tuple[str, str]], machine: Machine
+) -> NDArray[np.int64]:
+    """Nanoseconds of tokenising, encoding and, where there is a search, searching: a row each, a column per query."""
+    text, language = queries[0]
+    vector_1D = engine.encode([text])
+    if search is not None:
+        search(vector_1D, language)
+    stamps = []
+    for text, language in queries:
         started = machine.now()
         tokens = engine.tokenise([text])
         tokenised = machine.now()
-        engine.forward(tokens)  # gives the vector on the host: the device is done
-        forward_T[number], tokenise_T[number] = machine.now() - tokenised, tokenised - started
-
-
-def _time_path(
-    engine: Engine, search: Search, queries: Sequence[tuple[str, str]], machine: Machine,
-    search_T: NDArray[np.int64], whole_T: NDArray[np.int64],
-) -> None:  # fmt: skip
-    text, language = queries[0]
-    search(engine.encode([text]), language)
-    for number, (text, language) in enumerate(queries):
-        started = machine.now()
-        vector_1D = engine.forward(engine.tokenise([text]))
-        encoded = machine.now()
-        search(vector_1D, language)
-        ended = machine.now()
-        search_T[number], whole_T[number] = ended - encoded, ended - started
+        vector_1D = engine.forward(tokens)  # on the host: the device is done
+        stamp = [started, tokenised, machine.now()]
+        if search is not None:
+            search(vector_1D, language)
+            stamp.append(machine.now())
+        stamps.append(stamp)
+    read = np.array(stamps, np.int64).T
+    return read[1:] - read[:-1]
 
 
 def percentile_ms(nanoseconds: NDArray[np.int64], percent: float) -> float:

@@ -15,7 +15,7 @@ from harness.evaluation.bench.machine import Machine, quiet
 
 GIVEN = "the sizes of the recipe were timed"
 _SIZES = 8  # that a ramp's time is meant to last for: 1 to 128
-_CONFIRM = 0.25  # of that time, for the second look at the best sizes
+_CONFIRM = 0.25  # of that time, for each second look at the best sizes
 _SEED = 1  # of the order of texts within a pass
 _LEAST = 16  # the size up to which no lack of gain ends a ramp: so small batches are noisy
 _TURNS = 4  # of a system in a pass, where it has as many batches
@@ -42,9 +42,9 @@ class Ramp:
 class _Told:
     """What is known of one system so far; by batch size, smallest first."""
 
-    rates: dict[int, float] = field(default_factory=dict)  # queries a second
+    rates: dict[int, float] = field(default_factory=dict)  # queries a second, as last timed
+    first: dict[int, float] = field(default_factory=dict)  # the rate that a second timing replaced
     peaks: dict[int, float | None] = field(default_factory=dict)  # MB
-    confirmed: float | None = None  # queries a second at the best size, timed again
     query_seconds: float = 0.0  # of one query, as far as is known
     kept: float = 0.0  # MB that earlier calls have not given back
     spent: float = 0.0  # seconds
@@ -120,7 +120,7 @@ class Meter:
         return {
             system: {
                 "batch": told.best,
-                "queries_per_second": told.confirmed or told.rates[told.best],
+                "queries_per_second": told.rates[told.best],
                 "by_batch": {str(size): rate for size, rate in told.rates.items()},
                 "stopped": told.stopped,
                 "peak_memory_mb": told.peaks[told.best],
@@ -130,8 +130,8 @@ class Meter:
         }
 
     def again(self) -> float | None:
-        """By how many % a system's best rate changed at most when it was timed again; None where none was."""
-        pairs = [(told.confirmed, told.rates[told.best]) for told in self._told.values() if told.confirmed]
+        """By how many % a rate changed at most when it was timed again; None where none was."""
+        pairs = [(told.rates[size], first) for told in self._told.values() for size, first in told.first.items()]
         return max((100 * abs(second / first - 1) for second, first in pairs), default=None)
 
     # --------------------------------------------------------------------------------------------------- the passes
@@ -192,11 +192,13 @@ class Meter:
         told.kept += found[1] if found else 0.0
 
     def _confirm(self, count: int) -> None:
-        """The best sizes once more, side by side: the best of many is too good by chance, and each had its own time."""
-        batches = {system: self._sample(told.best, count) for system, told in self._told.items()}
-        self._warm_pass(batches)
-        for system, rate in self._rates(batches).items():
-            self._told[system].confirmed = rate
+        """Time the best sizes again, side by side, until each system's best is one that was timed again."""
+        while again := {system: told.best for system, told in self._told.items() if told.best not in told.first}:
+            batches = {system: self._sample(size, count) for system, size in again.items()}
+            self._warm_pass(batches)
+            for system, rate in self._rates(batches).items():
+                told, size = self._told[system], again[system]
+                told.first[size], told.rates[size] = told.rates[size], rate
 
     # -------------------------------------------------------------------------------------------- until it is enough
 
