@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.beir import find_beir, read_beir
+from harness.data.dropped import KEY as DROPPED_QUERIES
+from harness.data.dropped import dropped_queries
 from harness.data.emoji import make_emoji
 from harness.data.folder import content_sha256, load_dataset, write_folder
 from harness.data.grouping import choose_groups, join_groups
@@ -56,7 +58,8 @@ def prepare_data(
             ``data.on_error`` says.
 
     Returns:
-        What ``data.json`` holds: counts, languages, what was dropped, bad lines, files read, ``sha256`` of the rest.
+        What ``data.json`` holds: counts, languages, what was dropped (queries by language, too), bad lines, files
+        read, ``sha256`` of the rest.
 
     Raises:
         InputError: files that can't be read; lines that can't be used (unless ``data.on_error: skip``); nothing left to
@@ -69,7 +72,8 @@ def prepare_data(
     dropped["bad_lines"] = reading.bad_count
     if source.queries.other_contexts:
         dropped["contexts_of_queries_that_have_another"] = source.queries.other_contexts
-    judged = _select_languages(settings, source.queries, _select_queries(settings, source, dropped), dropped)
+    answerable = _select_queries(settings, source, dropped)
+    judged = _select_languages(settings, source.queries, answerable, dropped)
     documents = _select_documents(settings, source.documents)
     splits, groups = _split(settings, source, judged)
     used = used_queries(earlier) if earlier else set()
@@ -84,7 +88,8 @@ def prepare_data(
         summary = {
             "schema": 1, "source": settings.source, "search_within": settings.search_within,
             **_summary(source.queries, documents, splits, groups, unlabelled, shared),
-            "kept_in_split": kept, "dropped": dict(sorted(dropped.items())), **_told(reading),
+            "kept_in_split": kept, "dropped": dict(sorted(dropped.items())),
+            DROPPED_QUERIES: dropped_queries(source, answerable, settings.languages), **_told(reading),
             "sha256": content_sha256(temporary),
         }  # fmt: skip
         write_json(temporary / "data.json", summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.data.dropped import lost_warnings
 from harness.data.overlap import overlap_warnings
 from harness.evaluation.bars import HEADLINE_METRIC, STUDENTS, at
 from harness.evaluation.statistics import RESERVED
@@ -40,6 +41,7 @@ def _about_sets(results: Tree, headline: str) -> list[str]:
     if headline == "select":
         found.append("only the set that checkpoints were selected on was evaluated: its numbers are too good")
     found += [f"{told}: numbers of this set are too good" for told in overlap_warnings(results["sets"])]
+    found += lost_warnings(results["sets"])
     return found + [
         f"teachers read {told['contexts']:,} of {told['queries']:,} queries of {name} with a context (teacher.context) "
         "that no student sees: what they find with it, a student is not shown"

@@ -18,7 +18,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from harness.data.overlap import overlap_warnings
+from harness.data.dropped import dropped_of_set, dropped_texts, lost_warnings
+from harness.data.overlap import EVALUATION_SPLITS, overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
@@ -127,9 +128,9 @@ def _described(
     if "teacher" in models and (told_more := stream_advice(recipe, models["teacher"].dimension, folder.root)):
         parts.append(Text(f"Advice: {told_more}."))
     parts += [Text(f"Warning: {warning}.") for warning in overlap_warnings(told["splits"])]
-    for name, count in sorted(told.get("dropped", {}).items()):
-        if count:
-            parts.append(f"dropped: {count:,} {name.replace('_', ' ')}")
+    dropped = {name: dropped_of_set(told, name) for name in told["splits"] if name in EVALUATION_SPLITS}
+    parts += [Text(f"Warning: {warning}.") for warning in lost_warnings(dropped)]
+    parts += [Text(f"dropped: {text}") for text in dropped_texts(told)]
     return parts
 
 

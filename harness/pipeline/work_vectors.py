@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness.data.overlap import overlap_warnings
+from harness.data.dropped import dropped_of_set, dropped_texts, lost_warnings
+from harness.data.overlap import EVALUATION_SPLITS, overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset, in_context
 from harness.encoders import unpadded
@@ -52,13 +53,14 @@ def do_data(run: Run) -> list[Path]:
 
 def tell_data(summary: Mapping[str, Any]) -> None:
     """Log what was dropped and which lines were bad, and what training and evaluation share: nothing in silence."""
-    for what, count in summary["dropped"].items():
-        if count:
-            logger.info("  data: %s %s dropped", f"{count:,}", what.replace("_", " "))
+    for text in dropped_texts(summary):
+        logger.info("  data: dropped: %s", text)
     for file, kinds in summary["bad_lines"].items():
         for kind, told in kinds.items():
             logger.info("  data: %s: %d bad lines (%s), first %s", file, told["count"], kind, told["first"])
-    for warning in overlap_warnings(summary["splits"]):
+    sets = [name for name in summary["splits"] if name in EVALUATION_SPLITS]
+    lost = lost_warnings({name: dropped_of_set(summary, name) for name in sets})
+    for warning in [*overlap_warnings(summary["splits"]), *lost]:
         logger.warning("  data: %s", warning)
 
 

@@ -11,6 +11,7 @@ from builders.tiny_data import LANGUAGES, write_beir, write_jsonl, write_tiny_be
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.data.dropped import dropped_of_set, dropped_texts, lost_warnings
 from harness.data.grouping import join_groups
 from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
@@ -179,6 +180,34 @@ def test_search_within_a_language(tmp_path: Path) -> None:
         "queries_without_positives": 1,
     }
     assert len(dataset.documents) == 12 and dataset.documents.keys[:2] == ["k0", "k1"]
+    assert summary["dropped_queries"] == {"dev": {"fr": 1}, "unjudged": {"fr": 3}}
+
+
+def test_a_language_that_loses_every_query_is_named(tmp_path: Path) -> None:
+    asked = [(lang, n) for lang in ("de", "nr", "un") for n in range(4)]
+    queries = [{"_id": f"{lang}{n}", "text": f"{lang} {n}", "lang": lang} for lang, n in asked]
+    dev = [*((f"de{n}", f"d{n}", 1) for n in range(3)), ("de3", "d0", 0), *((f"nr{n}", "d0", 0) for n in range(4))]
+    source = write_beir(tmp_path / "s", [{"_id": f"d{n}", "text": f"d {n}"} for n in range(3)], queries, dev=dev)
+    _, summary = _prepare(source)
+    told = {name: dropped_of_set(summary, name) for name in ("select", "report")}
+    assert told["select"] == {"dropped": {"de": 1, "nr": 4, "un": 4}, "lost_languages": ["nr", "un"]} == told["report"]
+    (warning,) = lost_warnings(told)
+    assert warning.startswith("select and report: no query in nr (4), un (4) has a document judged relevant; ")
+    assert dropped_texts(summary) == ["4 queries without judgments (unjudged: un 4)",
+                                      "5 queries without positives (dev: de 1, nr 4)"]  # fmt: skip
+    _, summary = _prepare(source, languages=["de"])
+    assert dropped_of_set(summary, "select") == {"dropped": {"de": 1}, "lost_languages": []}
+    del summary["dropped_queries"]
+    assert dropped_of_set(summary, "select") == {} and lost_warnings({"select": {}}) == []
+    assert dropped_texts(summary)[-1] == "5 queries without positives"
+
+
+def test_a_language_lost_in_the_half_that_dev_is_held_out_of_is_named(tmp_path: Path) -> None:
+    pairs = [{"query": f"q {n}", "positive": f"p {n}", "lang": "de"} for n in range(30)]
+    pairs += [{"query": f"n {n}", "positive": "p 0", "score": 0, "lang": "nr"} for n in range(2)]
+    path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    _, summary = _prepare(path, source="pairs")
+    assert dropped_of_set(summary, "report") == {"dropped": {"nr": 2}, "lost_languages": ["nr"]}
 
 
 def test_chosen_languages(tmp_path: Path) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from typing import Any
 
 import numpy as np
 import pytest
 from builders.evaluations import per_query
+from rich.console import Console
 
 from harness.evaluation.per_query import PerQuery
-from harness.evaluation.report import evidence
+from harness.evaluation.report import evidence, terminal
+from harness.evaluation.report.markdown import markdown
+from harness.evaluation.report.page import page
 from harness.evaluation.report.view import View
 from harness.evaluation.results import build_results, headline_set, last_quarter_gain
 from harness.evaluation.slices import Slice
@@ -119,7 +123,14 @@ def test_bars_that_are_reached() -> None:
         "teacher P@1": True, "recovery of P@1": True, "gain of teacher": True, "gain of align": True,
         "gain of refine": True, "latency ratio": True,
     }  # fmt: skip
-    assert all(set(bar) == {"name", "what", "value", "low", "bar", "status", "passed"} for bar in found["bars"])
+    assert all(
+        set(bar) == {"name", "what", "value", "low", "bound", "bar", "status", "passed", "why"} for bar in found["bars"]
+    )
+    assert {name: bar["bound"] for name, bar in bars(found).items()} == {
+        "teacher P@1": "one-sided 95 %", "recovery of P@1": "one-sided 95 %", "gain of teacher": "interval 95 %",
+        "gain of align": "interval 95 %", "gain of refine": "interval 95 %", "latency ratio": None,
+    }  # fmt: skip
+    assert {bar["why"] for bar in found["bars"]} == {None}
     assert {bar["status"] for bar in found["bars"]} == {"reached"}
     recovered = bars(found)["recovery of P@1"]
     assert "student-refined against teacher on test" in recovered["what"]
@@ -146,18 +157,22 @@ def test_a_bar_that_the_estimate_clears_and_its_bound_does_not_is_undecided() ->
     assert [bar["status"] for bar in found.values()] == ["reached", "undecided", "missed"]
     assert [bar["passed"] for bar in found.values()] == [True, None, False]
     assert all(0.9 < bar["low"] < 0.95 for bar in found.values())
+    assert [bar["why"] for bar in found.values()] == [None, "the estimate reaches the bar, its bound does not", None]
     teacher = {asked: bars(results(bars=Bars(teacher={"P@1": asked})))["teacher P@1"] for asked in (0.5, 0.58, 0.61)}
     assert [bar["status"] for bar in teacher.values()] == ["reached", "undecided", "missed"]
     assert 0.5 < teacher[0.5]["low"] < 0.55
     few = {system: {"test": per_query(["de"] * 29, range(29), [1.0] * 29)} for system in FOUND}
     told = bars(results(few, bars=Bars(teacher={"P@1": 0.1}, recovery={"P@1": 0.1}, worst={"P@1": 0.1})))
-    assert {told[name]["status"] for name in ("teacher P@1", "recovery of P@1", "worst language, P@1")} == {"undecided"}
+    three = [told[name] for name in ("teacher P@1", "recovery of P@1", "worst language, P@1")]
+    assert {bar["status"] for bar in three} == {"undecided"}
+    assert {bar["why"] for bar in three} == {"too few groups of queries: 29 of 30"}
 
 
 def test_the_worst_language_has_a_bar() -> None:
     asked = Bars(worst={"P@1": 0.85}, stage_gain=False)
     (bar,) = results(bars=asked)["bars"]
     assert bar["status"] == "reached" and 0.85 < bar["low"] < bar["value"] == pytest.approx(58 / 60)
+    assert bar["bound"] == "one-sided 95 %, all languages at once"
     assert "in its worst language (de) on test" in bar["what"] and bar["what"].endswith("at least")
     assert results(bars=Bars(worst={"P@1": 0.95}, stage_gain=False))["bars"][0]["status"] == "undecided"
     assert results(bars=Bars(worst={"P@1": 0.97}, stage_gain=False))["bars"][0]["status"] == "missed"
@@ -172,6 +187,7 @@ def test_a_language_too_small_to_tell_leaves_the_worst_language_undecided() -> N
     (bar,) = told["bars"]
     assert bar["status"] == "undecided" and bar["passed"] is None
     assert bar["value"] == 1 and bar["low"] > 0.9 and "(de; undecided: la)" in bar["what"]
+    assert bar["why"] == "too little data, or teacher finds nothing, in la"
     rows = told["recovery"]["student-refined"]["test"]
     assert rows["worst"]["P@1"]["undecided"] == ["la"] and rows["la"]["P@1"]["simultaneous_low"] is None
     verdicts = {test["scope"]: test["verdict"] for test in told["tests"] if test["metric"] == "P@1"}
@@ -192,7 +208,9 @@ def test_the_latency_bar_is_of_the_whole_path_by_an_engine_that_is_the_student()
     timed = bench_result()
     asked = Bars(stage_gain=False, latency_ms=20)
     engines = timed["latency"]["student-refined"]
-    assert results(bars=asked, bench=timed)["bars"][0]["status"] == "undecided", "the whole path was not timed"
+    (bar,) = results(bars=asked, bench=timed)["bars"]
+    assert bar["status"] == "undecided", "the whole path was not timed"
+    assert bar["why"] == "student-refined is not timed: add it to bench.systems"
     for engine, p99 in (("torch", 30.0), ("onnx", 18.0), ("onnx-int8", 9.0)):
         engines.setdefault(engine, {"all": {"calls": 300}})["all"]["whole_p99_ms"] = p99
     (bar,) = results(bars=asked, bench=timed)["bars"]
@@ -211,7 +229,7 @@ def latency_bar(value: float, calls: int, **noise: Any) -> dict[str, Any]:
 def test_a_latency_behind_few_calls_is_undecided() -> None:
     few = latency_bar(10, 99)
     assert few["status"] == "undecided" and few["passed"] is None and few["value"] == 10
-    assert "(too few calls for a p99: 99 of 100), at most" in few["what"]
+    assert few["why"] == "too few calls for a p99: 99 of 100" and few["what"].endswith("by torch, at most")
     assert latency_bar(10, 100)["status"] == "reached" and latency_bar(30, 100)["status"] == "missed"
     assert latency_bar(30, 10)["status"] == "undecided"
     for calls, status in ((29, "undecided"), (30, "reached")):
@@ -223,7 +241,7 @@ def test_a_latency_behind_few_calls_is_undecided() -> None:
 def test_a_latency_as_near_its_bar_as_timings_vary_is_undecided() -> None:
     loud = {"warning": "the machine was not quiet", "others_cores": 0.8, "cores": 4, "drift_percent": -12.0}
     near = latency_bar(17, 300, percent=1.0, **loud)
-    assert near["status"] == "undecided" and "as timings vary on this machine: 20 %), at most" in near["what"]
+    assert near["status"] == "undecided" and near["why"].endswith("as timings vary on this machine: 20 %")
     assert latency_bar(17, 300, percent=1.0)["status"] == "reached", "a quiet machine"
     assert latency_bar(15, 300, percent=1.0, **loud)["status"] == "reached"
     assert latency_bar(25, 300, percent=1.0, **loud)["status"] == "missed"
@@ -286,10 +304,14 @@ def test_a_recipe_that_measures_no_tested_metric_is_told_by_its_first_quality() 
 
 def test_bars_that_cannot_be_told() -> None:
     only_teacher = {"teacher": evaluations()["teacher"]}
-    found = results(only_teacher, bench=None, training={"teacher": curve(0.5), "align": {"curve": []}})
-    assert {name: bar["passed"] for name, bar in bars(found).items()} == {
-        "teacher P@1": True, "recovery of P@1": None, "gain of teacher": None, "gain of align": None,
-        "latency ratio": None,
+    asked = Bars(teacher={"P@1": 0.5}, recovery={"P@1": 0.85}, latency_ratio=0.5, stage_gain=True)
+    found = results(only_teacher, bars=asked, bench=None, training={"teacher": curve(0.5), "align": {"curve": []}})
+    assert {name: (bar["passed"], bar["why"]) for name, bar in bars(found).items()} == {
+        "teacher P@1": (True, None),
+        "recovery of P@1": (None, "student-refined not evaluated: add it to evaluate.systems"),
+        "gain of teacher": (None, "teacher-base not evaluated: add it to evaluate.systems"),
+        "gain of align": (None, "student-untrained and student-aligned not evaluated: add them to evaluate.systems"),
+        "latency ratio": (None, "student-refined or the teacher is not timed: add it to bench.systems"),
     }  # fmt: skip
     assert found["latency"] == {} and found["throughput"] == {}
     none = results(bars=Bars(stage_gain=False))
@@ -298,6 +320,22 @@ def test_bars_that_cannot_be_told() -> None:
         del by_set["test"].metrics["P@10"]
     unknown = results(given, bars=Bars(teacher={"P@10": 0.1}, recovery={"P@10": 0.1}, stage_gain=False))
     assert [bar["passed"] for bar in unknown["bars"]] == [None, None]
+
+
+def test_the_gain_of_a_stage_that_was_not_evaluated_is_asked_only_by_a_recipe_that_says_so() -> None:
+    """The default systems lack teacher-base: that nobody asked for it is no reason to leave the verdict open."""
+    given = evaluations()
+    del given["teacher-base"]
+    found = results(given)
+    assert [name for name in bars(found) if name.startswith("gain")] == ["gain of align", "gain of refine"]
+    assert View(found).verdict.word == "Yes"
+    found = results(given, bars=Bars(stage_gain=True))
+    assert bars(found)["gain of teacher"]["status"] == "undecided" and View(found).verdict.word == "Undecided"
+    told = "(teacher-base not evaluated: add it to evaluate.systems)"
+    assert told in page(View(found)) and told in markdown(View(found))
+    shown = Console(width=200, file=StringIO(), record=True)
+    shown.print(*terminal.tables(View(found), 200))
+    assert told in shown.export_text()
 
 
 def test_the_last_student_meets_the_bars() -> None:
@@ -428,6 +466,13 @@ def test_a_set_that_shares_queries_with_training_is_warned_of() -> None:
     assert "50 of 200 queries of test (25.0%) are asked, word for word, in training too" in warning
     sets["test"]["shared_with_train"] = {"texts": 0, "groups": 0}
     assert results(sets=sets)["warnings"] == []
+
+
+def test_languages_that_lost_every_query_are_warned_of() -> None:
+    sets: dict[str, dict[str, Any]] = {name: {"queries": 200, "documents": 9} for name in ("select", "test")}
+    sets["test"] |= {"dropped": {"de": 2, "nr": 40}, "lost_languages": ["nr"]}
+    (warning,) = results(sets=sets)["warnings"]
+    assert warning.startswith("test: no query in nr (40) has a document judged relevant;") and "all languages" in warning
 
 
 def test_a_machine_that_was_not_quiet_is_warned_of() -> None:
