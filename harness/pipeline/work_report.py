@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.data.dropped import dropped_of_set
 from harness.data.records import Dataset, Record
-from harness.evaluation.per_query import PerQuery
 from harness.evaluation.report import write_report
 from harness.evaluation.results import build_results
-from harness.pipeline.ann_index import deployed_system
 from harness.pipeline.checks import evaluated_sets
 from harness.pipeline.context import Run
+from harness.pipeline.hits import read_evaluations
 from harness.pipeline.int8_system import evaluated_systems, why_left_out
-from harness.pipeline.labels import judged_records
+from harness.pipeline.labels import judged_records, labels_told
 from harness.pipeline.manifest import Manifest
 from harness.pipeline.provenance import commit, hardware, recipe_sha256, versions
 from harness.pipeline.work_ann import with_ann
 from harness.pipeline.work_bench import read_bench
 from harness.pipeline.work_evaluation import system_folder
 from harness.pipeline.work_export import do_card, with_exports
+from harness.pipeline.work_outside import outside_results
 from harness.pipeline.work_pairs import asked_in_streams
-from harness.pipeline.work_sections import further_sections
 from harness.pipeline.work_slices import slice_queries, slice_sections
 from harness.runtime.errors import Problem, StaleArtefactError
 from harness.runtime.process import read_json, write_json
@@ -104,51 +103,53 @@ def _losses(log: Path) -> list[dict[str, Any]]:
         ) from None  # fmt: skip
 
 
-def _sets(run: Run, names: list[str]) -> dict[str, dict[str, Any]]:
+def _sets(run: Run, judged: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Any]]:
     dataset, told = run.dataset, read_json(run.folder.data / "data.json")
     splits = told["splits"]
-    in_streams = asked_in_streams(run)
+    in_streams, sha256 = asked_in_streams(run), set_hashes(dataset, judged)
     return {
         name: {
             "split": "test" if name == "test" else "dev",
             "queries": len(dataset.splits[name]),
             "documents": len(dataset.documents.ids),
             "languages": sorted({record.language for record in dataset.splits[name]}),
-            "sha256": _set_sha256(dataset, judged_records(run, name)),
+            "sha256": sha256[name],
             "selected_on": name == "select",
             "shared_with_train": splits[name].get("shared_with_train", {})
             | ({"streams": in_streams[name]} if name in in_streams else {}),
             **({"contexts": splits[name].get("contexts", 0)} if run.recipe.teacher.context else {}),
             **dropped_of_set(told, name),
         }
-        for name in names
+        for name in judged
     }
 
 
-def _set_sha256(dataset: Dataset, records: Sequence[Record]) -> str:
+def set_hashes(dataset: Dataset, judged: Mapping[str, Sequence[Record]]) -> dict[str, str]:
     """What a set asks, of which documents, and what is judged relevant or not: runs are compared where it is the same.
 
     Args:
-        records: with the labels that judge them, too. Where each is searched in its language alone, it counts that it
-            is so, and which language each document has.
+        judged: set -> its queries, with the labels that judge them, too. Where each is searched in its language alone,
+            it counts that it is so, and which language each document has.
     """
-    digest, documents = hashlib.sha256(), dataset.documents
+    of_documents, documents, found = hashlib.sha256(), dataset.documents, {}
     for id_, text in zip(documents.ids, documents.texts, strict=True):
-        digest.update(f"{id_}\0{text}\0".encode(errors="surrogatepass"))
-    for record in records:
-        judged = [record.id, record.language, record.text, sorted(record.positives.items()), sorted(record.negatives)]
-        digest.update(json.dumps(judged).encode())
-    digest.update(json.dumps(["searched in", documents.languages if dataset.search_within else None]).encode())
-    return digest.hexdigest()
+        of_documents.update(f"{id_}\0{text}\0".encode(errors="surrogatepass"))
+    searched = json.dumps(["searched in", documents.languages if dataset.search_within else None]).encode()
+    for name, records in judged.items():
+        digest = of_documents.copy()
+        for record in records:
+            grades = [sorted(record.positives.items()), sorted(record.negatives)]
+            digest.update(json.dumps([record.id, record.language, record.text, *grades]).encode())
+        digest.update(searched)
+        found[name] = digest.hexdigest()
+    return found
 
 
 def collect_results(run: Run) -> dict[str, Any]:
     """results.json of a run, from what its steps stored."""
     settings, names = run.recipe.evaluate, evaluated_sets(run.recipe, run.dataset)
-    evaluations: dict[str, dict[str, PerQuery]] = {
-        system: {name: PerQuery.load(run.folder.evaluations / system / name, hits=False) for name in names}
-        for system in evaluated_systems(run)
-    }
+    judged = {name: judged_records(run, name) for name in names}
+    evaluations, hit_sections = read_evaluations(run, judged)
     manifest = Manifest(run.folder)
     steps = {name: step for name, step in manifest.steps.items() if name != "report"}  # that would be an earlier one
     provenance = {
@@ -165,7 +166,7 @@ def collect_results(run: Run) -> dict[str, Any]:
         evaluations=evaluations,
         reference=settings.reference,
         systems=_describe_systems(run),
-        sets=_sets(run, names),
+        sets=_sets(run, judged),
         provenance=provenance,
         conditions=told["conditions"] if told else {},
         bench=told,
@@ -175,9 +176,9 @@ def collect_results(run: Run) -> dict[str, Any]:
         confidence=settings.confidence,
         seed=run.recipe.seed,
         slices=sliced.slices,
-        exported=deployed_system(run.recipe),
+        exported=run.recipe.export.system if run.recipe.export else None,
     )
     results["warnings"] += filter(None, [why_left_out(run)])
     results |= slice_sections(run, evaluations, sliced, results["recovery"])
-    results |= further_sections(run, names)
+    results |= {**hit_sections, **outside_results(run), **labels_told(run, judged)}
     return with_exports(run, with_ann(run, results))
