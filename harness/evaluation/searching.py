@@ -109,9 +109,8 @@ def judge(
     Raises:
         InputError: what ``search`` and ``judgments`` refuse.
     """
-    deepest = max(map(metrics.cutoff, names))
-    assert depth >= deepest, "rankings less deep than a metric looks"
-    depth = min(depth, max(len(documents), deepest))  # no more hits than documents, but as many as metrics look at
+    assert depth >= max(map(metrics.cutoff, names)), "rankings less deep than a metric looks"
+    depth = min(depth, len(documents))
     return judged(*search(index, query_QD, records, depth, within), records, documents, names)
 
 
@@ -128,24 +127,29 @@ def judged(
         languages=[record.language for record in records],
         groups=[record.group for record in records],
         weights=np.array([record.weight for record in records]),
-        hits=[[documents.ids[row] for row in rows if row >= 0] for rows in row_QK],
+        hits=[[documents.ids[row] for row in rows if row >= 0] for rows in row_QK.tolist()],
         scores=score_QK,
         metrics=metrics.score(row_QK, judgments(records, documents), names),
         agreement={},
     )
 
 
-def judged_again(result: PerQuery, records: Sequence[Record], documents: Documents) -> dict[str, np.ndarray]:
-    """The metrics of stored hits by the judgments that the queries have now.
+def judged_again(
+    result: PerQuery, records: Sequence[Record], documents: Documents, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The metrics ``names`` of stored hits, by the judgments that the queries have now.
 
     Args:
         records: the queries of ``result``, in its order.
+        names: of metrics that look no deeper than the stored hits reach, or where these are all documents.
     """
     assert result.ids == [record.id for record in records], "other queries, or in another order"
-    row_QK = np.full(result.scores.shape, -1, dtype=np.int64)
+    depth = result.scores.shape[1]
+    assert depth >= min(max(map(metrics.cutoff, names)), len(documents)), "hits less deep than a metric looks"
+    row_QK = np.full((len(result), depth), -1, dtype=np.int64)
     for query, hits in enumerate(result.hits):
         row_QK[query, : len(hits)] = [documents.row[hit] for hit in hits]
-    return metrics.score(row_QK, judgments(records, documents), result.metrics)
+    return metrics.score(row_QK, judgments(records, documents), names)
 
 
 def agreement(

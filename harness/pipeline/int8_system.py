@@ -5,7 +5,7 @@ Ranges of activations are taken from what is encoded together, so a batch would 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,8 +55,8 @@ def made_of(run: Run) -> list[Any]:
     return [told["files"]["int8"], told["beside"]]
 
 
-def int8_vectors(run: Run, texts: Sequence[str], what: str) -> np.ndarray:
-    """vector_QD, fp32; several processes, given the same texts, encode a part of them each, and all get all.
+def int8_vectors(run: Run, texts: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Each set's vector_QD, fp32; several processes, given the same texts, encode a part of them each, and all get all.
 
     Raises:
         StaleArtefactError: the file is not the one that was exported.
@@ -64,8 +64,9 @@ def int8_vectors(run: Run, texts: Sequence[str], what: str) -> np.ndarray:
     from harness.engines.onnx_runtime import OnnxEngine
 
     engine = OnnxEngine(int8_folder(run), precision="int8", threads=run.recipe.launch.threads)
-    part = share(len(texts))
-    vectors = [engine.encode([text]) for text in progress(texts[part], what=what, unit="query")]
-    dimension = engine.encode(["a"]).shape[1]
-    own_QD = np.concatenate(vectors) if vectors else np.zeros((0, dimension), dtype=np.float32)
-    return join_rows(own_QD, len(texts))
+    none_QD = engine.encode(["a"])[:0]  # of a set with fewer queries than processes
+    found = {}
+    for name, every in texts.items():
+        own = progress(every[share(len(every))], what=f"{SYSTEM} {name}", unit="query")
+        found[name] = join_rows(np.concatenate([none_QD, *(engine.encode([text]) for text in own)]), len(every))
+    return found

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import harness.runtime.distributed as distributed
+from harness.evaluation import per_query
 from harness.pipeline.controller import run_verb
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.manifest import Manifest
@@ -24,6 +26,8 @@ from harness.runtime.errors import InputError, RunError, StoppedError
 from harness.runtime.process import configure_logging, is_main_process
 from harness.vectors import exact
 from harness.vectors.index import VectorIndex
+
+JUDGED = ("nDCG@7", "Hit@3")  # what ``judge_again`` measures
 
 
 def copy_without(step: str, one: Path, copy: Path) -> None:
@@ -97,6 +101,20 @@ def together() -> dict[str, Any]:
     }
 
 
+def judge_again(recipe_path: Path, two: Path) -> None:
+    """``evaluate`` once more, for other metrics, in a copy: the second process reads so slowly what lies there that the
+    main one has replaced it meanwhile."""
+    if is_main_process():
+        shutil.copytree(two / "evaluate", two / ".judged")
+        (two / ".judged").rename(two / "judged")
+    else:
+        real = per_query.file_sha256
+        per_query.file_sha256 = lambda path: (time.sleep(0.3), real(path))[1]
+    distributed.wait_for_all()
+    other = load_recipe(recipe_path, ["launch.processes=2", f"evaluate.metrics=[{', '.join(JUDGED)}]"])
+    run_verb(other, two / "judged", "evaluate", only="evaluate")
+
+
 def main() -> None:
     configure_logging()
     recipe_path, one, two = map(Path, sys.argv[1:4])
@@ -110,6 +128,7 @@ def main() -> None:
         distributed.join_processes(distributed.pick_device("cpu"))
         distributed.wait_for_all()
         run_verb(recipe, two / step.name, step.verb, only=step.name)
+    judge_again(recipe_path, two)
     (two / f"together-{distributed.rank()}.json").write_text(json.dumps(together()))
     leave()
 

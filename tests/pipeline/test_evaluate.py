@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.evaluation.per_query import PerQuery
+from harness.evaluation.searching import judged_again
+from harness.pipeline import int8_system, work_evaluation
 from harness.pipeline.context import Run
-from harness.pipeline.controller import run_recipe
+from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.folder import RunFolder
 from harness.recipe import load_recipe
 from harness.runtime.errors import StaleArtefactError
+from harness.runtime.process import file_sha256
 from harness.vectors import index
+from harness.vectors.store import VectorStore
 
 
 def _never(*_: object) -> None:
@@ -50,3 +57,92 @@ def test_an_index_of_documents_in_another_order_is_refused(recipe: Path, out: Pa
     run.dataset = replace(run.dataset, documents=replace(run.dataset.documents, ids=run.dataset.documents.ids[::-1]))
     with pytest.raises(StaleArtefactError, match="other documents, or in another order"):
         run.frozen_index()
+
+
+NEVER = ("harness.pipeline.work_evaluation.query_vectors", "harness.pipeline.work_evaluation.index_of_system")
+
+
+def test_other_metrics_judge_the_stored_hits_as_an_evaluation_afresh_does(
+    recipe: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = load_recipe(recipe, ["evaluate.metrics=[nDCG@7, Hit@3, judged@100, Recall@90]"])
+    fresh = Path(shutil.copytree(out, tmp_path / "fresh"))
+    shutil.rmtree(fresh / "evaluations")
+    run_verb(other, fresh, "evaluate", only="evaluate")
+    with monkeypatch.context() as patch:
+        for name in NEVER:
+            patch.setattr(name, _never)
+        run_verb(other, out, "evaluate", only="evaluate")
+    found = sorted(path.relative_to(out) for path in (out / "evaluations").rglob("*") if path.is_file())
+    assert len(found) > 12
+    assert {str(path): file_sha256(out / path) for path in found} == {
+        str(path): file_sha256(fresh / path) for path in found
+    }
+    assert list(PerQuery.load(out / "evaluations" / "teacher" / "test").metrics) == other.evaluate.metrics
+
+
+def test_metrics_that_look_deeper_than_the_stored_hits_are_searched_for(
+    recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depths, real = [], work_evaluation.judge
+
+    def judge(*given: Any, depth: int, **named: Any) -> PerQuery:
+        depths.append(depth)
+        return real(*given, depth=depth, **named)
+
+    monkeypatch.setattr(work_evaluation, "judge", judge)
+    deeper = load_recipe(recipe, ["evaluate.metrics=[Recall@110]", "evaluate.depth=120"])
+    run_verb(deeper, out, "evaluate", only="evaluate")
+    assert depths == [120] * len(list(out.glob("evaluations/*/*")))
+    with pytest.raises(AssertionError, match="less deep"):
+        stored = PerQuery.load(out / "evaluations" / "teacher" / "test")
+        stored.scores = stored.scores[:, :9]
+        data = Run(deeper, RunFolder(out), {}).dataset
+        judged_again(stored, data.splits["test"], data.documents, ["P@10"])
+
+
+def test_everything_is_opened_and_hashed_once(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many systems are evaluated: the index is large, and so is the teacher."""
+    counted: Counter[str] = Counter()
+
+    def counting(place: object, name: str, what: Callable[..., str]) -> None:
+        real = getattr(place, name)
+
+        def counted_call(*given: object, **named: object) -> object:
+            counted[what(*given)] += 1
+            return real(*given, **named)
+
+        monkeypatch.setattr(place, name, counted_call)
+
+    counting(work_evaluation, "folder_sha256", lambda folder: f"hash {Path(folder).name}")
+    counting(index.VectorIndex, "load", lambda folder, *_: f"load {Path(folder).name}")
+    counting(VectorStore, "open", lambda folder: f"open {Path(folder).name}")
+    shutil.rmtree(out / "evaluations")
+    run_verb(load_recipe(recipe), out, "evaluate", only="evaluate")
+    assert len(list(out.glob("evaluations/*/test"))) == 3
+    assert counted == {"hash teacher": 1, "hash aligned": 1, "hash refined": 1, "load index": 1}
+
+
+def test_one_index_is_in_memory_at_a_time(recipe: Path) -> None:
+    systems = "evaluate.systems=[student-refined, teacher-base, student-aligned, teacher]"
+    run = Run(load_recipe(recipe, [systems]), RunFolder(Path("none")), {})
+    assert work_evaluation._in_order(run) == ["teacher", "student-refined", "student-aligned", "teacher-base"]
+
+
+def test_the_int8_file_is_opened_once_for_all_sets(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    class Engine:
+        def __init__(self, *_: object, **__: object) -> None:
+            opened.append(self)
+
+        def encode(self, texts: list[str]) -> np.ndarray:
+            return np.array([[len(text), 1] for text in texts], dtype=np.float32)
+
+    monkeypatch.setattr("harness.engines.onnx_runtime.OnnxEngine", Engine)
+    run = Run(load_recipe(recipe), RunFolder(Path("none")), {})
+    found = int8_system.int8_vectors(run, {"report": ["a", "abc"], "test": [], "select": ["ab"]})
+    assert {name: vector_QD.tolist() for name, vector_QD in found.items()} == {
+        "report": [[1, 1], [3, 1]], "test": [], "select": [[2, 1]],
+    }  # fmt: skip
+    assert len(opened) == 1 and found["test"].shape == (0, 2)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders.every_step import searched
+from builders.every_step import JUDGED, searched
 from builders.outside import SPLIT, write_outside
 from builders.tiny_run import tiny_tree, write_recipe
 from builders.tiny_streams import with_streams
@@ -179,6 +179,15 @@ def test_hits_and_metrics_are_those_of_one_process(runs: Runs) -> None:
             for metric in ours.metrics:
                 np.testing.assert_allclose(theirs.metrics[metric], ours.metrics[metric], atol=1e-6)
     assert (two.root / "evaluations").exists()
+
+
+def test_one_process_decides_whether_stored_hits_are_judged_again(runs: Runs) -> None:
+    """A slower one would find files of before and after, and wait for the other with queries to encode."""
+    one, two = RunFolder(runs.one), RunFolder(runs.two / "judged")
+    for system in load_recipe(runs.recipe).evaluate.systems:
+        ours, theirs = (PerQuery.load(folder.evaluations / system / "test") for folder in (one, two))
+        assert list(theirs.metrics) == list(JUDGED) and theirs.ids == ours.ids
+        np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-5)
 
 
 def test_what_all_processes_call_together(runs: Runs) -> None:
