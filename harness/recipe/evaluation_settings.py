@@ -96,11 +96,13 @@ class Bars(Section):
 
     A bar is reached where the one-sided lower bound, at ``evaluate.confidence``, clears it. ``worst``: recovery in the
     worst language. ``latency_ms``: p99 of a query's whole path, of the fastest engine of the student's own precision.
+    ``stage_gain``: that a stage gained; ``auto`` asks it of stages with the systems before and after it evaluated,
+    ``true`` of all that are trained, and is undecided where one is missing.
     """
 
     teacher: dict[Metric, Share] = {}
     recovery: dict[Metric, Kept] = {}
-    stage_gain: bool = True
+    stage_gain: bool | Literal["auto"] = "auto"
     latency_ratio: LatencyRatio | None = None
     worst: dict[Metric, Kept] = added({})
     latency_ms: PositiveFloat | None = added(None)

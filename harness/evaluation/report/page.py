@@ -66,6 +66,7 @@ def _bars(view: View) -> str:
         f'<span class="what">{escaped(bar.what)}</span><span class="picture">{bar_picture(bar)}</span>'
         f'<span class="numbers"><b>{escaped(bar.value)}</b>'
         + (f" <span>lower bound {escaped(bar.low)}</span>" if bar.low != MISSING else "")
+        + (f'<span class="bound">{escaped(bar.bound)}</span>' if bar.bound else "")
         + "</span></li>"
         for bar in view.bars
     ]

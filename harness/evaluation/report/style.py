@@ -45,6 +45,7 @@ align-items:center}
 .status{font-weight:650;white-space:nowrap}.what{text-wrap:pretty}
 .bars .numbers{font-variant-numeric:tabular-nums;white-space:nowrap}
 .bars .numbers{text-align:right}.bars .numbers span{color:var(--soft);font-size:.9em}
+.bars .numbers .bound{display:block;white-space:normal;line-height:1.25}
 .warning{
 border:1px solid var(--yellow);border-radius:10px;background:var(--yellow-wash);padding:10px 16px;margin:14px 0}
 .warning p{margin:0}

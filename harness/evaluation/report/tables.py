@@ -132,11 +132,13 @@ def language_note(view: View) -> str:
 
 def bars(view: View) -> Grid | None:
     """What the recipe asked for, and whether it was reached."""
+    kinds = any(bar.bound for bar in view.bars)  # earlier files have none
     rows = [
-        Row([f"{STATUS_MARKS[bar.status]} {bar.status}", bar.what, bar.value, bar.low], status=bar.status)
+        Row([f"{STATUS_MARKS[bar.status]} {bar.status}", bar.what, bar.value, bar.low, *([bar.bound] if kinds else [])],
+            status=bar.status)
         for bar in view.bars
-    ]
-    return grid("Bars", ["", "bar", "value", "lower bound"], rows, left=(0, 1))
+    ]  # fmt: skip
+    return grid("Bars", ["", "bar", "value", "lower bound", *(["which"] if kinds else [])], rows, left=(0, 1, 4))
 
 
 def by_language(view: View, metric: str) -> Grid | None:

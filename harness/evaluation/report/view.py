@@ -35,8 +35,9 @@ Status = Literal["reached", "missed", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One thing the recipe asks for, and whether the run reached it; ``what`` ends with the number it asks for.
+    """One thing the recipe asks for, and whether the run reached it.
 
+    ``what``: ends with the number it asks for and, where it is undecided, the reason; ``bound``: what kind ``low`` is;
     ``name``: short; ``key``: the same in all runs that ask for it; ``numbers``: the value, its lower bound and the bar;
     ``at_most``: whether less is better; ``doubtful``: reached, yet the interval reaches below the bar (only where
     the entry itself does not tell a status).
@@ -51,6 +52,7 @@ class Bar:
     numbers: tuple[float | None, float | None, float | None] = (None, None, None)
     at_most: bool = False
     name: str = ""
+    bound: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ def _bar(entry: Mapping[str, Any]) -> Bar:
     value, low, bar = (number(entry.get(key)) for key in ("value", "low", "bar"))
     passed, told = entry.get("passed"), entry.get("status")
     asked = clean(entry.get("what") or entry.get("name") or "bar")
-    what = asked + ("" if bar is None else f" {bar:g}")
+    why = clean(entry.get("why") or "")
+    what = asked + ("" if bar is None else f" {bar:g}") + (f" ({why})" if why else "")
     status: Status = "reached" if passed is True else "missed" if passed is False else "undecided"
     if told == "reached" or told == "missed" or told == "undecided":
         status = told
@@ -74,7 +77,8 @@ def _bar(entry: Mapping[str, Any]) -> Bar:
     at_most = asked.endswith("at most")
     key = f"{entry.get('name')} {bar}"
     name = clean(entry.get("name") or entry.get("what") or "bar").replace(", ", " ")  # they are listed by commas
-    return Bar(what, decimals(value), decimals(low), status, doubtful, key, (value, low, bar), at_most, name)
+    bound = clean(entry.get("bound") or "")
+    return Bar(what, decimals(value), decimals(low), status, doubtful, key, (value, low, bar), at_most, name, bound)
 
 
 class View:
