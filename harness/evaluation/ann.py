@@ -29,6 +29,7 @@ from harness.runtime.process import progress
 from harness.vectors.approximate import Searcher
 
 LOSS = 0.01  # how far below its own exact search a system may stay
+COARSEST = 2.0  # neighbouring efforts further apart than this factor show no equality
 EQUAL = 1e-6  # scores that differ by less are equal
 BLOCK = 8  # queries of a system until the next one has its turn
 BATCH = 256  # queries at once, where many are asked
@@ -221,7 +222,9 @@ def effort_ratio(
 
     Groups of queries are resampled, the same for both; None: each query is a group. An effort that is never enough
     counts as infinite: the bound that falls there is None, as is the value. Of "less", "equal", "more" the verdict is
-    what the interval shows, else "undecided". Behind fewer than ``FEW_GROUPS`` groups there is no interval.
+    what the interval shows, else "undecided". Behind fewer than ``FEW_GROUPS`` groups there is no interval. Efforts
+    were measured in steps: what is "equal" may differ by the factor ``step`` between the one found and the one before,
+    and where that is above ``COARSEST`` nothing is called equal.
     """
     assert student.recall_EQ.shape == teacher.recall_EQ.shape and student.efforts == teacher.efforts, "asked the same"
     efforts, queries = [student.held(bound), teacher.held(bound)], student.recall_EQ.shape[1]
@@ -240,8 +243,18 @@ def effort_ratio(
     low, high = (None, None)
     if groups >= FEW_GROUPS and known.size > 0.95 * resamples:
         low, high = (float(np.quantile(known, q, method="nearest")) for q in (tail, 1 - tail))
+    step = max((_step(student.efforts, effort) for effort in efforts if effort is not None), default=None)
+    verdict = _verdict(low, high)
+    if verdict == "equal" and (step is None or step > COARSEST):
+        verdict = "undecided"
     return {"value": _finite(_ratio(*efforts)), "low": _finite(low), "high": _finite(high), "loss": round(1 - bound, 6),
-            "verdict": _verdict(low, high)}  # fmt: skip
+            "step": step, "verdict": verdict}  # fmt: skip
+
+
+def _step(efforts: Sequence[int], effort: int) -> float:
+    """How many times the effort before this one it is; of the smallest, what it is itself."""
+    place = efforts.index(effort)
+    return effort / efforts[place - 1] if place else float(effort)
 
 
 def _ratio(student: int | None, teacher: int | None) -> float:
@@ -263,12 +276,13 @@ def _verdict(low: float | None, high: float | None) -> str:
 
 
 def end_to_end(
-    student: Mapping[str, float | None], teacher: Mapping[str, float | None]
+    student: Mapping[str, float | None], teacher: Mapping[str, float | None], calls: int
 ) -> dict[str, Any] | None:
     """How much faster a query is answered, encoding and search at the system's own effort, one query at a time.
 
     Args:
         student, teacher: ``encode_p50_ms`` and ``search_p50_ms``; None where it can't be told.
+        calls: how many searches stand behind each median.
 
     Returns:
         Both with their sum, ``speed_up`` of the whole, and ``encoder_speed_up``, which is what a comparison of encoders
@@ -284,6 +298,7 @@ def end_to_end(
         **whole,
         "speed_up": whole["teacher"]["whole_ms"] / whole["student"]["whole_ms"],
         "encoder_speed_up": whole["teacher"]["encode_p50_ms"] / whole["student"]["encode_p50_ms"],
+        "calls": calls,
     }
 
 
@@ -298,7 +313,7 @@ def curve_rows(curve: Curve, k: int, metric: str | None) -> list[dict[str, Any]]
         rows.append({
             "effort": effort,
             f"recall@{k}": float(curve.recall_EQ[number].mean()),
-            "queries_per_second": 1e3 / float(one_ms.mean()),
+            "queries_per_second": 1e3 / float(np.median(one_ms)),  # of few calls one slow one would rule a mean
             "p50_ms": float(np.median(one_ms)),
             "p99_ms": float(np.percentile(one_ms, 99)),
             "batched_queries_per_second": _per_second(curve, number),
@@ -337,7 +352,7 @@ def told_of_index(  # noqa: PLR0913 - a summary of as many things
         ratio = effort_ratio(curves[student], curves[teacher], 1 - LOSS, asked[student].group_Q,
                              confidence=confidence, seed=seed)  # fmt: skip
         told["effort_ratio"] = {"systems": [student, teacher], **ratio}
-        told["end_to_end"] = end_to_end(parts[student], parts[teacher])
+        told["end_to_end"] = end_to_end(parts[student], parts[teacher], len(curves[student].one_ns[0]))
     return told
 
 

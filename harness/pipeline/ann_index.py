@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.recipe import Recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError
@@ -52,21 +52,30 @@ def deployed_index(run: Run) -> AsAsked:
 
 
 def ann_effort(run: Run) -> int:
-    """The effort of ``student-ann``: the recipe's, else the one found to stay within 1 %, else the largest measured.
+    """The effort of ``student-ann``. Raises what ``deployed_effort`` raises."""
+    return int(deployed_effort(run)["effort"])
+
+
+def deployed_effort(run: Run) -> dict[str, Any]:
+    """``{"index", "effort", "why"}`` of ``student-ann``: the recipe's effort ("set"), else the one found to stay within
+    1 % ("within 1 %"), else the largest measured ("1 % not reached").
 
     Raises:
         InputError: the step bench.ann did not measure it.
     """
     settings = ann_settings(run)
+    kind = settings.indexes[0]
     if settings.effort:
-        return settings.effort
+        return {"index": kind, "effort": settings.effort, "why": "set"}
     told = read_json(run.folder.ann, next="run the step bench.ann again")
     try:
-        own = told["indexes"][settings.indexes[0]]["systems"][deployed_system(run.recipe)]
-        return int(own["within_1_percent"] or own["curve"][-1]["effort"])
+        own = told["indexes"][kind]["systems"][deployed_system(run.recipe)]
+        held, most = own["within_1_percent"], own["curve"][-1]["effort"]
     except (KeyError, IndexError, TypeError):
         raise InputError(Problem("no effort was measured", where=str(run.folder.ann),
                                  next="run the step bench.ann again, or set bench.ann.effort")) from None  # fmt: skip
+    why = "1 % not reached" if held is None else "within 1 %"
+    return {"index": kind, "effort": int(held or most), "why": why}
 
 
 def approximately(run: Run) -> list[str]:

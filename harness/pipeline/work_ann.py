@@ -24,7 +24,8 @@ from harness.evaluation.ann import (
     told_of_index,
 )
 from harness.evaluation.searching import judgments
-from harness.pipeline.ann_index import ann_settings, deployed_system, open_approximate
+from harness.pipeline.ann_index import SYSTEM as ANN_SYSTEM
+from harness.pipeline.ann_index import ann_settings, deployed_effort, deployed_system, open_approximate
 from harness.pipeline.labels import judged_records
 from harness.pipeline.work_bench import on_threads
 from harness.pipeline.work_evaluation import context_of, open_system, system_folder
@@ -75,6 +76,8 @@ def with_ann(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     """results.json with the efforts that were measured, where they were."""
     if run.recipe.bench and run.recipe.bench.ann:
         results["ann"] = read_json(run.folder.ann, next="run the step bench.ann again")
+        if ANN_SYSTEM in run.recipe.evaluate.systems:
+            results["ann"]["deployed"] = {"system": ANN_SYSTEM, **deployed_effort(run)}
     return results
 
 

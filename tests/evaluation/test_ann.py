@@ -102,7 +102,16 @@ def test_enough_is_the_first_effort_from_which_on_it_holds(values: list[float], 
 def test_two_equal_systems_have_a_ratio_of_one() -> None:
     same = curve(0.5, 0.9, 0.97, 0.995, 1.0, spread=0.004)
     found = effort_ratio(same, same, 0.99, None, resamples=200)
-    assert found == {"value": 1.0, "low": 1.0, "high": 1.0, "loss": 0.01, "verdict": "equal"}
+    assert found == {"value": 1.0, "low": 1.0, "high": 1.0, "loss": 0.01, "step": 2.0, "verdict": "equal"}
+
+
+def test_efforts_far_apart_show_no_equality() -> None:
+    same = Curve([1, 16, 200], np.tile([[0.5], [0.9], [1.0]], 40), None)
+    found = effort_ratio(same, same, 0.99, None, resamples=200)
+    assert (found["value"], found["low"], found["high"]) == (1.0, 1.0, 1.0)
+    assert (found["step"], found["verdict"]) == (12.5, "undecided")
+    first = Curve([64, 90], np.ones((2, 40)), None)
+    assert effort_ratio(first, first, 0.99, None, resamples=50)["verdict"] == "undecided", "nothing smaller was tried"
 
 
 def test_a_system_that_needs_more_effort_is_said_to() -> None:
@@ -229,7 +238,7 @@ def test_the_whole_path_is_slower_than_the_encoders_promise() -> None:
     assert found["end_to_end"]["teacher"] == {"encode_p50_ms": 40, "search_p50_ms": 4, "whole_ms": 44}
     assert found["end_to_end"]["student"]["whole_ms"] == 18
     assert found["end_to_end"]["speed_up"] == pytest.approx(44 / 18)
-    assert found["end_to_end"]["encoder_speed_up"] == 20
+    assert found["end_to_end"]["encoder_speed_up"] == 20 and found["end_to_end"]["calls"] > 0
     assert found["systems"]["teacher"]["curve"][2] == {
         "effort": 4, "recall@10": 1.0, "queries_per_second": 250.0, "p50_ms": 4.0, "p99_ms": 4.0,
         "batched_queries_per_second": pytest.approx(100_000.0),
@@ -245,7 +254,7 @@ def test_of_few_documents_nothing_is_concluded() -> None:
 def test_a_teacher_that_encodes_nothing_has_no_whole_path() -> None:
     assert told(teacher=None)["end_to_end"] is None
     fine = {"encode_p50_ms": 1.0, "search_p50_ms": 1.0}
-    assert end_to_end({**fine, "search_p50_ms": None}, fine) is None
+    assert end_to_end({**fine, "search_p50_ms": None}, fine, 5) is None
 
 
 def test_the_metric_is_held_against_its_own_exact_value() -> None:
