@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.data.folder import SPLITS, read_lines
-from harness.data.records import normal_text
+from harness.data.records import asked_text
 from harness.data.source import Queries, Split
 
 EVALUATION_SPLITS = ("select", "report", "test")
@@ -72,15 +72,15 @@ def shared_with_train(
         former: what was trained on before the data changed.
 
     Returns:
-        Split -> {"texts": ids of queries that are asked in training word for word, "groups": ids of those that have a
-        group (or, without groups, a document) in common with a training query}.
+        Split -> {"texts": ids of queries that are asked in training word for word (``asked_text``), "groups": ids of
+        those that have a group (or, without groups, a document) in common with a training query}.
     """
-    trained = {normal_text(queries.texts[known.row]) for known in splits["train"].values()}
-    trained |= {normal_text(query.text) for query in former if query.split == "train"}
+    trained = {asked_text(queries.texts[known.row]) for known in splits["train"].values()}
+    trained |= {asked_text(query.text) for query in former if query.split == "train"}
     in_training = {name for found in names["train"].values() for name in found}
     return {
         name: {
-            "texts": {id_ for id_, known in split.items() if normal_text(queries.texts[known.row]) in trained},
+            "texts": {id_ for id_, known in split.items() if asked_text(queries.texts[known.row]) in trained},
             "groups": {id_ for id_ in split if not in_training.isdisjoint(names[name][id_])},
         }
         for name, split in splits.items() if name in EVALUATION_SPLITS

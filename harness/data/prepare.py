@@ -25,7 +25,7 @@ from harness.data.overlap import (
 )
 from harness.data.pairs import read_pairs, read_unlabelled
 from harness.data.reading import PREVIEW_LINES, Reading, kind_problems
-from harness.data.records import UNKNOWN_LANGUAGE, Documents, normal_text
+from harness.data.records import UNKNOWN_LANGUAGE, Documents, asked_text
 from harness.data.source import Judged, Queries, Source, Split
 from harness.recipe import DataSettings, QrelsNames
 from harness.runtime.errors import InputError, Problem, gather_problems
@@ -229,13 +229,13 @@ def _select_unlabelled(
     dropped: Counter[str],
 ) -> list[tuple[str, str]]:
     """Each text once, in the languages asked for (``und`` stays), and none that an evaluation asks."""
-    evaluated = {normal_text(text) for name in EVALUATION_SPLITS for text in _texts(splits.get(name, {}), queries)}
+    evaluated = {asked_text(text) for name in EVALUATION_SPLITS for text in _texts(splits.get(name, {}), queries)}
     wanted = {*settings.languages, UNKNOWN_LANGUAGE} if settings.languages else None
     kept: dict[tuple[str, str], None] = {}
     for text, language in texts:
         if wanted is not None and language not in wanted:
             dropped["unlabelled_in_other_languages"] += 1
-        elif normal_text(text) in evaluated:
+        elif asked_text(text) in evaluated:
             dropped["unlabelled_in_evaluation"] += 1
         elif (text, language) in kept:
             dropped["unlabelled_twice"] += 1

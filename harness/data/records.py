@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 UNKNOWN_LANGUAGE = "und"
+_SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_DOTTED = "i\u0307"
 
 
 def normal_text(text: str) -> str:
     """The form in which two texts count as the same: case folded, runs of whitespace as one space."""
     return " ".join(text.casefold().split())
+
+
+def asked_text(text: str) -> str:
+    """The form in which two queries ask the same: ``normal_text`` whatever the Unicode form and invisible characters.
+
+    NFKC, case folded, and NFKC again, without format characters (category Cf) and variation selectors: much like
+    NFKC_Casefold (The Unicode Standard, 3.13), but for joiners, which may tell words apart in few scripts, and the dot
+    that case folding leaves of a Turkish capital. Equal normal texts ask the same.
+    """
+    if text.isascii():
+        return normal_text(text)
+    if not text.isprintable():
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
+    text = unicodedata.normalize("NFKC", _SELECTOR.sub("", text)).casefold()
+    return " ".join(unicodedata.normalize("NFKC", text).replace(_DOTTED, "i").split())
 
 
 @dataclass(frozen=True, slots=True)

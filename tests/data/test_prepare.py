@@ -261,7 +261,7 @@ def test_an_empty_corpus(tmp_path: Path) -> None:
 
 def test_unlabelled_texts_hold_no_evaluation_query(tmp_path: Path) -> None:
     source = _languages_set(tmp_path / "s")
-    lines = [{"text": "new", "lang": "de"}, {"text": "new ", "lang": "de"}, {"text": "DE  text 0", "lang": "de"},
+    lines = [{"text": "new", "lang": "de"}, {"text": "new ", "lang": "de"}, {"text": "DE  te\u200bxt 0", "lang": "de"},
              {"text": "neu", "lang": "xx"}]  # fmt: skip
     write_jsonl(tmp_path / "u.jsonl", lines)
     (tmp_path / "u.txt").write_text("unknown\n")
@@ -393,13 +393,13 @@ def test_a_text_that_was_trained_on_is_told_of_under_any_id(tmp_path: Path) -> N
     assert data.prepare()["splits"]["test"]["shared_with_train"] == {"texts": 0, "groups": 0}
     data.asked["train"].remove("q0")
     data.prepare()
-    data.texts["q100"] = "  ASK 0 "
-    data.asked["test"].append("q100")
+    data.texts |= {"q100": "  ASK 0 ", "q1": "e\u0301te\u0301", "q101": "\u00c9t\u00e9"}
+    data.asked["test"] += ["q100", "q101"]
     told = data.prepare()
-    assert told["splits"]["test"]["shared_with_train"] == {"texts": 1, "groups": 0}
-    assert told["texts_shared_with_train"] == 1 and told["kept_in_split"] == 0
+    assert told["splits"]["test"]["shared_with_train"] == {"texts": 2, "groups": 0}, "in whatever Unicode form"
+    assert told["texts_shared_with_train"] == 2 and told["kept_in_split"] == 0
     (warning,) = overlap_warnings(told["splits"])
-    assert warning == "1 of 11 queries of test (9.1%) are asked, word for word, in training too"
+    assert warning == "2 of 12 queries of test (16.7%) are asked, word for word, in training too"
 
 
 def test_a_test_that_is_the_training_is_told_of(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from builders.tiny_data import write_beir, write_jsonl, write_qrels
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from harness.data.beir import read_beir
 from harness.data.pairs import read_pairs, read_unlabelled
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.reading import Reading
+from harness.data.records import asked_text, normal_text
 from harness.recipe import DataSettings, Texts
 
 TRICKY = ["\ufeff", "\ufeffa", "a\u2028b", "a\x85b", "a\rb", "a\r\nb", "a\nb", "\x00", "\x1c", "\x0b", "'\"\\", "\t",
@@ -27,6 +30,25 @@ SOME = WHOLE.filter(lambda text: text.strip() != "")
 PLAIN = st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"))
 ID = st.text(PLAIN, min_size=1, max_size=6).filter(lambda text: not text.isspace())
 LABEL = st.text(PLAIN, max_size=4).map(str.strip)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [("\u00c9T\u00c9", "e\u0301te\u0301"), ("\ufb01ne", "fine"), ("\uff46\uff55ll", "FULL"),
+     ("a\u200bb \ufeffc", "ab c"), ("\u0130st", "ist"), ("Stra\u00dfe", "STRASSE"), ("\u2764\ufe0f", "\u2764"),
+     ("e\u200b\u0301", "\u00e9")],
+)  # fmt: skip
+def test_the_same_is_asked_in_whatever_unicode_form(text: str, other: str) -> None:
+    assert asked_text(text) == asked_text(other)
+    assert asked_text(text) != asked_text(f"{other}x")
+
+
+@given(ANY)
+def test_what_is_normally_the_same_asks_the_same(text: str) -> None:
+    key = asked_text(text)
+    assert key == asked_text(key) == asked_text(normal_text(text))
+    if _encodable(text):
+        assert key == asked_text(unicodedata.normalize("NFD", text)) == asked_text(unicodedata.normalize("NFKC", text))
 
 
 def _encodable(text: str) -> bool:
