@@ -39,24 +39,6 @@ def is_quality(metric: str) -> bool:
     return not metric.startswith("judged@")
 
 
-def gains(hit_row_QK: Rows, judgments: Judgments) -> Floats:
-    """The grade of each hit: 0 where it is not judged relevant, and where the row is -1 (no document).
-
-    Args:
-        hit_row_QK: document rows, best first, each document at most once a query; -1 pads.
-        judgments: per query, document row -> grade; grades above 0 are relevant.
-
-    Returns:
-        gain_QK, float64.
-    """
-    query_J, row_J, grade_J = _flatten(judgments)
-    rank_J = _ranks(hit_row_QK, query_J, row_J)
-    found_J = (rank_J < hit_row_QK.shape[1]) & (grade_J > 0)
-    gain_QK = np.zeros(hit_row_QK.shape)
-    gain_QK[query_J[found_J], rank_J[found_J]] = grade_J[found_J]
-    return gain_QK
-
-
 def score(hit_row_QK: Rows, judgments: Judgments, metrics: Iterable[str] = METRICS) -> dict[str, Floats]:
     """Score rankings, one number per query and metric.
 

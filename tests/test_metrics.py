@@ -80,11 +80,6 @@ def test_by_hand_with_fractional_grades() -> None:
     np.testing.assert_allclose(scored["Recall@3"], [0.5, 1.0])
 
 
-def test_gains_are_the_grades_of_relevant_hits() -> None:
-    gain_QK = metrics.gains(np.array([[3, 1, -1], [1, 3, 2]]), [{3: 2.0, 2: 1.0}, {1: -1.0, 2: 0.5}])
-    np.testing.assert_array_equal(gain_QK, [[2, 0, 0], [0, 0, 0.5]])
-
-
 def test_judgments_beyond_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     hit_QK, judgments = random_run(3, documents=80, depth=20)
     whole = metrics.score(hit_QK, judgments)
@@ -127,7 +122,9 @@ def test_overlap_equals_sets(seed: int) -> None:
         reference = {row for row in other[:10].tolist() if row >= 0}
         shared = reference & {row for row in mine[:10].tolist() if row >= 0}
         assert found_Q[query] == pytest.approx(len(shared) / max(len(reference), 1))
-    np.testing.assert_array_equal(metrics.overlap(theirs[3:], theirs[3:, ::1], 10), 1.0)
+    turned = theirs[3:].copy()
+    turned[:, :10] = turned[:, 9::-1]
+    np.testing.assert_array_equal(metrics.overlap(theirs[3:], turned, 10), 1.0, err_msg="in any order")
 
 
 def test_is_fast() -> None:

@@ -29,6 +29,7 @@ from harness.export.parity import (
     some_of_each,
 )
 from harness.export.student import export_student
+from harness.pipeline.work_evaluation import system_folder
 from harness.runtime.errors import InputError, RunError
 from harness.runtime.process import atomic_file, logger, read_json, remove_folder, replace_folder, write_json
 from harness.vectors.space import require_same_space
@@ -197,7 +198,9 @@ def asked_texts(run: Run) -> list[str]:
 
 def deployed(run: Run) -> Path:
     """The folder of the student that the recipe deploys."""
-    return run.folder.student(_settings(run).system.removeprefix("student-"))
+    folder = system_folder(run, _settings(run).system)
+    assert folder is not None, "a student is exported"
+    return folder
 
 
 def _settings(run: Run) -> ExportSettings:

@@ -24,7 +24,7 @@ from harness.evaluation.searching import agreement, judged, search
 from harness.evaluation.statistics import quality, recovery
 from harness.pipeline.context import Run
 from harness.pipeline.folder import RunFolder
-from harness.pipeline.work_evaluation import open_system
+from harness.pipeline.work_evaluation import open_system, system_folder
 from harness.pipeline.work_vectors import encode_with, made_with
 from harness.recipe import Recipe
 from harness.runtime.distributed import on_main
@@ -108,9 +108,9 @@ def do_evaluate_outside(run: Run) -> list[Path]:
 
 def _query_vectors(run: Run, system: str, sets: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Each set's queries as a system encodes them; a student of another space is refused."""
-    if system != REFERENCE:
-        folder = run.folder.student({"student-untrained": "cut", "student-aligned": "aligned"}.get(system, "refined"))
-        require_same_space(run.space(folder), run.space(run.folder.teacher), system, REFERENCE)
+    folder = system_folder(run, system)
+    assert folder is not None, "a student, or the trained teacher"
+    require_same_space(run.space(folder), run.space(run.folder.teacher), system, REFERENCE)
     encoder = open_system(run, system)
     return {
         name: encoder.encode(
