@@ -12,7 +12,12 @@ import typer
 
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError, Problem, RunError, StoppedError
-from harness.runtime.process import configure_logging, is_main_process, refuse_foreign_content
+from harness.runtime.process import (
+    configure_logging,
+    is_main_process,
+    refuse_file_in_the_way,
+    refuse_foreign_content,
+)
 
 app = typer.Typer(
     name="harness",
@@ -245,6 +250,8 @@ def evaluate(
     from harness.pipeline.controller import run_verb
 
     loaded, root = _load(recipe, set_, output)
+    if trec is not None:
+        refuse_file_in_the_way(trec, f"--trec {trec}")
     run_verb(loaded, root, "evaluate", only=only)
     if trec is not None and is_main_process():
         from harness.pipeline.trec import write_trec
@@ -289,6 +296,8 @@ def _compare(runs: list[Path], overrides: list[str] | None, output: Path | None)
 
     if overrides:
         raise InputError(Problem("--set changes a recipe, and --compare reads none", where="--set"))
+    if output:
+        refuse_file_in_the_way(output, f"--output {output}")
     told = Comparison(read_runs(runs), paired_between)
     console = _console()
     for table in terminal_tables(told):
@@ -299,6 +308,7 @@ def _compare(runs: list[Path], overrides: list[str] | None, output: Path | None)
 
 @app.command()
 def pool(
+    context: typer.Context,
     root: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. outputs/quickstart.")],
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="A new .jsonl or .tsv (default RUN/pool.jsonl).")
@@ -320,6 +330,10 @@ def pool(
     from harness.pipeline.pool import label_run, pool_run
 
     if labels is not None:
+        sources = {name: context.get_parameter_source(name) for name in ("output", "depth", "on", "blind", "seed")}
+        if given := [f"--{name}" for name, source in sources.items() if source and source.name == "COMMANDLINE"]:
+            raise InputError(Problem("of a pool that is written, and --labels reads one back", where=", ".join(given),
+                                     allowed="--replace", next="leave it out, or leave out --labels"))  # fmt: skip
         count, empty = label_run(root, labels, replacing=replace)
         typer.echo(f"{count:,} new{' or corrected' if replace else ''} labels; {empty:,} pairs have no grade yet.")
         typer.echo(f"`harness run {root / 'recipe.resolved.yaml'}` judges what was found anew, and encodes nothing.")

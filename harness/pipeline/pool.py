@@ -14,6 +14,7 @@ from harness.pipeline.launch import alone_in
 from harness.pipeline.manifest import Manifest
 from harness.recipe import load_recipe
 from harness.runtime.errors import InputError, Problem
+from harness.runtime.process import refuse_file_in_the_way
 
 if TYPE_CHECKING:
     from harness.pipeline.context import Run
@@ -60,20 +61,17 @@ def pool_run(
         blind, seed: as for ``write_pool``.
 
     Raises:
-        InputError: the file exists or has another ending, the run or the set is not there, or evaluations are not of
-            one data set; all problems at once.
+        InputError: the file exists or has another ending, the run or the set is not there, fewer hits are kept than
+            are asked for, or evaluations are not of one data set.
     """
     from harness.evaluation.results import headline_set
 
-    problems = []
-    if path.suffix not in SUFFIXES:
-        problems.append(Problem("not a name for a pool", where=f"--output {path}", allowed=" or ".join(SUFFIXES)))
-    if path.exists():
-        problems.append(Problem("the file exists, perhaps with grades in it", where=f"--output {path}",
-                                next="choose another name, or remove it"))  # fmt: skip
-    if problems:
-        raise InputError(problems)
+    _refuse_place(path)
     run = open_run(root)
+    if depth > run.recipe.evaluate.depth:
+        raise InputError(Problem("more hits than the evaluations keep", where="--depth", got=str(depth),
+                                 allowed=f"at most {run.recipe.evaluate.depth}",
+                                 next="ask for fewer, or raise evaluate.depth and run again"))  # fmt: skip
     names = evaluated_names(run)
     name = set_name or headline_set(names) or ""
     if name not in names:
@@ -85,6 +83,23 @@ def pool_run(
     pairs = pooled(records, answers, depth)
     write_pool(path, pairs, run.dataset.documents, blind=blind, seed=seed)
     return Written(path, name, list(answers), len(pairs), len({pair.record.id for pair in pairs}))
+
+
+def _refuse_place(path: Path) -> None:
+    """A pool is a new file; no grades are ever overwritten."""
+    where, problems = f"--output {path}", []
+    if path.is_dir():
+        problems.append(Problem("a folder, where a file is to be written", where=where, got=str(path),
+                                allowed=f"a new file with the ending {' or '.join(SUFFIXES)}",
+                                next=f"give a name within it, e.g. {path / 'pool.jsonl'}"))  # fmt: skip
+    elif path.suffix not in SUFFIXES:
+        problems.append(Problem("not a name for a pool", where=where, allowed=" or ".join(SUFFIXES)))
+    if path.is_file():
+        problems.append(Problem("the file exists, perhaps with grades in it", where=where,
+                                next="choose another name, or remove it"))  # fmt: skip
+    if problems:
+        raise InputError(problems)
+    refuse_file_in_the_way(path.parent, where)
 
 
 def _refuse_others(run: Run, answers: dict[str, PerQuery]) -> None:

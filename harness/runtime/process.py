@@ -168,7 +168,8 @@ def atomic_file(
             os.replace(temporary, path)
             _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before is what counts
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -229,6 +230,21 @@ def refuse_foreign_content(folder: Path, ours: Sequence[str]) -> None:
             Problem("this holds other things, which would be lost", where=str(folder), got=", ".join(others[:5]),
                     next="give a new or empty folder")
         )  # fmt: skip
+
+
+def refuse_file_in_the_way(folder: Path, where: str) -> None:
+    """Refuse a folder that is to be written into and can never be there.
+
+    Args:
+        where: how the user named it.
+
+    Raises:
+        InputError: it is a file, or lies below one.
+    """
+    at = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not at.is_dir():
+        raise InputError(Problem("a file stands where a folder has to be", where=where, got=str(at),
+                                 allowed="a folder, or one that is still to be made", next="choose another name"))  # fmt: skip
 
 
 def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:

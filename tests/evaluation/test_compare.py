@@ -193,7 +193,9 @@ def test_the_command_prints_and_writes_where_it_is_told(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["report", "--compare", *folders, "--output", str(tmp_path / "out")])
     assert answer.exit_code == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.html", "compare.md"}
-    for wrong in (["report", "--compare", *folders, "--set", "a=b"], ["report", *folders]):
+    through = str(tmp_path / "a" / "results.json" / "deeper" / "still")
+    for wrong in (["report", "--compare", *folders, "--set", "a=b"], ["report", *folders],
+                  ["report", "--compare", *folders, "--output", through]):  # fmt: skip
         assert isinstance(CliRunner().invoke(app, wrong).exception, InputError)
 
 

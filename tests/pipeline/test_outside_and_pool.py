@@ -304,6 +304,13 @@ def test_a_pool_is_never_overwritten_and_its_place_is_checked(whole: tuple[Path,
         pool_run(whole[1], tmp_path / "pool.jsonl")
     with pytest.raises(InputError, match=r"\.jsonl or \.tsv"):
         pool_run(whole[1], tmp_path / "pool.xlsx")
+    with pytest.raises(InputError, match=r"a folder, where a file") as caught:
+        pool_run(whole[1], tmp_path)
+    assert "grades" not in str(caught.value)
+    with pytest.raises(InputError, match=r"a file stands where a folder(.|\n)*got: .*pool\.jsonl\n"):
+        pool_run(whole[1], tmp_path / "pool.jsonl" / "deeper" / "p.tsv")
+    with pytest.raises(InputError, match=r"more hits than(.|\n)*got: 101(.|\n)*at most 100"):
+        pool_run(whole[1], tmp_path / "new.jsonl", depth=101)
     with pytest.raises(InputError, match=r"no such set(.|\n)*select, report, test"):
         pool_run(whole[1], tmp_path / "new.jsonl", set_name="train")
     with pytest.raises(InputError, match="not the folder of a run"):
@@ -327,6 +334,12 @@ def test_the_command_line_writes_pools_and_reads_labels(copy: tuple[Recipe, Path
     path.write_text(f"{header}\n" + "\t".join(cells) + "\n", encoding="utf-8")
     shown = run.invoke(app, ["pool", str(out), "--labels", str(path)])
     assert shown.exit_code == 0 and "1 new labels; 0 pairs" in shown.output and "recipe.resolved.yaml" in shown.output
+    for more in (["--output", str(tmp_path / "x.tsv")], ["--blind"], ["--depth", "10"]):
+        refused = run.invoke(app, ["pool", str(out), "--labels", str(path), *more]).exception
+        assert isinstance(refused, InputError) and more[0] in str(refused), "no option is ignored"
+    through = ["evaluate", str(out / "recipe.resolved.yaml"), "--output", str(out), "--trec", str(path / "trec")]
+    refused = run.invoke(app, through).exception
+    assert isinstance(refused, InputError) and "a file stands" in str(refused) and "--trec" in str(refused)
 
 
 def test_the_report_reads_tables_and_labels_once(

@@ -24,6 +24,7 @@ from harness.runtime.process import (
     launched_processes,
     progress,
     read_json,
+    refuse_file_in_the_way,
     remove_folder,
     remove_leftovers,
     write_json,
@@ -52,6 +53,18 @@ def names(folder: Path) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------- atomic writes
+
+
+def test_a_file_in_the_way_is_told_and_not_masked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "a", tmp_path / "file" / "b" / "c"):
+        with pytest.raises(OSError, match="file") as caught, atomic_file(path):
+            pass
+        assert caught.value.__context__ is None and ".tmp" not in str(caught.value), "the first error, not a later one"
+        with pytest.raises(InputError, match=r"--trec(.|\n)*got: .*file\n"):
+            refuse_file_in_the_way(path, "--trec")
+    refuse_file_in_the_way(tmp_path / "new" / "deeper", "--trec")
+    refuse_file_in_the_way(Path("."), "--trec")
 
 
 def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
