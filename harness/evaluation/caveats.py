@@ -54,11 +54,14 @@ def _about_teacher(results: Tree, headline: str, warn_teacher_gain: float) -> li
     read = at(results, "sets", headline, "contexts")
     misled = ", or misled by the contexts that it reads (teacher.context)" if read else ""
     for system, by_set in results["recovery"].items():
-        value = at(by_set, headline, "macro", HEADLINE_METRIC, "value")
+        kept = at(by_set, headline, "macro", HEADLINE_METRIC) or {}
+        value, low, high = (kept.get(key) for key in ("value", "low", "high"))
         if system in STUDENTS and results["reference"] == "teacher" and value is not None and value > 1:
+            verb, was = ("is", "was") if low is not None and low > 1 else ("may be", "may have been")
+            interval = f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if None not in (low, high) else "")
             found.append(
-                f"{system} is above its teacher on {headline} (macro recovery of {HEADLINE_METRIC} {value:.3f}): "
-                "the teacher was undertrained" + misled
+                f"{system} {verb} above its teacher on {headline} (macro recovery of {HEADLINE_METRIC} {interval}): "
+                f"the teacher {was} undertrained{misled}"
             )
     gain = at(results, "training", "teacher", "last_quarter_gain")
     if gain is not None and gain > warn_teacher_gain:
