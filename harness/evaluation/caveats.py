@@ -25,7 +25,16 @@ def caveats(results: Tree, headline: str | None, warn_teacher_gain: float) -> li
         return ["nothing was evaluated"]
     return [*_about_exported(results), *_about_sets(results, headline),
             *_about_teacher(results, headline, warn_teacher_gain), *_about_languages(results, headline),
-            *filter(None, [at(results, "noise", "warning")])]  # fmt: skip
+            *filter(None, [at(results, "noise", "warning")]), *_about_threads(results)]  # fmt: skip
+
+
+def _about_threads(results: Tree) -> list[str]:
+    told, cores = at(results, "conditions", "threads"), at(results, "noise", "cores")
+    threads = max([count for count in (told.values() if isinstance(told, dict) else [told]) if count], default=0)
+    if cores is None or threads <= cores:
+        return []
+    return [f"latency and throughput were timed with {threads} threads on {cores} cores, where threads wait for one "
+            f"another: set bench.threads to {cores} at most"]  # fmt: skip
 
 
 def _about_exported(results: Tree) -> list[str]:

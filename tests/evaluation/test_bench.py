@@ -491,7 +491,8 @@ def test_garbage_collection_returns_after_an_error(engines: dict[str, FakeEngine
 def test_conditions_say_where_systems_differ(engines: dict[str, FakeEngine]) -> None:
     assert run(engines, warmup=2)["conditions"] == {
         "device": "cpu", "dtype": "float32", "threads": 2, "max_length": {"teacher": 64, "student": 32}, "warmup": 2,
-        "repeats": 1, "cpu": cpu_name(), "percentiles": "nearest rank", "batches": "shuffled, not sorted by length",
+        "repeats": 1, "cpu": cpu_name(), "percentiles": "nearest rank", "encoder": "timed alone",
+        "batches": "shuffled, not sorted by length",
     }  # fmt: skip
     assert cpu_name()
 

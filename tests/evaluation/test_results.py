@@ -219,6 +219,14 @@ def test_the_latency_bar_is_of_the_whole_path_by_an_engine_that_is_the_student()
     assert results(bars=asked, bench=timed)["bars"][0]["status"] == "missed", "int8 is not what was evaluated"
 
 
+@pytest.mark.parametrize(("threads", "told"), [(2, 0), (64, 1), ({"teacher": 64, "student-refined": 2}, 1)])
+def test_more_threads_than_cores_are_warned_of(threads: Any, told: int) -> None:
+    timed = bench_result() | {"noise": {"cores": 2, "warning": None}}
+    timed["conditions"]["threads"] = threads
+    found = [text for text in results(bench=timed)["warnings"] if "64 threads on 2 cores" in text]
+    assert len(found) == told and all("set bench.threads to 2 at most" in text for text in found)
+
+
 def latency_bar(value: float, calls: int, **noise: Any) -> dict[str, Any]:
     timed = bench_result() | {"noise": {"warning": None, "percent": None, **noise}}
     timed["latency"]["student-refined"]["torch"]["all"] |= {"calls": calls, "whole_p99_ms": value}

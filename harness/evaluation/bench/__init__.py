@@ -102,7 +102,9 @@ def bench(
         "throughput": {system: {engine.name: throughput[system]} for system, engine in engines.items()},
         "noise": told(calls, second, twice, meter.again(), watch.ended()),
         "conditions": {**_conditions(engines), "warmup": warmup, "repeats": repeats, "cpu": cpu_name(),
-                       "percentiles": "nearest rank", "batches": "shuffled, not sorted by length"},
+                       "percentiles": "nearest rank",
+                       "encoder": "timed within the whole path" if search else "timed alone",
+                       "batches": "shuffled, not sorted by length"},
     }  # fmt: skip
 
 
