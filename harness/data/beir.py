@@ -180,7 +180,7 @@ def _read_qrels(path: Path, known: _Known, reading: Reading, *, report_unknown: 
     for line, text in reading.lines(path):
         fields = text.split("\t")
         try:
-            if line == 1 and len(fields) == 3 and fields[0] not in known.queries and not _is_number(fields[2]):
+            if line == 1 and len(fields) == 3 and fields[0] not in known.queries and not is_number(fields[2]):
                 continue  # the header
             lines += 1
             if len(fields) != 3:
@@ -202,7 +202,8 @@ def _read_qrels(path: Path, known: _Known, reading: Reading, *, report_unknown: 
     return judgments
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a grade can be read as one."""
     try:
         float(text)
     except ValueError:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.data.beir import read_beir
+from harness.data.beir import is_number, read_beir
 from harness.data.reading import Reading
-from harness.data.records import UNKNOWN_LANGUAGE, Documents, Record
+from harness.data.records import RESERVED, UNKNOWN_LANGUAGE, Documents, Record
 from harness.data.source import Source
 from harness.recipe import DataSettings, OutsideSet, QrelsNames
 from harness.runtime.errors import InputError, Problem
@@ -47,12 +47,16 @@ def read_outside(given: OutsideSet) -> OutsideData:
     """
     data = _of_folder(given, Path(given.beir)) if given.beir else _of_task(given)
     if not data.records or not data.documents:
-        raise InputError(Problem("there is nothing to search, or nothing to search for", where=_where(given),
-                                 got=f"{len(data.documents)} documents, {len(data.records)} answerable queries",
-                                 next="choose another split, or another set"))  # fmt: skip
+        raise InputError(_nothing(given, len(data.documents), len(data.records)))
     if given.ignore_identical_ids is not None:
         data = replace(data, ignores_own_id=given.ignore_identical_ids)
     return data
+
+
+def _nothing(given: OutsideSet, documents: int, answerable: int) -> Problem:
+    return Problem("there is nothing to search, or nothing to search for", where=_where(given),
+                   got=f"{documents:,} documents, {answerable:,} answerable queries",
+                   next="choose another split, or another set")  # fmt: skip
 
 
 def _where(given: OutsideSet) -> str:
@@ -98,9 +102,30 @@ def preview_outside(given: OutsideSet) -> None:
     """Read the heads of a folder's files, so that what is wrong with them does not show after days.
 
     Raises:
-        InputError: as ``read_outside``, as far as the heads tell.
+        InputError: as ``read_outside``, as far as the heads tell; and where no query is answerable, which is looked for
+            further down as far as it takes.
     """
-    _read_folder(given, Reading(PREVIEW))
+    reading = Reading(PREVIEW)
+    source = _read_folder(given, reading)
+    answerable = sum(any(grade > 0 for grade in grades.values()) for grades in source.judgments["dev"].values())
+    if not answerable and (reading.complete or not _answerable_further_down(given)):
+        raise InputError(_nothing(given, len(source.documents), 0))
+
+
+def _answerable_further_down(given: OutsideSet) -> bool:
+    """Whether any query and any document that has a text, however far down, are judged to belong together."""
+    corpus, queries, qrels = outside_files(given)
+    reading = Reading()
+    judged = [line.split("\t") for _, line in reading.lines(qrels)]
+    positive = [fields[:2] for fields in judged if len(fields) == 3 and is_number(fields[2]) and float(fields[2]) > 0]
+    wanted = {query for query, _ in positive}
+    asked = {str(line.get("_id")) for _, line in reading.objects(queries) if _told(line, "text")} & wanted
+    found = {document for query, document in positive if query in asked}
+    return any(str(line.get("_id")) in found and _told(line, "text", "title") for _, line in reading.objects(corpus))
+
+
+def _told(line: Mapping[str, Any], *names: str) -> bool:
+    return any(isinstance(text := line.get(name), str) and text.strip() for name in names)
 
 
 def _read_folder(given: OutsideSet, reading: Reading) -> Source:
@@ -110,6 +135,10 @@ def _read_folder(given: OutsideSet, reading: Reading) -> Source:
     source = read_beir(Path(given.beir or ""), settings, reading)
     if problems := reading.problems(forgiven=FORGIVEN):
         raise InputError([replace(problem, next="correct the file") for problem in problems])
+    if taken := sorted({*source.queries.languages} & {*RESERVED}):
+        raise InputError(Problem("a language has the name of a summary row", where=_where(given), got=", ".join(taken),
+                                 allowed=f"any name but {', '.join(RESERVED)}",
+                                 next="rename it in the set's queries"))  # fmt: skip
     return source
 
 

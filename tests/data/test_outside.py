@@ -10,7 +10,8 @@ import pytest
 from builders.outside import SPLIT, mteb_task, outside_lines, write_outside
 from builders.tiny_data import write_beir
 
-from harness.data.outside import OutsideData, outside_files, preview_outside, read_outside
+from harness.data import outside
+from harness.data.outside import PREVIEW, OutsideData, outside_files, preview_outside, read_outside
 from harness.recipe import OutsideSet
 from harness.runtime.errors import InputError
 
@@ -77,10 +78,33 @@ def test_what_can_t_be_read_is_refused(tmp_path: Path, read: Any) -> None:
     assert "the id is not a string" in told and "not JSON" in told and "on_error" not in told
 
 
-def test_a_set_without_answers_is_refused(tmp_path: Path) -> None:
-    write_beir(tmp_path, [{"_id": "d", "text": "z"}], [{"_id": "a", "text": "x"}], test=[("a", "d", 0)])
-    with pytest.raises(InputError, match=r"nothing to search for(.|\n)*0 answerable queries"):
-        read_outside(OutsideSet(name="x", beir=str(tmp_path)))
+@pytest.mark.parametrize("read", [read_outside, preview_outside])
+@pytest.mark.parametrize("judged", [("a", "d", 0), ("who", "d", 1), ("a", "what", 1), ("a", "blank", 1)])
+def test_a_set_without_answers_is_refused(
+    tmp_path: Path, read: Any, judged: tuple[str, str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [*({"_id": f"d{n}", "text": "z"} for n in range(4)), {"_id": "blank", "text": ""}]
+    write_beir(tmp_path, [*documents, {"_id": "d", "text": "z"}], [{"_id": "a", "text": "x"}], test=[judged])
+    for lines in (PREVIEW, 2):  # also where more than the heads has to be looked at
+        monkeypatch.setattr(outside, "PREVIEW", lines)
+        with pytest.raises(InputError, match=r"evaluate\.outside: x(.|\n)*0 answerable queries") as caught:
+            read(OutsideSet(name="x", beir=str(tmp_path)))
+        assert "nothing to search for" in str(caught.value)
+
+
+def test_an_answer_may_stand_further_down_than_the_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside, "PREVIEW", 2)
+    documents, queries = ([{"_id": f"{kind}{n}", "text": "x"} for n in range(4)] for kind in "dq")
+    write_beir(tmp_path, documents, queries, test=[*((f"q{n}", "d0", 0) for n in range(3)), ("q3", "d3", 1)])
+    preview_outside(OutsideSet(name="x", beir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("read", [read_outside, preview_outside])
+def test_a_language_with_the_name_of_a_summary_is_refused_where_it_is_read(tmp_path: Path, read: Any) -> None:
+    queries = [{"_id": "a", "text": "x", "lang": "macro"}]
+    write_beir(tmp_path, [{"_id": "d", "text": "z"}], queries, test=[("a", "d", 1)])
+    with pytest.raises(InputError, match=r"evaluate\.outside: far: .*summary row(.|\n)*got: macro"):
+        read(OutsideSet(name="far", beir=str(tmp_path)))
 
 
 # ---------------------------------------------------------------------------------------------------- tasks of mteb

@@ -26,6 +26,7 @@ Files: ``means``; ``samples`` (the draws); ``intervals`` (from draws to bounds);
 differences); ``noninferiority`` ("loses less than x %").
 """
 
+from harness.data.records import RESERVED
 from harness.evaluation.statistics.comparisons import (
     differences_of,
     mean_bound,
@@ -43,7 +44,7 @@ from harness.evaluation.statistics.intervals import (
     lower_bound,
     simultaneous_lower,
 )
-from harness.evaluation.statistics.means import RESERVED, agreement, quality, refuse_reserved
+from harness.evaluation.statistics.means import agreement, quality, refuse_reserved
 from harness.evaluation.statistics.noninferiority import ALL_LANGUAGES, loses_less_than
 from harness.evaluation.statistics.samples import Samples, require_same_queries, resample
 

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.records import RESERVED
 from harness.evaluation.per_query import PerQuery
 from harness.runtime.errors import InputError, Problem
 
 Floats = NDArray[np.float64]
-
-RESERVED = ("all", "macro", "micro", "worst", "weighted")  # names of summary rows, which no language may have
 
 
 def quality(per_query: PerQuery) -> dict[str, dict[str, float]]:
