@@ -308,17 +308,18 @@ def _compare(runs: list[Path], overrides: list[str] | None, output: Path | None)
 
 @app.command()
 def pool(
-    context: typer.Context,
     root: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. outputs/quickstart.")],
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="A new .jsonl or .tsv (default RUN/pool.jsonl).")
     ] = None,
-    depth: Annotated[int, typer.Option("--depth", min=1, max=1000, help="How many hits of each system.")] = 10,
+    depth: Annotated[
+        int | None, typer.Option("--depth", min=1, max=1000, help="How many hits of each system (default 10).")
+    ] = None,
     on: Annotated[
         str | None, typer.Option("--on", metavar="SET", help="test, report or select (default: that of the tables).")
     ] = None,
     blind: Annotated[bool, typer.Option("--blind", help="Hide who found what, and shuffle.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the shuffling.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the shuffling (default 0).")] = None,
     labels: Annotated[
         Path | None, typer.Option("--labels", metavar="FILE", help="Read a pool back whose grades are filled in.")
     ] = None,
@@ -330,8 +331,8 @@ def pool(
     from harness.pipeline.pool import label_run, pool_run
 
     if labels is not None:
-        sources = {name: context.get_parameter_source(name) for name in ("output", "depth", "on", "blind", "seed")}
-        if given := [f"--{name}" for name, source in sources.items() if source and source.name == "COMMANDLINE"]:
+        others = {"--output": output, "--depth": depth, "--on": on, "--blind": blind or None, "--seed": seed}
+        if given := [name for name, value in others.items() if value is not None]:
             raise InputError(Problem("of a pool that is written, and --labels reads one back", where=", ".join(given),
                                      allowed="--replace", next="leave it out, or leave out --labels"))  # fmt: skip
         count, empty = label_run(root, labels, replacing=replace)
@@ -340,7 +341,8 @@ def pool(
         return
     if replace:
         raise InputError(Problem("no labels to correct earlier ones by", where="--replace", next="add --labels FILE"))
-    written = pool_run(root, output or root / "pool.jsonl", depth=depth, set_name=on, blind=blind, seed=seed)
+    written = pool_run(root, output or root / "pool.jsonl", depth=10 if depth is None else depth, set_name=on,
+                       blind=blind, seed=seed or 0)  # fmt: skip
     typer.echo(f"{written.path}: {written.pairs:,} pairs of {written.queries:,} queries of {written.set_name}, found "
                f"by {', '.join(written.systems)} and not judged.")  # fmt: skip
 

@@ -243,8 +243,10 @@ def refuse_file_in_the_way(folder: Path, where: str) -> None:
     """
     at = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not at.is_dir():
-        raise InputError(Problem("a file stands where a folder has to be", where=where, got=str(at),
-                                 allowed="a folder, or one that is still to be made", next="choose another name"))  # fmt: skip
+        raise InputError(
+            Problem("a file stands where a folder has to be", where=where, got=str(at),
+                    allowed="a folder, or a new name", next="choose another")
+        )  # fmt: skip
 
 
 def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
