@@ -422,7 +422,7 @@ def test_scales_and_ticks() -> None:
 
 def test_labels_of_close_points_do_not_cover_each_other() -> None:
     results = example_results()
-    for index, engine in enumerate(("torch-compile", "onnx", "onnx-int8")):
+    for index, engine in enumerate(("torch-compile", "onnx", "cuda-graphs")):
         found = copy.deepcopy(results["latency"]["student-refined"]["torch"])
         found["all"]["p50_ms"] = 5.0 + 0.1 * index
         results["latency"]["student-refined"][engine] = found

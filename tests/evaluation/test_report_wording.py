@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -208,9 +209,75 @@ def test_the_stamp_stands_clear_of_the_marks() -> None:
 
 def test_an_int8_engine_has_the_quality_of_the_int8_student() -> None:
     results = rich_results()
-    assert "an int8 engine that of student-int8" in _paid(View(results))
+    assert "onnx-int8 that of student-int8" in _paid(View(results)) and "not drawn" not in _paid(View(results))
+    results["latency"][SYSTEM]["onnx-int8-static"] = results["latency"][SYSTEM]["onnx-int8"]
+    assert plots.not_drawn(View(results)).endswith(f"not drawn: {SYSTEM} in onnx-int8-static."), "another file"
     del results["quality"]["student-int8"]
-    assert "student-int8" not in _paid(View(results)).split("<table")[0]
+    view = View(results)
+    assert {engine for _, engine, *_ in plots.timed_points(view)} == {"torch"}, "the fp32 student is another system"
+    told = _paid(view).split("<table")[0]
+    assert f"not evaluated, so not drawn: {SYSTEM} in onnx-int8, {SYSTEM} in onnx-int8-static." in told
+
+
+def test_the_tiles_are_of_the_engine_that_the_bar_takes() -> None:
+    results = rich_results()
+    latency, rates = results["latency"][SYSTEM], results["throughput"][SYSTEM]
+    latency["onnx"] = copy.deepcopy(latency["torch"])
+    latency["onnx"]["all"] |= {"whole_p50_ms": 2.33, "whole_p99_ms": 5.21}
+    rates["onnx"] = {**rates["torch"], "batch": 8, "queries_per_second": 756.2}
+    slow = results["latency"]["teacher"]["torch"]["all"]["whole_p50_ms"]
+    shown = first_screen(View(results))
+    assert "<dt>One query in onnx, whole path, p50</dt><dd>2.33 ms</dd>" in shown, "not int8, which is another system"
+    assert f"p99 5.21 ms; teacher in torch {slow:.2f} ms, {slow / 2.33:.1f}× as long" in shown
+    assert "<dt>Queries per second in onnx, encoder at batch 8</dt><dd>756</dd>" in shown
+    assert "teacher in torch 402 at batch 128" in shown
+
+
+def test_memory_is_told_at_one_batch_beside_the_weights() -> None:
+    results = rich_results()
+    for system, best, weights in (("teacher", 8, 90.3), (SYSTEM, 32, 62.5)):
+        row = results["throughput"][system]["torch"]
+        row |= {"peak_memory_mb": 5.0 if best == 8 else 17.0, "weights_mb": weights}
+        row["peak_memory_mb_by_batch"] = {"1": 1.0, "8": 5.0, "16": 11.0 if best == 8 else 9.0, "32": None}
+    del results["throughput"][SYSTEM]["onnx-int8"], results["latency"][SYSTEM]["onnx-int8"]
+    grid = costs.batches(View(results))
+    assert grid is not None and column(grid, "peak MB at batch 16") == ["11", "9"]
+    assert column(grid, "weights MB") == ["90", "62"]
+    assert "without the weights. A service needs both" in grid.note and "one by one: the same at batch 1" in grid.note
+    del results["throughput"][SYSTEM]["torch"]["peak_memory_mb_by_batch"]
+    grid = costs.batches(View(results))
+    assert grid is not None and column(grid, "peak MB") == ["5", "17"] and "can't be compared" in grid.note
+
+
+def test_a_price_one_by_one_says_where_it_is_from() -> None:
+    results = rich_results()
+    for by_engine in results["throughput"].values():
+        for row in by_engine.values():
+            row["by_batch"].pop("1")
+    grid = costs.batches(View(results))
+    assert grid is not None and "one by one: the same by the mean time of single calls." in grid.note
+
+
+def test_rare_calls_are_told_or_how_many_they_take() -> None:
+    results = rich_results()
+    for by_engine in results["latency"].values():
+        for scopes in by_engine.values():
+            scopes["all"]["whole_p99_9_ms"] = 33.125
+    assert column(tables.cost(View(results)), "whole p99.9") == ["33.12"] * 3
+    for by_engine in results["latency"].values():
+        for scopes in by_engine.values():
+            scopes["all"] |= {"p99_9_ms": None, "whole_p99_9_ms": None, "calls": 1200}
+    grid = tables.cost(View(results))
+    assert grid is not None and not any("99.9" in name for name in grid.header)
+    told = "p99.9: needs 2,995 calls, had 1,200 (bench.repeats of 8 would do)."
+    assert told in grid.note and "systems interleaved, 1,200 calls each" in grid.note
+    assert told in _paid(View(results)) and told in markdown(View(results))
+
+
+def test_the_axis_of_batches_has_the_sizes_that_were_timed() -> None:
+    assert curves._marks([1, 4], log=True) == ([1, 4], True)
+    sizes = [2**power for power in range(11)]
+    assert set(curves._marks(sizes, log=True)[0]) <= set(sizes) and curves._marks(sizes, log=True)[0][-1] == 1024
 
 
 def test_the_ratio_says_what_it_is_over() -> None:

@@ -23,8 +23,12 @@ from harness.evaluation.report.view import SYSTEMS, View
 from harness.vectors.approximate import LEAST_DOCUMENTS, TOO_SMALL
 
 PRICE = (
-    "Per million queries: encoding only, at the best batch, on a machine that is never idle; one by one: the same at "
-    "batch 1. Neither holds search, nor the hours in which nobody asks."
+    "Per million queries: encoding only, at the best batch, on a machine that is never idle; one by one: the same "
+    "{one}. Neither holds search, nor the hours in which nobody asks."
+)
+MEMORY = (
+    "Peak MB: of one call, beyond what rested in memory before it, without the weights{where}. A service needs both, "
+    "beside its own process."
 )
 
 
@@ -111,20 +115,33 @@ def _money(price: object, told: Mapping[str, object]) -> str:
     return MISSING if found is None else f"{found:.2f} {clean(told.get('currency') or '')}".strip()
 
 
+def _common_batch(view: View) -> str | None:
+    """The largest batch of which every system's memory is known."""
+    peaks = [branch(view.results, "throughput", s, e, "peak_memory_mb_by_batch") for s, e in view.timed]
+    known = [{size for size, peak in told.items() if size.isdecimal() and number(peak) is not None} for told in peaks]
+    return max(set.intersection(*known), key=int, default=None) if known else None
+
+
 def batches(view: View) -> Grid | None:
-    """Queries per second by batch size, why it stopped, peak memory and price."""
+    """Queries per second by batch size, why it stopped, memory and price."""
+    common = _common_batch(view)
     curves = {(s, e): dict(by_batch(dig(view.results, "throughput", s, e, "by_batch"))) for s, e in view.timed}
     sizes = sorted({size for curve in curves.values() for size in curve})
     rows = []
     for (system, engine), curve in curves.items():
         told = branch(view.results, "throughput", system, engine)
+        peak = dig(told, "peak_memory_mb_by_batch", common) if common else told.get("peak_memory_mb")
         money = (_money(told.get(key), told) for key in ("cost_per_million", "cost_per_million_batch_1"))
-        rows.append(Row([clean(system), clean(engine), *(rate(curve.get(size)) for size in sizes),
-                         decimals(told.get("peak_memory_mb"), 0), *money, clean(told.get("stopped") or MISSING)],
+        rows.append(Row([clean(system), clean(engine), *(rate(curve.get(size)) for size in sizes), decimals(peak, 0),
+                         decimals(told.get("weights_mb"), 0), *money, clean(told.get("stopped") or MISSING)],
                         system == view.candidate))  # fmt: skip
-    header = ["system", "engine", *(f"batch {size:g}" for size in sizes), "peak MB", "per million queries",
+    header = ["system", "engine", *(f"batch {size:g}" for size in sizes),
+              f"peak MB at batch {common}" if common else "peak MB", "weights MB", "per million queries",
               "per million, one by one", "stopped"]  # fmt: skip
     if not any(curves.values()) and all(set(row.cells[2:]) <= {MISSING} for row in rows):
         return None
-    priced = any(row.cells[-3] != MISSING for row in rows)
-    return grid("Queries per second by batch size", header, rows, PRICE if priced else "", left=(0, 1, len(header) - 1))
+    where = "" if common else "; each system at its own best batch, so they can't be compared"
+    notes = [MEMORY.format(where=where)] if any(row.cells[-5] != MISSING for row in rows) else []
+    if any(row.cells[-3] != MISSING for row in rows):
+        notes.append(PRICE.format(one="at batch 1" if 1 in sizes else "by the mean time of single calls"))
+    return grid("Queries per second by batch size", header, rows, " ".join(notes), left=(0, 1, len(header) - 1))

@@ -143,8 +143,9 @@ def _marks(values: Sequence[float], log: bool) -> tuple[list[float], bool]:
     own = sorted(set(values))
     if not log or own[0] <= 0 or own[0] == own[-1]:
         return ticks(own[0], own[-1], 5), False
-    if 3 <= len(own) <= 8 and all(b / a > 1.5 for a, b in zip(own, own[1:], strict=False)):
-        return own, True
+    whole = all(value == int(value) for value in own)  # sizes and efforts: what was measured
+    if whole and all(b / a > 1.5 for a, b in zip(own, own[1:], strict=False)):
+        return sorted({*own[:: -(-len(own) // 8)], own[-1]}), True
     found = log_ticks(own[0], own[-1])
     return (found if len(found) <= 7 else found[:: -(-len(found) // 5)] + [found[-1]]), True
 

@@ -27,21 +27,39 @@ def _tiles(view: View) -> str:
     ours, theirs = view.candidate, view.reference
     mean = view.recovery(ours, "macro", view.lead)
     worst = view.worst_language if len(view.languages) > 1 else None
-    engine, origin = view.first_engine(ours), view.first_engine(theirs)
-    key = f"{view.path_key}p50_ms"
-    fast, slow = view.latency(ours, engine, key), view.latency(theirs, origin, key)
-    speed, base = view.throughput(ours, engine), view.throughput(theirs, origin)
-    what = "One query, whole path, p50" if view.path_key else "One query, p50"
     tiles = [
         _tile(f"{view.lead} kept, mean over languages", decimals(mean.value), _bounds(view, mean.text())),
         _lowest(view, worst) if worst is not None else "",
         _tile(f"{view.lead}, mean over languages", decimals(view.quality(ours, "macro", view.lead)),
               f"{theirs} {decimals(view.quality(theirs, 'macro', view.lead))}"),
-        _tile(what, MISSING if fast is None else f"{fast:.2f} ms",
-              f"{theirs} {slow:.2f} ms, {slow / fast:.1f}× as long" if fast and slow else ""),
-        _tile("Queries per second", rate(speed), f"{theirs} {rate(base)}" if base else ""),
+        *_speed(view),
     ]  # fmt: skip
     return f'<div class="tiles">{"".join(tiles)}</div>' if any(tiles) else ""
+
+
+def _speed(view: View) -> list[str]:
+    """How fast the candidate is, in the engine of the bar of latency, beside the reference."""
+    ours, theirs = view.candidate, view.reference
+    engine, origin = view.fastest_engine(ours), view.fastest_engine(theirs)
+    key = f"{view.path_key}p50_ms"
+    fast, slow = view.latency(ours, engine, key), view.latency(theirs, origin, key)
+    tail = view.latency(ours, engine, f"{view.path_key}p99_ms")
+    longer = f"{theirs} in {origin} {slow:.2f} ms, {slow / fast:.1f}× as long" if fast and slow else ""
+    parts = [f"p99 {tail:.2f} ms" if tail is not None else "", longer]
+    speeds = [_rate(view, system, by) for system, by in ((ours, engine), (theirs, origin))]
+    path = ", whole path" if view.path_key else ", encoder"
+    return [
+        _tile(f"One query in {engine}{path}, p50", MISSING if fast is None else f"{fast:.2f} ms",
+              "; ".join(filter(None, parts))),
+        _tile(f"Queries per second in {engine}, encoder{speeds[0][1]}", speeds[0][0],
+              f"{theirs} in {origin} {speeds[1][0]}{speeds[1][1]}" if speeds[1][0] != MISSING else ""),
+    ]  # fmt: skip
+
+
+def _rate(view: View, system: str, engine: str) -> tuple[str, str]:
+    """Queries per second, and at which batch."""
+    batch = view.throughput(system, engine, "batch")
+    return rate(view.throughput(system, engine)), "" if batch is None else f" at batch {count(batch)}"
 
 
 def _lowest(view: View, worst: str) -> str:

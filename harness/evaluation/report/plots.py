@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.evaluation.bars import OWN_PRECISION
 from harness.evaluation.report.dots import ABREAST, Dot, Pair, dumbbells, whiskers
 from harness.evaluation.report.svg import (
     Scale,
@@ -25,7 +26,7 @@ from harness.evaluation.report.svg import (
     tag,
     ticks,
 )
-from harness.evaluation.report.values import Interval, branch, clean, count, decimals, dig, items, number
+from harness.evaluation.report.values import Interval, branch, clean, count, decimals, dig, items, listed, number
 from harness.evaluation.report.view import View
 
 MOST_VALUES = 12  # of one slice in the plot; the table has all
@@ -186,6 +187,7 @@ def _step(row: Mapping[str, Any], top: float, scale: Scale, width: int) -> list[
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Point = tuple[str, str, float, float, float]  # system, engine, p50, p99, quality
+INT8 = ("student-int8", "onnx-int8")  # the evaluated system that is what the deployed one answers in this engine
 
 
 def _free_place(x: float, y: float, wide: float, taken: Sequence[Box], limits: Box) -> tuple[float, float]:
@@ -201,22 +203,35 @@ def _free_place(x: float, y: float, wide: float, taken: Sequence[Box], limits: B
     return within[0]
 
 
+def evaluated_as(view: View, system: str, engine: str) -> str | None:
+    """The evaluated system that answers as this one does in this engine; None where none does.
+
+    An engine of lower precision answers something else than its system.
+    """
+    if engine in OWN_PRECISION:
+        return system
+    exported = view.results.get("exported") or view.candidate
+    return INT8[0] if system == exported and engine == INT8[1] else None
+
+
 def timed_points(view: View) -> list[Point]:
-    """Every timed system that was also evaluated."""
+    """Every timed system that was also evaluated, in every engine whose answers were."""
     points = []
     for system, engine in view.timed:
-        # What an int8 engine answers was evaluated as a system of its own, where it was.
-        exported = view.results.get("exported") or view.candidate
-        measured = "student-int8" if system == exported and engine.endswith("int8") else system
-        measured = measured if measured in view.systems else system
-        p50, quality = (
-            view.latency(system, engine, f"{view.path_key}p50_ms"),
-            view.quality(measured, "macro", view.lead),
-        )
+        p50 = view.latency(system, engine, f"{view.path_key}p50_ms")
+        quality = view.quality(evaluated_as(view, system, engine) or "", "macro", view.lead)
         if p50 and p50 > 0 and quality is not None:
             p99 = view.latency(system, engine, f"{view.path_key}p99_ms")
             points.append((system, engine, p50, max(p50, p99 or p50), quality))
     return points
+
+
+def not_drawn(view: View) -> str:
+    """Which engines stand in no plot of quality, for what they answer was not evaluated; empty where all do."""
+    drawn = {point[:2] for point in timed_points(view)}
+    left = [f"{clean(system)} in {clean(engine)}" for system, engine in view.timed
+            if (system, engine) not in drawn and engine not in OWN_PRECISION]  # fmt: skip
+    return f"Timed, but not evaluated, so not drawn: {listed(left)}." if left else ""
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
@@ -229,7 +244,7 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 
 def quality_and_latency(view: View, width: int) -> str | None:
-    """Macro quality against p50 latency (logarithmic, whisker to p99) of every timed system, and the Pareto line."""
+    """Macro quality against p50 latency (logarithmic, whisker to p99) of every timed system, and the Pareto band."""
     points = timed_points(view)
     if not points:
         return None

@@ -67,18 +67,18 @@ def _languages(view: View) -> str:
 def _paid(view: View) -> str:
     of = "the whole path's latency (tokenise, encode, search)" if view.path_key else "the encoder's latency"
     quality = "An engine has its system's quality"
-    quality += ", an int8 engine that of student-int8." if "student-int8" in view.systems else "."
+    quality += f", {plots.INT8[1]} that of {plots.INT8[0]}." if plots.INT8[0] in view.systems else "."
     caption = (
         f"Macro {view.lead} against {of} for one query; up and to the left is better. A whisker runs from p50 to p99. "
-        f"The line joins the systems that no other beats in both. {quality} "
-        "Systems that were not timed are left out."
+        f"The pale band joins the systems that no other beats in both. {quality} "
+        f"Systems that were not timed are left out. {plots.not_drawn(view)}"
     )
     effort = (
         "Per approximate index: recall against the same system's exact search as effort rises (dotted: within 1 %), "
         "and the queries per second that it leaves."
     )
     return (
-        figure(view, plots.quality_and_latency, caption)
+        figure(view, plots.quality_and_latency, caption.strip())
         + table(tables.cost(view))
         + folded_table(tables.latency_by_language(view))
         + panels(curves.throughput(view), "Queries per second by batch size. All panels share one scale.", "two")

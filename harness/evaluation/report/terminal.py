@@ -97,7 +97,7 @@ def _cost(view: View) -> Grid | None:
     grid = plain.cost(view)
     if grid is None:
         return None
-    kept = [i for i, name in enumerate(grid.header) if name not in ("calls", "tokeniser p50", "p90 ms", "whole p90")]
+    kept = [i for i, name in enumerate(grid.header) if name not in ("tokeniser p50", "p90 ms", "whole p90")]
     rows = [Row([row.cells[i] for i in kept], row.strong) for row in grid.rows]
     return Grid(grid.title, [grid.header[i] for i in kept], rows, grid.note, grid.left)
 
