@@ -3,11 +3,12 @@
 Every number stands beside the same of the reference: what a student adds is compression's, the rest was there before.
 Shares are means over queries, so that a query with many relevant documents counts no more than another.
 
-Axes: Q queries, D languages of documents.
+Axes: Q queries, D languages of documents and, in the last place, English in all its regions.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
@@ -24,12 +25,14 @@ Floats = NDArray[np.float64]
 Tree = dict[str, Any]
 
 TOP = 10  # hits looked at for the shares
-ENGLISH = "en"
+_ENGLISH = re.compile(r"en([-_].*)?|eng", re.IGNORECASE)  # BCP 47 and ISO 639-3, of any region
+NO_ENGLISH = "no document is in English (en, en-*, en_*, eng), so nothing is told of an inclination to it"
+ONLY_ENGLISH = "every query is in English, so nothing is told of an inclination to it"
 FEW_PARALLEL = 10  # documents asked for in several languages: fewer tell nothing of the ranks' variance
 
 
 class Asked(NamedTuple):
-    """Queries, and for each the document language that is looked at: its own, or English."""
+    """Queries, and for each the column that is looked at: its own language, or English."""
 
     row_Q: NDArray[np.int64]
     column_Q: NDArray[np.int64]
@@ -46,11 +49,12 @@ def bias(
 
     Returns:
         None where all documents are of one language. Else ``{NAME: {"documents": {LANG: {"share_of_top",
-        "share_of_relevant", "share_of_pool"}}, "own_language", "english", "rank_variance"}}``:
+        "share_of_relevant", "share_of_pool"}}, "own_language", "english", "rank_variance", "note"}}``:
 
         - ``own_language``: queries in a language that documents have: share of the top and of the relevant that are of
           the query's language, and ``inclination``, the one less the other;
-        - ``english``: the same of English documents, for queries in other languages; None without such documents;
+        - ``english``: the same of English documents of any region, for queries in other languages; None without such
+          documents or queries, which ``note`` then says (else it is absent);
         - ``rank_variance``: the variance of a relevant document's rank over the languages of a group that ask for it,
           mean over documents; a document that was not found has the rank after the last (``not_found`` is their share);
           None where hardly anything is asked for in several languages.
@@ -64,13 +68,15 @@ def bias(
         return None
     number = {language: i for i, language in enumerate(languages)}
     language_of = {id_: number[language] for id_, language in zip(documents.ids, documents.languages, strict=True)}
-    relevant_QD = _shares([list(record.positives) for record in records], language_of, len(languages))
+    english = [at for at, language in enumerate(languages) if is_english(language)]
+    relevant_QD = _shares([list(record.positives) for record in records], language_of, len(languages), english)
     pool_D = np.bincount(list(language_of.values()), minlength=len(languages)) / len(documents)
-    asked = {"own_language": _own(records, number), "english": _english(records, number)}
+    asked = {"own_language": _own(records, number), "english": _english(records, len(languages)) if english else None}
+    note = "" if asked["english"] else ONLY_ENGLISH if english else NO_ENGLISH
     found: dict[str, Tree] = {}
     tops: dict[str, Floats] = {}
     for name in [reference, *(name for name in systems if name != reference)]:
-        top_QD = tops[name] = _shares([hits[:TOP] for hits in systems[name].hits], language_of, len(languages))
+        top_QD = tops[name] = _shares([hits[:TOP] for hits in systems[name].hits], language_of, len(languages), english)
         tree: Tree = {
             "documents": {
                 language: {"share_of_top": float(top_QD[:, at].mean()),
@@ -80,6 +86,7 @@ def bias(
             },
             **{key: _inclination(top_QD, relevant_QD, of) for key, of in asked.items()},
             "rank_variance": _rank_variance(systems[name], records),
+            **({"note": note} if note else {}),
         }  # fmt: skip
         found[name] = tree
         if name != reference:
@@ -98,12 +105,20 @@ def _beside(tree: Tree, reference: Tree) -> None:
             tree[key]["reference"] = reference[key][number]
 
 
-def _shares(ids: Sequence[Sequence[str]], language_of: Mapping[str, int], languages: int) -> Floats:
-    """share_QD: of each query's documents, the share of each language."""
-    share_QD = np.zeros((len(ids), languages))
+def is_english(language: str) -> bool:
+    """Whether a language is English, of whatever region."""
+    return _ENGLISH.fullmatch(language) is not None
+
+
+def _shares(
+    ids: Sequence[Sequence[str]], language_of: Mapping[str, int], languages: int, english: Sequence[int]
+) -> Floats:
+    """share_QD: of each query's documents, the share of each language, and last that of all English ones."""
+    share_QD = np.zeros((len(ids), languages + 1))
     for row, found in enumerate(ids):
         for id_ in found:
             share_QD[row, language_of[id_]] += 1 / len(found)
+    share_QD[:, languages] = share_QD[:, english].sum(axis=1)
     return share_QD
 
 
@@ -113,9 +128,9 @@ def _own(records: Sequence[Record], number: Mapping[str, int]) -> Asked | None:
     return Asked(np.array(rows), np.array(columns)) if rows else None
 
 
-def _english(records: Sequence[Record], number: Mapping[str, int]) -> Asked | None:
-    rows = [row for row, record in enumerate(records) if record.language != ENGLISH]
-    return Asked(np.array(rows), np.full(len(rows), number[ENGLISH])) if rows and ENGLISH in number else None
+def _english(records: Sequence[Record], column: int) -> Asked | None:
+    rows = [row for row, record in enumerate(records) if not is_english(record.language)]
+    return Asked(np.array(rows), np.full(len(rows), column)) if rows else None
 
 
 def _inclination(top_QD: Floats, relevant_QD: Floats, asked: Asked | None) -> Tree | None:

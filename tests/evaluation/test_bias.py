@@ -9,7 +9,7 @@ import pytest
 from builders.evaluations import per_query
 
 from harness.data.records import Documents, Record
-from harness.evaluation.bias import FEW_PARALLEL, bias
+from harness.evaluation.bias import FEW_PARALLEL, NO_ENGLISH, ONLY_ENGLISH, bias, is_english
 from harness.evaluation.languages import language_table, script_of, training_shares
 from harness.evaluation.per_query import PerQuery
 
@@ -45,6 +45,29 @@ def test_shares_of_the_top_of_the_relevant_and_of_the_pool() -> None:
         {"queries": 2, "share_of_top": 0.25, "share_of_relevant": 1.0, "inclination": -0.75, "reference": -0.25}
     )
     assert found["student"]["rank_variance"] is None, "nothing is asked for in two languages"
+
+
+def test_english_of_every_region_is_english() -> None:
+    pool = replace(POOL, languages=["en-US", "EN_gb", "eng", "de"])
+    records = [asked("de", "1", "d1"), asked("EN", "2", "e1")]
+    teacher = answered(records, [["e1", "e2", "e3", "d1"], ["e1"]])
+    found = bias({"teacher": teacher}, "teacher", records, pool)
+    assert found is not None and "note" not in found["teacher"]
+    assert found["teacher"]["english"] == {"queries": 1, "share_of_top": 0.75, "share_of_relevant": 0.0,
+                                           "inclination": 0.75}  # fmt: skip
+    assert [is_english(name) for name in ("english", "enm", "en", "En-GB", "ENG", "fr")] == [
+        False, False, True, True, True, False
+    ]  # fmt: skip
+
+
+def test_why_nothing_is_told_of_english() -> None:
+    records = [asked("de", "1", "d1"), asked("fr", "2", "e1")]
+    teacher = {"teacher": answered(records, [["d1"], ["e1"]])}
+    found = bias(teacher, "teacher", records, replace(POOL, languages=["english", "enm", "fr", "de"]))
+    assert found is not None and found["teacher"]["english"] is None and found["teacher"]["note"] == NO_ENGLISH
+    records = [asked("en", "1", "d1"), asked("en-GB", "2", "e1")]
+    found = bias(teacher, "teacher", records, POOL)
+    assert found is not None and found["teacher"]["english"] is None and found["teacher"]["note"] == ONLY_ENGLISH
 
 
 def test_what_a_student_adds_has_an_interval_over_groups() -> None:

@@ -288,6 +288,8 @@ def test_shares_stand_as_pairs() -> None:
     assert "27.2 % / 22.2 %" in words(picture)  # de: found more often than it is relevant
     (told,) = evidence.bias_note(view)
     assert "English documents take +5.0 points more" in told and "(teacher +2.0; added" in told
+    view.results["bias"][SYSTEM][SET] |= {"english": None, "note": "no document is in English"}
+    assert evidence.bias_note(view)[0].endswith("; no document is in English.")
 
 
 def test_disagreements_stand_side_by_side() -> None:

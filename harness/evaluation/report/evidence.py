@@ -287,6 +287,8 @@ def bias_note(view: View) -> list[str]:
         found.append(
             f"the rank of a document varies by {variance['value']:.2f} over the languages that ask for it{than}"
         )
+    if isinstance(note := told.get("note"), str):
+        found.append(clean(note))
     return [f"{clean(view.candidate)}: {'; '.join(found)}."] if found else []
 
 
