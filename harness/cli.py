@@ -300,7 +300,7 @@ def _compare(runs: list[Path], overrides: list[str] | None, output: Path | None)
         refuse_file_in_the_way(output, f"--output {output}")
     told = Comparison(read_runs(runs), paired_between)
     console = _console()
-    for table in terminal_tables(told):
+    for table in terminal_tables(told, console.width):
         console.print(table)
     for path in write_comparison(told, output) if output else ():
         console.print(f"{path}", highlight=False, soft_wrap=True)

@@ -41,9 +41,9 @@ def two(tmp_path: Path, change: Callable[[Tree], object] = lambda results: None)
     return [stored(tmp_path / "a", first), stored(tmp_path / "b", second)]
 
 
-def printed(told: Comparison) -> str:
-    console = Console(file=StringIO(), width=200, color_system=None)
-    for table in terminal_tables(told):
+def printed(told: Comparison, width: int = 200) -> str:
+    console = Console(file=StringIO(), width=width, color_system=None)
+    for table in terminal_tables(told, width):
         console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -164,6 +164,26 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_the_set_is_the_foremost_that_all_have(tmp_path: Path) -> None:
     folders = [stored(tmp_path / "a", example_results()), stored(tmp_path / "b", example_results(set_name="report"))]
     assert {run.view.set for run in read_runs(folders)} == {"select"}
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_a_terminal_loses_nothing_of_five_runs(width: int, tmp_path: Path) -> None:
+    folders = two(tmp_path)
+    for place, letter in enumerate("cde"):
+        results = example_results() | {"name": f"quickstart-with-a-long-name-{letter}"}
+        results["quality"]["student-refined"]["test"]["macro"]["P@1"] += place / 1000
+        folders.append(stored(tmp_path / letter, results))
+    told = Comparison(read_runs(folders))
+    text = printed(told, width)
+    assert max(map(len, text.splitlines())) <= width
+    number_cells = [(grid.title, cell) for grid in told.grids() for row in grid.rows
+                    for column, cell in enumerate(row.cells) if column not in grid.left]  # fmt: skip
+    assert [pair for pair in number_cells if text.count(pair[1]) < number_cells.count(pair)] == []
+    names = [cell for grid in told.grids() for row in grid.rows for cell in [row.cells[0]]]
+    together = re.sub(r"\s+", " ", text)
+    assert [name for name in names if name.split()[0] not in together] == []
+    broken = re.findall(r"(.*) \(1 of \d\)", text)
+    assert "Recovery of P@1" in broken and ("Quality of the systems in question" in broken or width > 80)
 
 
 def test_what_is_no_run_is_refused_all_at_once(tmp_path: Path) -> None:

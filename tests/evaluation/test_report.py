@@ -370,6 +370,8 @@ def test_nothing_at_all(tmp_path: Path) -> None:
     html, short = written({"schema": 1}, tmp_path)
     assert "Nothing measured" in html and "Nothing measured" in short
     assert terminal_tables({"schema": 1}) == []
+    unasked = {key: part for key, part in example_results().items() if key != "bars"}
+    assert "Can student-refined ship? No bars set." in [str(table.title).strip() for table in terminal_tables(unasked)]
 
 
 def test_unknown_intervals_leave_the_estimate(tmp_path: Path) -> None:

@@ -95,12 +95,12 @@ def markdown(told: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def terminal_tables(told: Comparison) -> list[Table]:
-    """The tables for a terminal; cautions stand under the first."""
+def terminal_tables(told: Comparison, width: int = 110) -> list[Table]:
+    """The tables for a terminal of ``width`` columns; cautions stand under the first."""
     grids = told.grids()
     if grids and told.cautions():
         grids[0] = replace(grids[0], note=" ".join(told.cautions()))
-    return [rendered(grid) for grid in grids]
+    return [table for grid in grids for table in rendered(grid, width)]
 
 
 def write_comparison(told: Comparison, folder: Path) -> Sequence[Path]:
