@@ -25,7 +25,7 @@ from harness.pipeline.streams import FIRST_LOOK, preview_streams
 from harness.recipe import MineSettings, Recipe, VectorFiles
 from harness.runtime.errors import StoppedError
 from harness.runtime.process import file_sha256, logger, progress
-from harness.vectors.files import GivenVectors, check_sample, import_vectors
+from harness.vectors.files import GivenVectors, Read, check_sample, import_vectors, read_vectors
 from harness.vectors.mining import Ground, load_mined, mine
 from harness.vectors.space import Space
 from harness.vectors.store import VectorStore
@@ -212,14 +212,15 @@ def do_embed(run: Run) -> list[Path]:
 
 def given_documents(run: Run, files: VectorFiles, encoder: Encoder | None, space: Space) -> VectorStore:
     """Given vectors as ``vectors/documents``; where the teacher's weights are here, a sample is encoded again."""
-    documents, settings = run.dataset.documents, run.recipe.documents
+    documents, settings, read = run.dataset.documents, run.recipe.documents, read_vectors(files)
     if encoder is not None:
         texts = dict(zip(documents.ids, documents.texts, strict=True))
         check_sample(
-            GivenVectors.of(files, space, documents.ids), texts, encode_with(encoder, "document", run, "check sample"),
+            GivenVectors.of(files, space, documents.ids, read), texts,
+            encode_with(encoder, "document", run, "check sample"),
             sample=settings.sample, min_cosine=settings.min_cosine, alternatives=_other_ways(run, encoder),
         )  # fmt: skip
-    return _import(run, files, "documents", space, documents.ids)
+    return _import(run, files, "documents", space, documents.ids, read=read)
 
 
 def given_queries(run: Run, files: VectorFiles, space: Space) -> VectorStore:
@@ -256,10 +257,13 @@ def _other_ways(run: Run, encoder: Encoder) -> dict[str, Callable[[Sequence[str]
 
 
 def _import(
-    run: Run, files: VectorFiles, name: str, space: Space, ids: Sequence[str], *, prefix: str = ""
-) -> VectorStore:
+    run: Run, files: VectorFiles, name: str, space: Space, ids: Sequence[str], *, prefix: str = "",
+    read: Read | None = None,
+) -> VectorStore:  # fmt: skip
     embed, folder = run.recipe.embed, run.folder.vectors / name
-    return import_vectors(files, folder, space, ids, dtype=embed.dtype, shard_rows=embed.shard_rows, prefix=prefix)
+    return import_vectors(
+        files, folder, space, ids, dtype=embed.dtype, shard_rows=embed.shard_rows, prefix=prefix, read=read
+    )
 
 
 def given_vectors_sha256(recipe: Recipe) -> str:

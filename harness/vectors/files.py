@@ -5,8 +5,9 @@ Axes: N rows of the files, B rows wanted or of a block, D dimensions.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,9 +18,12 @@ import numpy as np
 from harness.recipe import VectorFiles
 from harness.runtime.errors import InputError, Problem
 from harness.runtime.process import file_sha256, logger
+from harness.vectors.index import require_faiss
 from harness.vectors.space import Space
 from harness.vectors.store import VectorStore, name_some
 from harness.vectors.writer import Encode, write_store
+
+Read = tuple[list[str], np.ndarray]  # ids and vectors [N, D] of files
 
 BLOCK = 65_536
 NORM_TOLERANCE = 1e-2  # float16 keeps lengths to about 1e-3
@@ -34,6 +38,7 @@ def import_vectors(
     dtype: str = "float32",
     shard_rows: int = 100_000,
     prefix: str = "",
+    read: Read | None = None,
 ) -> VectorStore:
     """Write the vectors of ``ids_wanted`` from files into a store, in that order. Other rows of the files are left out.
 
@@ -45,12 +50,15 @@ def import_vectors(
         ids_wanted: distinct ids.
         dtype, shard_rows: as for ``write_store``.
         prefix: what the ids wanted have before the files' ids.
+        read: what ``read_vectors`` gave, where the files were read already.
 
     Raises:
         InputError: every problem of the files at once: unreadable, counts that differ, ids missing or double, another
             dimension, values not finite, or lengths other than 1 in a normalised space; ids named.
     """
-    row, vector_ND = check_vectors(files, ids_wanted, space.dimension, normalized=space.normalized, prefix=prefix)
+    row, vector_ND = check_vectors(
+        files, ids_wanted, space.dimension, normalized=space.normalized, prefix=prefix, read=read
+    )  # fmt: skip
     # The ids stand in for the texts, which the files don't tell; the files' own hashes are what makes a store stale.
     hashes = [file_sha256(path) for path in (files.path, files.ids) if path is not None]
     return write_store(
@@ -67,11 +75,12 @@ def check_vectors(
     normalized: bool,
     prefix: str = "",
     rows: int | None = None,
+    read: Read | None = None,
 ) -> tuple[dict[str, int], np.ndarray]:
     """Read files of vectors and refuse what can't be used; what ``import_vectors`` refuses, without a store.
 
     Args:
-        files, ids_wanted, prefix: as for ``import_vectors``.
+        files, ids_wanted, prefix, read: as for ``import_vectors``.
         dimension: that they must have; None: any.
         normalized: whether the wanted ones must have length 1.
         rows: look at the values of so many wanted rows at most; None: of all.
@@ -82,7 +91,7 @@ def check_vectors(
     Raises:
         InputError: every problem of the files at once, as for ``import_vectors``.
     """
-    ids, vector_ND = _read(files)
+    ids, vector_ND = read or read_vectors(files)
     problems = []
     if vector_ND.ndim != 2 or vector_ND.dtype.kind != "f":
         raise InputError(Problem("not a matrix of floats", where=files.path, got=f"{vector_ND.dtype} {vector_ND.shape}",
@@ -139,23 +148,26 @@ def peek_dimension(files: VectorFiles) -> int:
     Raises:
         InputError: the files are missing or unreadable.
     """
-    _, vector_ND = _read(files)
-    return int(vector_ND.shape[-1])
+    _refuse_absent(files)
+    with _readable(files):
+        if files.format == "parquet":
+            return _parquet_dimension(files.path)
+        if files.format == "npy":
+            return int(np.load(files.path, mmap_mode="r", allow_pickle=False).shape[-1])
+        return int(require_faiss(files.path).read_index(files.path).d)
 
 
 # ------------------------------------------------------------------------------------------------------- the formats
 
 
-def _read(files: VectorFiles) -> tuple[list[str], np.ndarray]:
-    """Ids and vectors of the files, vectors memory-mapped where the format allows."""
-    lost = [path for path in (files.path, files.ids) if path is not None and not Path(path).is_file()]
-    problems = [Problem("no such file", where=path) for path in lost]
-    if files.ids is None and files.format != "parquet":
-        problems.append(Problem(f"{files.format} vectors need their ids", where=files.path,
-                                allowed="ids: a text file with one id a line", next="add ids beside path"))
-    if problems:
-        raise InputError(problems)
-    try:
+def read_vectors(files: VectorFiles) -> Read:
+    """Ids and vectors [N, D] of the files, vectors memory-mapped where the format allows.
+
+    Raises:
+        InputError: the files are missing or unreadable.
+    """
+    _refuse_absent(files)
+    with _readable(files):
         if files.format == "parquet":
             return _read_parquet(files.path)
         assert files.ids is not None
@@ -164,6 +176,23 @@ def _read(files: VectorFiles) -> tuple[list[str], np.ndarray]:
         if files.format == "npy":
             return ids, np.load(files.path, mmap_mode="r", allow_pickle=False)
         return ids, _read_faiss(files.path)
+
+
+def _refuse_absent(files: VectorFiles) -> None:
+    lost = [path for path in (files.path, files.ids) if path is not None and not Path(path).is_file()]
+    problems = [Problem("no such file", where=path) for path in lost]
+    if files.ids is None and files.format != "parquet":
+        problems.append(Problem(f"{files.format} vectors need their ids", where=files.path,
+                                allowed="ids: a text file with one id a line", next="add ids beside path"))
+    if problems:
+        raise InputError(problems)
+
+
+@contextlib.contextmanager
+def _readable(files: VectorFiles) -> Iterator[None]:
+    """What goes wrong while the files are read is a problem of the files."""
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(Problem(f"not readable as {files.format}", where=files.path, got=str(error)[:200],
                                  next="write the file again")) from None
@@ -182,9 +211,19 @@ def _read_parquet(path: str) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in table["id"].to_pylist()], vectors.to_numpy().reshape(len(lists), dimension)
 
 
-def _read_faiss(path: str) -> np.ndarray:
-    from harness.vectors.index import require_faiss
+def _parquet_dimension(path: str) -> int:
+    """The length of the first vector; little more than its page is read."""
+    import pyarrow.parquet as pq
 
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=1, columns=["vector"]):
+            if (first := batch.column("vector")[0].as_py()) is None:
+                raise ValueError("column 'vector' holds nulls")
+            return len(first)
+    return 0
+
+
+def _read_faiss(path: str) -> np.ndarray:
     faiss = require_faiss(path)
     index = faiss.read_index(path)
     if lossy := rounding_of(index, faiss):
@@ -237,9 +276,13 @@ class GivenVectors:
     vector_ND: np.ndarray
 
     @classmethod
-    def of(cls, files: VectorFiles, space: Space, ids_wanted: Sequence[str]) -> GivenVectors:
-        """Open the files; raises what ``check_vectors`` raises, values apart."""
-        row, vector_ND = check_vectors(files, ids_wanted, space.dimension, normalized=space.normalized, rows=0)
+    def of(
+        cls, files: VectorFiles, space: Space, ids_wanted: Sequence[str], read: Read | None = None
+    ) -> GivenVectors:
+        """Open the files, or take what ``read_vectors`` gave; raises what ``check_vectors`` raises, values apart."""
+        row, vector_ND = check_vectors(
+            files, ids_wanted, space.dimension, normalized=space.normalized, rows=0, read=read
+        )  # fmt: skip
         return cls(Path(files.path), space, list(ids_wanted), row, vector_ND)
 
     def vectors(self, row_B: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from harness.pipeline.controller import run_recipe
 from harness.recipe import Recipe, load_recipe
 from harness.runtime.errors import InputError
 from harness.runtime.process import read_json
+from harness.vectors import files as vector_files
 
 SHORT = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
 
@@ -40,13 +41,20 @@ def _recipe(root: Path, tree: dict[str, Any], **changes: Any) -> Recipe:
     return load_recipe(write_recipe(root, {**tree, **changes}))
 
 
-def test_given_document_vectors_are_searched_as_they_are(tmp_path: Path) -> None:
+def test_given_document_vectors_are_searched_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = tiny_tree(tmp_path)
     model = tree["teacher"]["model"]
     files = _write_vectors(tmp_path, open_encoder(Path(model)), "document", "documents")
     recipe = _recipe(
         tmp_path, tree, teacher={"model": model, "train": False}, documents={"vectors": files, "sample": 10}
     )
+    run_recipe(recipe, tmp_path / "out", last="teacher")
+    opened, real = [], vector_files._refuse_absent
+    monkeypatch.setattr(vector_files, "_refuse_absent", lambda files: opened.append(files.path) or real(files))  # type: ignore[func-returns-value]
+    run_recipe(recipe, tmp_path / "out", last="embed")
+    assert opened == 2 * [files["path"]], "by the checks before the run, and by the step"
     run_recipe(recipe, tmp_path / "out")
     given, stored = np.load(tmp_path / "documents.npy"), np.load(tmp_path / "out/vectors/documents/shard-00000.npy")
     np.testing.assert_array_equal(stored, given[: len(stored)])

@@ -8,7 +8,15 @@ from builders.vectors import CountingEncode, toy_encode, toy_rows, toy_space
 
 from harness.recipe import VectorFiles
 from harness.runtime.errors import InputError
-from harness.vectors.files import check_sample, check_vectors, import_vectors, peek_dimension, rounding_of
+from harness.vectors.files import (
+    GivenVectors,
+    check_sample,
+    check_vectors,
+    import_vectors,
+    peek_dimension,
+    read_vectors,
+    rounding_of,
+)
 from harness.vectors.store import VectorStore
 from harness.vectors.writer import write_store
 
@@ -45,6 +53,29 @@ def test_files_become_a_store_in_the_order_asked_for(kind: str, tmp_path: Path) 
     again = import_vectors(other, tmp_path / "store", toy_space(), wanted, shard_rows=2)
     assert again.sha256 != store.sha256  # the same ids, but the file's content changed
     np.testing.assert_array_equal(again.vectors(), toy_encode([TEXTS[4], TEXTS[11], TEXTS[0]]))
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet", "faiss"])
+def test_the_dimension_is_told_without_the_vectors(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of(tmp_path, kind, IDS, toy_encode(TEXTS))
+    monkeypatch.setattr("harness.vectors.files.read_vectors", lambda _: pytest.fail("everything is read"))
+    monkeypatch.setattr("harness.vectors.files._read_faiss", lambda _: pytest.fail("vectors are reconstructed"))
+    monkeypatch.setattr("pyarrow.parquet.read_table", lambda *_, **__: pytest.fail("the whole table is read"))
+    assert peek_dimension(files) == 6
+    Path(files.path).write_bytes(b"something else")
+    with pytest.raises(InputError, match=f"not readable as {kind}"):
+        peek_dimension(files)
+    with pytest.raises(InputError, match="no such file"):
+        peek_dimension(files.model_copy(update={"path": str(tmp_path / "lost")}))
+
+
+def test_files_that_were_read_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of(tmp_path, "parquet", IDS, toy_encode(TEXTS))
+    read = read_vectors(files)
+    monkeypatch.setattr("harness.vectors.files.read_vectors", lambda _: pytest.fail("read again"))
+    given = GivenVectors.of(files, toy_space(), IDS, read)
+    np.testing.assert_array_equal(given.vectors(np.array([4])), toy_encode([TEXTS[4]]))
+    assert import_vectors(files, tmp_path / "store", toy_space(), IDS, read=read).ids == IDS
 
 
 def test_a_changed_order_of_ids_is_noticed(tmp_path: Path) -> None:
