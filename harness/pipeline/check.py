@@ -23,7 +23,8 @@ from harness.data.overlap import EVALUATION_SPLITS, overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
 from harness.data.sampling import language_shares
-from harness.pipeline.checks import check_data, check_devices, check_inputs, check_models, check_slices, unknown_shares
+from harness.pipeline.checks import check_data, check_devices, check_inputs, check_models, unknown_shares
+from harness.pipeline.checks_evaluation import check_slices, thread_warnings
 from harness.pipeline.compute import (
     UTILISATION,
     computes_in_bf16,
@@ -127,7 +128,7 @@ def _described(
         parts.append("Only the first million lines of a file were read: the figures are estimates (--full reads all).")
     if "teacher" in models and (told_more := stream_advice(recipe, models["teacher"].dimension, folder.root)):
         parts.append(Text(f"Advice: {told_more}."))
-    parts += [Text(f"Warning: {warning}.") for warning in overlap_warnings(told["splits"])]
+    parts += [Text(f"Warning: {warning}.") for warning in (*thread_warnings(recipe), *overlap_warnings(told["splits"]))]
     dropped = {name: dropped_of_set(told, name) for name in told["splits"] if name in EVALUATION_SPLITS}
     parts += [Text(f"Warning: {warning}.") for warning in lost_warnings(dropped)]
     parts += [Text(f"dropped: {text}") for text in dropped_texts(told)]

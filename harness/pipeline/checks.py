@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.data.columns import read_columns
-from harness.data.folder import load_dataset
 from harness.data.outside import preview_outside
 from harness.data.prepare import check_data_files
 from harness.data.reading import PREVIEW_LINES
@@ -20,12 +16,11 @@ from harness.encoders.layers import select_layers
 from harness.encoders.sources import describe_model, resolve_model
 from harness.encoders.targets import adapter_size
 from harness.encoders.tokens import read_tokenizer, unknown_share
-from harness.pipeline.folder import RunFolder
+from harness.pipeline.checks_evaluation import check_ann, check_languages
 from harness.pipeline.streams import check_streams
 from harness.pipeline.surroundings import device_problems, package_problems, trainings
 from harness.recipe import EncoderSettings, Recipe, StudentSettings, TeacherSettings, VectorFiles
 from harness.runtime.errors import InputError, Problem, gather_problems
-from harness.vectors.approximate import misfits, resolved
 
 
 def check_models(recipe: Recipe) -> None:
@@ -254,7 +249,7 @@ def evaluated_sets(recipe: Recipe, dataset: Dataset) -> list[str]:
 
 def check_data(recipe: Recipe, dataset: Dataset, *, complete: bool = True) -> None:
     """Refuse data that a later step would refuse: too few training queries, a set that is not there, unknown tokens,
-    given vectors that don't fit.
+    languages of reserved names, given vectors that don't fit.
 
     Args:
         complete: whether ``dataset`` is all of the data, or the head of it.
@@ -265,45 +260,12 @@ def check_data(recipe: Recipe, dataset: Dataset, *, complete: bool = True) -> No
     gather_problems(
         lambda: _refuse(_training_problems(recipe, dataset, complete)),
         lambda: _refuse(_context_problems(recipe, dataset, complete)),
-        lambda: _refuse(_ann_problems(recipe, dataset) if complete else []),
+        lambda: check_ann(recipe, dataset) if complete else None,
+        lambda: check_languages(dataset),
         lambda: evaluated_sets(recipe, dataset),
         lambda: check_unknown_shares(recipe, dataset),
         lambda: _check_vectors(recipe, dataset),
     )
-
-
-def _ann_problems(recipe: Recipe, dataset: Dataset) -> list[Problem]:
-    """Approximate indexes that so few documents can't train; where partitions are searched, the smallest one counts."""
-    ann, teacher, documents = recipe.bench and recipe.bench.ann, recipe.teacher, dataset.documents
-    if not ann:
-        return []
-    sizes = Counter(documents.languages if dataset.search_within else ["all"] * len(documents))
-    smallest, dimension = min(sizes.values()), teacher.dimension
-    if dimension is None and teacher.model:
-        dimension = describe_model(teacher.model, teacher.revision)[1]["dimension"]
-    found = []
-    for kind in ann.indexes:
-        own = resolved(kind, ann.parameters(kind), smallest, dimension or 4)
-        where = f"bench.ann.{kind.replace('-', '_')}"
-        found += [replace(problem, where=where) for problem in misfits(kind, own, smallest, dimension)]
-    return found
-
-
-def check_slices(recipe: Recipe, dataset: Dataset, *, full: bool) -> None:
-    """Refuse slices by columns that the queries don't have, or that can't be sliced by.
-
-    Raises:
-        InputError: with all of them.
-    """
-    wanted = {record.id for name, split in dataset.splits.items() if name != "train" for record in split}
-    if recipe.evaluate.slices:
-        read_columns(recipe.data, recipe.evaluate.slices, wanted, full=full)
-
-
-def refuse_slices(recipe: Recipe, folder: RunFolder, steps: Collection[str]) -> None:
-    """``check_slices`` by a preview, where ``data.slices`` is among the steps to run and the data is there already."""
-    if "data.slices" in steps and "data" not in steps:
-        check_slices(recipe, load_dataset(folder.data), full=False)
 
 
 def _context_problems(recipe: Recipe, dataset: Dataset, complete: bool) -> list[Problem]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.pipeline.checks import check_models, check_surroundings, refuse_slices
+from harness.pipeline.checks import check_models, check_surroundings
+from harness.pipeline.checks_evaluation import check_late_steps
 from harness.pipeline.folder import RunFolder, clear_leftovers, refuse_edited_recipe, refuse_foreign_folder
 from harness.pipeline.foresight import foresee
 from harness.pipeline.labels import label_sources
@@ -273,7 +274,8 @@ def run_recipe(
         clear_leftovers(folder)  # before room is looked for
         controller.foresee(steps, forced)
         refuse_other_machines(steps, recipe.launch)
-        refuse_slices(recipe, folder, [step.name for step in steps if step.name in forced or controller.todo([step])])
+        todo = [step.name for step in steps if step.name in forced or controller.todo([step])]
+        check_late_steps(recipe, folder, todo)
         controller.forget_dropped_steps()
         controller.manifest.forget([step.name for step in steps if step.name in forced])
         ran: list[str] = []
@@ -352,7 +354,7 @@ def _open(recipe: Recipe, folder: RunFolder, main: list[Controller], steps: Sequ
     if not started_by_controller(folder.root):
         for step in steps:
             controller.require_inputs(step, coming=[other.name for other in steps])
-        refuse_slices(recipe, folder, [step.name for step in controller.todo(steps)])
+        check_late_steps(recipe, folder, [step.name for step in controller.todo(steps)])
         clear_leftovers(folder)
         note_files(folder, controller.files)
     main.append(controller)

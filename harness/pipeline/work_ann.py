@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from harness.vectors.store import StoreRows
 if TYPE_CHECKING:
     from harness.data.records import Record
     from harness.pipeline.context import Run
+    from harness.recipe import AnnSettings
     from harness.vectors.index import VectorIndex
 
 TEACHER = "teacher"
@@ -160,17 +161,33 @@ def _exact(
     }  # fmt: skip
 
 
+def efforts_of(settings: AnnSettings, kind: str, parameters: Mapping[str, int]) -> list[int]:
+    """The efforts to measure: the recipe's, or the usual ones.
+
+    More lists than there are can't be searched, and the recipe may not know how many were made: efforts beyond become
+    that of all lists, with a warning.
+    """
+    asked = settings.efforts.get(kind)  # type: ignore[call-overload]
+    if not asked:
+        return default_efforts(kind, parameters, settings.k)
+    lists = parameters.get("lists", max(asked))
+    if max(asked) > lists:
+        beyond = ", ".join(str(effort) for effort in sorted(set(asked)) if effort > lists)
+        logger.warning("bench.ann.efforts.%s: there are %d lists, so %d is measured instead of %s", kind, lists, lists,
+                       beyond)  # fmt: skip
+    return sorted({min(effort, lists) for effort in asked})
+
+
 def _measured(
     run: Run, index: ApproximateIndex, asked: dict[str, Asked], encode_ms: dict[str, float | None],
     vectors: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, Any]:  # fmt: skip
     """Curves and conclusions of one index."""
     settings, kind = ann_settings(run), index.kind
-    efforts = settings.efforts.get(kind) or default_efforts(kind, index.parameters, settings.k)  # type: ignore[call-overload]
+    efforts = efforts_of(settings, kind, index.parameters)
     started = perf_counter_ns()
-    curves = effort_curves(index.at, asked, sorted(set(efforts)), settings.k, vectors, timed=settings.timed,
-                           what=f"ann {kind}")  # fmt: skip
-    logger.info("bench.ann: %s searched at %d efforts in %.1f s", kind, len(set(efforts)),
+    curves = effort_curves(index.at, asked, efforts, settings.k, vectors, timed=settings.timed, what=f"ann {kind}")
+    logger.info("bench.ann: %s searched at %d efforts in %.1f s", kind, len(efforts),
                 (perf_counter_ns() - started) / 1e9)  # fmt: skip
     teacher, student = asked
     built = {"seconds": index.seconds, "bytes": saved_bytes(run.folder.approximate / kind),

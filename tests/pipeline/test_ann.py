@@ -15,7 +15,7 @@ from harness.evaluation import ann as ann_tax
 from harness.evaluation.per_query import PerQuery
 from harness.pipeline import surroundings, work_ann
 from harness.pipeline.check import check_recipe
-from harness.pipeline.controller import _find, run_recipe
+from harness.pipeline.controller import _find, run_recipe, run_verb
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.manifest import Manifest
 from harness.pipeline.needs import needs
@@ -187,6 +187,30 @@ def test_too_few_documents_for_centroids_are_refused_before_any_work(recipe: Pat
     assert "bench.ann.ivf_pq: too few documents to train 256 centroids" in told and "120 documents" in told
     assert not (recipe.parent / "none").exists()
     assert "lower lists to 3" in refusals(recipe, "bench.ann.ivf.lists=50")
+
+
+def test_they_are_refused_before_anything_is_built_where_the_data_is_there(
+    recipe: Path, done: RunFolder, tmp_path: Path
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(done.root, tmp_path / "out")))
+    other = load(recipe, "bench.ann.indexes=[ivf, ivf-pq]", "bench.ann.ivf.lists=2", "bench.ann.efforts={}")
+    before = read_json(folder.approximate / "ivf" / "manifest.json")
+    for run in (lambda: run_recipe(other, folder.root), lambda: run_verb(other, folder.root, "bench")):
+        with pytest.raises(InputError, match="bench.ann.ivf_pq: too few documents to train 256 centroids"):
+            run()
+    assert read_json(folder.approximate / "ivf" / "manifest.json") == before
+
+
+def test_efforts_beyond_the_lists_that_were_chosen_are_told_and_measured_at_all_lists(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    efforts = "bench.ann.efforts={ivf: [1, 2, 100000], hnsw: [1, 5000]}"
+    settings = load(recipe, efforts, "bench.ann.ivf.lists=null").bench
+    assert settings is not None and settings.ann is not None
+    told = watched(monkeypatch, work_ann.logger, "warning")
+    assert work_ann.efforts_of(settings.ann, "hnsw", {"neighbours": 4}) == [1, 5000] and not told
+    assert work_ann.efforts_of(settings.ann, "ivf", {"lists": 3}) == [1, 2, 3]
+    assert told[0][0][1:] == ("ivf", 3, 3, "100000")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,24 @@ def test_what_a_later_step_would_refuse_is_refused_first(recipe: Path) -> None:
         check_recipe(load_recipe(recipe, overrides[2:]))
 
 
+def test_a_language_with_the_name_of_a_summary_row_is_refused_before_any_training(recipe: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(recipe.parent / "data", tmp_path / "data")
+    lines = (data / "queries.jsonl").read_text(encoding="utf-8")
+    (data / "queries.jsonl").write_text(lines.replace('"lang": "bb"', '"lang": "macro"'), encoding="utf-8")
+    loaded = load_recipe(recipe, [f"data.path={data}"])
+    for run in (lambda: check_recipe(loaded), lambda: run_recipe(loaded, tmp_path / "out", last="data")):
+        with pytest.raises(InputError, match="a language has the name of a summary row") as caught:
+            run()
+        problem = next(problem for problem in caught.value.problems if problem.got == "macro")
+        assert problem.where.startswith("data: select, query ")
+
+
+def test_check_warns_of_more_threads_than_cores(recipe: Path) -> None:
+    told = _text(check_recipe(load_recipe(recipe, ["bench.threads=6000", "bench.ann={threads: 7000}"])))
+    assert "Warning: bench.threads is 6000, and this machine has" in told and "bench.ann.threads is 7000" in told
+    assert "cores: threads" not in _text(check_recipe(load_recipe(recipe, ["bench.threads=1"])))
+
+
 def test_check_tells_what_training_and_test_share(recipe: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(Path(str(load_recipe(recipe).data.path)), data)
