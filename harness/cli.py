@@ -293,12 +293,13 @@ def _compare(runs: list[Path], overrides: list[str] | None, output: Path | None)
     from harness.evaluation.between import paired_between
     from harness.evaluation.report.compare import Comparison, read_runs
     from harness.evaluation.report.compare_page import terminal_tables, write_comparison
+    from harness.pipeline.manifest import vouched
 
     if overrides:
         raise InputError(Problem("--set changes a recipe, and --compare reads none", where="--set"))
     if output:
         refuse_file_in_the_way(output, f"--output {output}")
-    told = Comparison(read_runs(runs), paired_between)
+    told = Comparison(read_runs(runs, vouched), paired_between)
     console = _console()
     for table in terminal_tables(told, console.width):
         console.print(table)

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.statistics import paired_difference, quality
 from harness.runtime.errors import InputError
@@ -24,7 +26,8 @@ def paired_between(
         confidence: of the interval.
 
     Returns:
-        ``{"difference", "low", "high", "verdict"}``; in words why there is none, where a folder is missing or damaged,
+        ``{"difference", "low", "high", "verdict", "same"}``, where ``same`` says that the metric is the same in every
+        query; in words why there is none, where a folder is missing or damaged,
         answered other queries than the other, or is not what its run's results were made from.
     """
     pair = []
@@ -40,6 +43,8 @@ def paired_between(
             return f"{folder} is not what its run's results were made from"
         pair.append(found)
     try:
-        return paired_difference(pair[0], pair[1], metric, resamples=RESAMPLES, confidence=confidence)
+        told_of_pair = paired_difference(pair[0], pair[1], metric, resamples=RESAMPLES, confidence=confidence)
     except InputError:
         return f"{evaluation} and {other} answered different queries"
+    same = pair[0].ids == pair[1].ids and np.array_equal(pair[0].metrics[metric], pair[1].metrics[metric])
+    return {**told_of_pair, "same": same}

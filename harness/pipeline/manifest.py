@@ -186,6 +186,18 @@ class Manifest:
         write_json(self.folder.manifest, {**told, "sha256": fingerprint(told)})
 
 
+def vouched(path: Path) -> bool:
+    """Whether the manifest beside a file tells that it is what a run wrote; False where there is none, or it is silent.
+
+    Raises:
+        StaleArtefactError: the file or the manifest was edited or damaged.
+    """
+    folder = RunFolder(path.parent)
+    steps = Manifest(folder).steps if folder.manifest.exists() else {}
+    made = [(step, entry["outputs"][path.name]) for step, entry in steps.items() if path.name in entry["outputs"]]
+    return bool(made) and all(outputs_present({path.name: stamp}, path.parent, step) for step, stamp in made)
+
+
 def _read(path: Path) -> dict[str, Any]:
     """What ``manifest.json`` says.
 

@@ -107,6 +107,7 @@ def _sets(run: Run, judged: Mapping[str, Sequence[Record]]) -> dict[str, dict[st
     dataset, told = run.dataset, read_json(run.folder.data / "data.json")
     splits = told["splits"]
     in_streams, sha256 = asked_in_streams(run), set_hashes(dataset, judged)
+    bare = set_hashes(dataset, {name: dataset.splits[name] for name in judged}) if run.labels.labels else {}
     return {
         name: {
             "split": "test" if name == "test" else "dev",
@@ -114,6 +115,7 @@ def _sets(run: Run, judged: Mapping[str, Sequence[Record]]) -> dict[str, dict[st
             "documents": len(dataset.documents.ids),
             "languages": sorted({record.language for record in dataset.splits[name]}),
             "sha256": sha256[name],
+            **({"sha256_without_labels": bare[name]} if bare else {}),
             "selected_on": name == "select",
             "shared_with_train": splits[name].get("shared_with_train", {})
             | ({"streams": in_streams[name]} if name in in_streams else {}),

@@ -6,6 +6,8 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from harness.cli import app
 from harness.evaluation.between import paired_between
 from harness.evaluation.report.compare import APART, Comparison, read_runs
 from harness.evaluation.report.compare_page import markdown, page, terminal_tables
-from harness.runtime.errors import InputError
+from harness.pipeline.folder import RunFolder
+from harness.pipeline.manifest import Manifest
+from harness.runtime.errors import InputError, StaleArtefactError
 
 Tree = dict[str, Any]
 
@@ -93,6 +97,12 @@ def test_what_cannot_be_compared_is_marked(
         marked = [cell for row in grid.rows for cell in row.cells[2:] if cell.endswith(APART)]
         compared = [cell for row in grid.rows for cell in row.cells[2:] if cell.endswith(")")]
         assert bool(marked) == bool(runs[1].reasons(kind)) and bool(compared) != bool(marked), kind
+    bars = told.bars()
+    assert bars is not None
+    about = {"recovery": "recovery", "worst": "recovery", "latency": "latency"}
+    for row in bars.rows:
+        kind = about.get(row.cells[0].split()[0], "quality")
+        assert row.cells[2].endswith(APART) == bool(runs[1].reasons(kind)) and APART not in row.cells[1], row.cells
     assert what in page(told)
 
 
@@ -107,6 +117,43 @@ def test_the_hash_of_a_set_decides_where_both_tell_it(tmp_path: Path) -> None:
         runs = read_runs(folders)
         assert runs[1].reasons("quality") == ([] if same else ["other data (cd34, the first has ab12)"])
         assert same == (Comparison(runs).cautions() == [])
+
+
+def test_other_labels_are_no_other_data(tmp_path: Path) -> None:
+    def judged(results: Tree) -> None:
+        results["sets"]["test"] |= {"sha256": "ef56", "sha256_without_labels": "ab12"}
+        results["labels"] = {"labels": 30, "files": [], "used": {"test": 30}}
+
+    folders = two(tmp_path, judged)
+    first = json.loads((folders[0] / "results.json").read_text())
+    for sha, reason in (("ab12", "other labels on the same data (30 judge it, 0 the first)"),
+                        ("cd34", "other data (ef56, the first has cd34)")):  # fmt: skip
+        first["sets"]["test"]["sha256"] = sha
+        (folders[0] / "results.json").write_text(json.dumps(first))
+        for runs, where in ((read_runs(folders), reason), (read_runs(folders[::-1]), "")):
+            told = runs[1].reasons("quality")
+            assert told == runs[1].reasons("recovery") and len(told) == 1 and (told == [where] or not where)
+            assert ("labels" in told[0]) == ("labels" in reason)
+
+
+def test_edited_results_are_refused_by_name(tmp_path: Path) -> None:
+    folders = two(tmp_path)
+    (folders[1] / "report.md").write_text("read by people")
+    for folder in folders:
+        Manifest(RunFolder(folder)).record("report", {"report": "1"}, [], 1.0, [folder / "results.json"])
+    run = partial(CliRunner().invoke, app)
+    command = ["report", "--compare", *map(str, folders)]
+    fine = run(command)
+    assert fine.exit_code == 0 and "vouches" not in fine.output
+    (folders[1] / "manifest.json").rename(tmp_path / "manifest.json")
+    alone = run(command)
+    assert alone.exit_code == 0 and "second: results.json without the manifest" in " ".join(alone.output.split())
+    (tmp_path / "manifest.json").rename(folders[1] / "manifest.json")
+    results = folders[1] / "results.json"
+    results.write_text(results.read_text().replace("0.4", "0.9"))
+    refused = run(command).exception
+    assert isinstance(refused, StaleArtefactError) and str(results) in str(refused) and "sha256" in str(refused)
+    assert str(folders[0]) not in str(refused)
 
 
 def evaluated(folder: Path, results: Tree, chances: dict[str, float]) -> None:
@@ -130,6 +177,10 @@ def test_differences_are_paired_where_both_runs_kept_every_query(tmp_path: Path)
     cell = grid.rows[0].cells[2]
     value, base = (run.view.quality("student-refined", "macro", "P@1") or 0.0 for run in reversed(runs))
     assert cell.startswith(f"{value:.3f} ({value - base:+.3f} [+0.") and not cell.endswith("?)")  # a clear gain
+    same = Comparison([runs[0], replace(runs[0], name="copy", folder=tmp_path / "a")], paired_between)._difference(
+        runs[0], "student-refined", "student-refined", "P@1", (base, base)
+    )
+    assert isinstance(same, dict) and same["same"], "nothing is in doubt between a run and its copy"
     # Evaluations that the results were not made from tell nothing.
     results = json.loads((folders[1] / "results.json").read_text())
     results["quality"]["student-refined"]["test"]["macro"]["P@1"] += 0.01

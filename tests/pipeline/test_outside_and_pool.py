@@ -235,6 +235,8 @@ def test_labels_name_other_data_and_judge_everywhere(copy: tuple[Recipe, Path], 
     after = read_json(out / "results.json")["sets"]
     assert after["test"]["sha256"] != before["test"]["sha256"]
     assert after["report"]["sha256"] == before["report"]["sha256"], "no label judges it"
+    for name, about in after.items():
+        assert about["sha256_without_labels"] == before[name]["sha256"] and "sha256_without_labels" not in before[name]
 
 
 def _never(*_: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from harness.evaluation.report.values import (
     whole_percent,
 )
 from harness.evaluation.report.view import SETS, STATUS_MARKS, SYSTEMS, Bar, View
-from harness.runtime.errors import InputError, Problem
+from harness.runtime.errors import InputError, Problem, gather_problems
 
 RESULTS = "results.json"
 APART = "‡"  # behind a number that can't be held against the first run's
@@ -35,16 +36,22 @@ SHOWN = 5  # metrics of the systems in question
 CONFIDENCE = 0.95  # of paired intervals, where the first run's results tell none
 # The paired difference of two stored evaluations, or in words why there is none.
 Paired = Callable[[Path, Path, str, tuple[float | None, float | None], float], Mapping[str, Any] | str]
+# Whether a run vouches for its results; a StaleArtefactError where they are not what it wrote.
+Vouched = Callable[[Path], bool]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: ``apart`` says why its quality, recovery or latency is no match for the first run's (none: it is)."""
+    """One run: ``apart`` says why its quality, recovery or latency is no match for the first run's (none: it is).
+
+    ``loose``: nothing vouches that its results are what a run wrote.
+    """
 
     name: str
     folder: Path
     view: View
     apart: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    loose: bool = False
 
     def reasons(self, kind: str) -> Sequence[str]:
         return self.apart.get(kind, ())
@@ -53,11 +60,12 @@ class Compared:
 # -------------------------------------------------------------------------------------------------------- reading
 
 
-def read_runs(folders: Sequence[Path]) -> list[Compared]:
+def read_runs(folders: Sequence[Path], vouched: Vouched = lambda path: True) -> list[Compared]:
     """The runs in these folders, on the foremost set that all of them have, each held against the first.
 
     Raises:
         InputError: fewer than two runs, the same run twice, a folder without results, or no set in common.
+        StaleArtefactError: results are not what the run wrote.
     """
     problems: list[Problem] = []
     if len(folders) < 2:
@@ -70,6 +78,8 @@ def read_runs(folders: Sequence[Path]) -> list[Compared]:
     found = [_read(folder, problems) for folder in folders]
     if problems:
         raise InputError(problems)
+    kept: list[bool] = []
+    gather_problems(*(functools.partial(_vouch, kept, vouched, folder) for folder in folders))
     sets = [
         {name for by_set in branch(told, "quality").values() for name in branch({"": by_set}, "")} for told in found
     ]
@@ -83,14 +93,22 @@ def read_runs(folders: Sequence[Path]) -> list[Compared]:
         )  # fmt: skip
     views = [View(told, on=common[0]) for told in found]
     return [
-        Compared(name, folder, view, {} if view is views[0] else apart(views[0], view))
-        for name, folder, view in zip(_names(views, folders), folders, views, strict=True)
+        Compared(name, folder, view, {} if view is views[0] else apart(views[0], view), not known)
+        for name, folder, view, known in zip(_names(views, folders), folders, views, kept, strict=True)
     ]
+
+
+def _file(folder: Path) -> Path:
+    return folder / RESULTS if folder.is_dir() else folder
+
+
+def _vouch(kept: list[bool], vouched: Vouched, folder: Path) -> None:
+    kept.append(vouched(_file(folder)))
 
 
 def _read(folder: Path, problems: list[Problem]) -> Mapping[str, Any]:
     """The results of one run; what is wrong with them joins the problems."""
-    path = folder / RESULTS if folder.is_dir() else folder
+    path = _file(folder)
     advice = "harness report RECIPE writes it"
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +139,7 @@ def _names(views: Sequence[View], folders: Sequence[Path]) -> list[str]:
 
 def apart(first: View, other: View) -> dict[str, list[str]]:
     """Why ``quality``, ``recovery`` and ``latency`` of a run are no match for the first run's."""
-    data = _other_data(first, other)
+    data = _other_labels(first, other) or _other_data(first, other)
     recovery = list(data)
     if first.reference != other.reference:
         recovery.append(f"another reference ({clean(other.reference)}, the first has {clean(first.reference)})")
@@ -138,6 +156,17 @@ def _other_data(first: View, other: View) -> list[str]:
         if ours != theirs:
             told.append(f"other {key} in {clean(first.set)} ({_size(theirs)}, the first has {_size(ours)})")
     return told
+
+
+def _other_labels(first: View, other: View) -> list[str]:
+    """Where only the labels that came after the data differ: how many of them judge each of the two."""
+    sets = [branch(view.results, "sets", view.set) for view in (first, other)]
+    bare = [about.get("sha256_without_labels") or about.get("sha256") for about in sets]
+    if not all(bare) or bare[0] != bare[1] or _data_hash(first) == _data_hash(other):
+        return []
+    ours, theirs = (count(dig(view.results, "labels", "used", view.set) or 0) for view in (first, other))
+    many = f"{theirs} judge it, {ours} the first" if ours != theirs else f"{theirs} judge each, and they differ"
+    return [f"other labels on the same data ({many})"]
 
 
 def _data_hash(view: View) -> str:
@@ -194,7 +223,8 @@ class Comparison:
     def cautions(self) -> list[str]:
         """Which runs can't be held against the first, and why; in words."""
         what = {"quality": "its quality", "recovery": "its recovery", "latency": "its latency"}
-        found = []
+        found = [f"{run.name}: {_file(run.folder).name} without the manifest of the run that wrote it; nothing vouches "
+                 "that it was not edited." for run in self.runs if run.loose]  # fmt: skip
         for run in self.runs[1:]:
             by_reason: dict[str, list[str]] = {}
             for kind, words in what.items():
@@ -256,11 +286,17 @@ class Comparison:
         for run in self.runs:
             for bar in run.view.bars:
                 asked.setdefault(bar.key, bar)
-        rows = []
-        for key, bar in asked.items():
-            held = [next((own for own in run.view.bars if own.key == key), None) for run in self.runs]
-            rows.append(Row([_neutral(bar), *(f"{STATUS_MARKS[b.status]} {b.value}" if b else MISSING for b in held)]))
+        rows = [Row([_neutral(bar), *(self._bar(run, key) for run in self.runs)]) for key, bar in asked.items()]
         return grid("Bars", ["bar", *self.names], rows)
+
+    def _bar(self, run: Compared, key: str) -> str:
+        """Where a run stands on its bar, marked where that is no match for the first run."""
+        bar = next((own for own in run.view.bars if own.key == key), None)
+        if bar is None:
+            return MISSING
+        kinds = {"recovery": "recovery", "worst": "recovery", "latency": "latency"}  # by first words; others: quality
+        mark = f" {APART}" if run.reasons(kinds.get(bar.name.split()[0], "quality")) else ""
+        return f"{STATUS_MARKS[bar.status]} {bar.value}{mark}"
 
     def quality(self) -> Grid | None:
         """The candidates' metrics, macro, with paired differences where both runs kept every query."""
@@ -296,6 +332,8 @@ class Comparison:
         told = self._difference(run, system, beside, metric, (value, base))
         if told is None or isinstance(told, str):
             return f"{decimals(value)} ({decimals(value - base, sign=True)})"
+        if told.get("same"):
+            return f"{decimals(value)} (the same in every query)"
         doubt = " ?" if told.get("verdict") == "undecided" else ""
         return f"{decimals(value)} ({Interval.of(told, 'difference').text(sign=True)}{doubt})"
 
