@@ -26,7 +26,6 @@ from harness.evaluation.statistics import (
 )
 from harness.metrics import is_quality
 from harness.recipe import ReportSettings
-from harness.vectors.approximate import LEAST_DOCUMENTS, TOO_SMALL
 
 Evaluations = Mapping[str, Mapping[str, PerQuery]]
 Tree = dict[str, Any]
@@ -86,7 +85,7 @@ def build_results(  # noqa: PLR0913 - a join has as many inputs as there are fil
         **_timed(bench, conditions),
         "slices": _slices(sliced, slices, reference, confidence),
         "tests": [*_gains(samples, confidence), *_claims(samples, reference, report.loses_less_than, confidence)],
-        "ann": _ann(sets),
+        "ann": {"verdict": "not measured"},
         "ledger": _ledger(samples, sliced, exported, reference, confidence),
         "training": _with_gain(training),
     }  # fmt: skip
@@ -254,11 +253,6 @@ def _claims(samples: Mapping[str, Samples], reference: str, margin: float | None
             rows = loses_less_than(sample, student, reference, metric, margin=margin, confidence=confidence)
             found += [{**told, **row} for row in rows]
     return found
-
-
-def _ann(sets: Mapping[str, Tree]) -> Tree:
-    documents = max((described.get("documents", 0) for described in sets.values()), default=0)
-    return {"verdict": TOO_SMALL} if documents < LEAST_DOCUMENTS else {}
 
 
 # --------------------------------------------------------------------------------------------- plain JSON

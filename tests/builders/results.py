@@ -140,7 +140,7 @@ def example_results(languages: Sequence[str] = LANGUAGES, set_name: str = "test"
             for stage, before, after, difference, low, high, verdict in gains
             for metric in ("P@1", "nDCG@10")
         ],
-        "ann": {"verdict": "too small to tell"},
+        "ann": {"verdict": "not measured"},
         "ledger": [],
         "bars": _bars(recovery, set_name),
         "training": _training(rng),

@@ -263,6 +263,10 @@ def test_small_indexes_are_labelled_and_draw_no_conclusion() -> None:
     (told,) = costs.effort_note(View(results))
     assert "too small to tell (3,963 documents)" in told and "no conclusion" in told
     assert "too small to tell (3,963 documents)" in markdown(View(results))
+    for unmeasured in ({"verdict": "not measured"}, {"verdict": "too small to tell"}):  # the latter: of earlier files
+        results["ann"] = unmeasured
+        (told,) = costs.effort_note(View(results))
+        assert told == "The cost of an approximate index: not measured (set bench.ann)."
 
 
 def test_the_pareto_line_joins_what_nothing_beats() -> None:

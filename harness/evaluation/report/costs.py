@@ -33,8 +33,10 @@ MEMORY = (
 
 
 def effort_note(view: View) -> list[str]:
-    """What the approximate indexes cost, or that this index is too small to tell."""
+    """What the approximate indexes cost, that this index is too small to tell, or that nothing was measured."""
     told = branch(view.results, "ann")
+    if told and not branch(told, "indexes"):  # earlier files call a small collection too small, measured or not
+        return ["The cost of an approximate index: not measured (set bench.ann)."]
     verdict, documents = clean(told.get("verdict")), number(told.get("documents"))
     size = f" ({count(documents)} documents)" if documents is not None else ""
     if verdict == TOO_SMALL:
