@@ -96,6 +96,19 @@ def seen(browser: Browser, path: Path, width: int) -> list[str]:
     return [*found, *json.loads(browser.ask(LOOK)), *browser.complaints()]
 
 
+def test_all_columns_of_latency_and_throughput_are_seen_on_a_desktop(browser: Browser, tmp_path: Path) -> None:
+    results = rich_results()
+    for by_engine in results["latency"].values():
+        for scopes in by_engine.values():
+            scopes["all"]["whole_p99_9_ms"] = 33.125  # then every column there is
+    write_report(results, tmp_path)
+    browser.size(1280, 900)
+    browser.open(tmp_path / "report.html")
+    box = "document.querySelector('.box[aria-label=\"Latency and throughput\"]')"
+    assert browser.ask(f"{box}.querySelectorAll('thead th').length") == 15
+    assert browser.ask(f"{box}.scrollWidth - {box}.clientWidth") == 0
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["whole", "many", "earlier", "nothing", "compared"])
 def test_it_is_laid_out_without_a_fault(name: str, width: int, browser: Browser, pages: dict[str, Path]) -> None:

@@ -9,6 +9,7 @@ from harness.evaluation.report.tables import Grid, Row
 from harness.evaluation.report.view import STATUS_MARKS, View
 
 NARROW, WIDE = 328, 960  # widths of the two drawings of a plot: a phone of 360, a desktop
+MANY_COLUMNS = 12  # of a table; more stand closer together
 
 
 def table(grid: Grid | None, titled: bool = True) -> str:
@@ -25,8 +26,9 @@ def table(grid: Grid | None, titled: bool = True) -> str:
         rows.append(f'<tr{kind}><th scope="row" class="left">{escaped(row.cells[0])}</th>{cells}</tr>')
     title = f'<h3 class="tabletitle">{escaped(grid.title)}</h3>' if titled else ""
     note = f'<p class="note">{escaped(grid.note)}</p>' if grid.note else ""
+    dense = ' class="dense"' if len(grid.header) > MANY_COLUMNS else ""
     return (
-        f'<div>{title}<div class="box" role="region" tabindex="0" aria-label="{escaped(grid.title)}"><table>'
+        f'<div>{title}<div class="box" role="region" tabindex="0" aria-label="{escaped(grid.title)}"><table{dense}>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{note}</div>"
     )
 

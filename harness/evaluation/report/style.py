@@ -70,7 +70,7 @@ svg line,svg polyline{fill:none;stroke-linecap:round;stroke-linejoin:round}
 .bar{stroke:var(--soft);stroke-width:1.6;stroke-dasharray:1 4}
 .thin{stroke:var(--blue);stroke-width:1;opacity:.8}.thin.worst{stroke:var(--red)}
 .allowed{fill:var(--green-wash)}.threshold{stroke:var(--ink);stroke-width:2}
-.joint{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 3}.front{stroke:var(--green);stroke-width:9;opacity:.25}
+.joint{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 3}.front{stroke:var(--green);stroke-width:10;opacity:.4}
 .step{stroke-width:1.6}.step.gain{fill:var(--blue);stroke:var(--blue)}.step.loss{fill:var(--orange);stroke:var(--orange)}
 .step.hollow{fill:var(--card);stroke-dasharray:4 3}
 svg .stamp{fill:var(--yellow);font-size:14px;font-weight:650;letter-spacing:.02em}svg .soft{fill:var(--soft)}
@@ -116,6 +116,7 @@ min-width:3.4em;white-space:normal;overflow-wrap:normal;position:sticky;top:0;ba
 color:var(--soft);font-weight:600;border-bottom:1px solid
 var(--line);vertical-align:bottom;z-index:1}
 tbody th{position:sticky;left:0;background:var(--card);font-weight:500}
+.dense{font-size:.82rem}.dense :is(th,td){padding:6px 7px}
 .told{font-weight:600}.missed .told{color:var(--red)}.undecided .told{color:var(--yellow)}
 .reached .told{color:var(--green)}
 .left{text-align:left}
