@@ -291,8 +291,9 @@ def report(
 
 def _compare(runs: list[Path], overrides: list[str] | None, output: Path | None) -> None:
     from harness.evaluation.between import paired_between
-    from harness.evaluation.report.compare import Comparison, read_runs
+    from harness.evaluation.report.compare import Comparison
     from harness.evaluation.report.compare_page import terminal_tables, write_comparison
+    from harness.evaluation.report.runs import read_runs
     from harness.pipeline.manifest import vouched
 
     if overrides:

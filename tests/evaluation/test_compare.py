@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.evaluation.between import paired_between
-from harness.evaluation.report.compare import APART, Comparison, read_runs
+from harness.evaluation.report.compare import APART, Comparison
 from harness.evaluation.report.compare_page import markdown, page, terminal_tables
+from harness.evaluation.report.runs import read_runs
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.manifest import Manifest
 from harness.runtime.errors import InputError, StaleArtefactError

@@ -6,7 +6,7 @@ Everything is told from the results alone; no model, index or vector is ever nee
     tables.py      every table as plain text; evidence.py, costs.py  those behind the verdict, and their sentences
     terminal.py  markdown.py  page.py    the three renderings; sections.py, parts.py, style.py  what a page is made of
     plots.py  curves.py  disagree.py     what is drawn, with dots.py and svg.py
-    compare.py  compare_page.py          runs side by side
+    runs.py  compare.py  compare_page.py     runs side by side
 """
 
 from __future__ import annotations
