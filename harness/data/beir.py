@@ -11,12 +11,13 @@ from harness.data.reading import (
     BadLine,
     LanguageColumn,
     Reading,
-    check_group,
+    check_groups,
     check_id,
     check_label,
     check_language,
     check_number,
     check_text,
+    group_fields,
     require_text,
 )
 from harness.data.records import Documents
@@ -36,7 +37,7 @@ def read_beir(folder: Path, settings: DataSettings, reading: Reading) -> Source:
         raise InputError(problems)
     corpus, asked = files.pop("corpus"), files.pop("queries")
     told: set[str] = set()  # ids of bad lines, which are counted: what judges them is not counted again
-    documents, document_groups = _read_documents(corpus, settings, reading, told)
+    documents, document_groups, document_parallels = _read_documents(corpus, settings, reading, told)
     queries = _read_queries(asked, settings, reading, told)
     for path, count, what in ((corpus, len(documents), "document"), (asked, len(queries.ids), "query")):
         if not count:
@@ -52,7 +53,7 @@ def read_beir(folder: Path, settings: DataSettings, reading: Reading) -> Source:
         judgments[split] = _read_qrels(path, known, reading, report_unknown=whole)
 
     gather_problems(*(functools.partial(judge, split, path) for split, path in files.items()))
-    return Source(documents, document_groups, queries, judgments)
+    return Source(documents, document_groups, document_parallels, queries, judgments)
 
 
 def _existing(folder: Path, name: str) -> Path | None:
@@ -88,9 +89,9 @@ def find_beir(folder: Path, names: QrelsNames) -> tuple[dict[str, Path], list[Pr
 
 def _read_documents(
     path: Path, settings: DataSettings, reading: Reading, told: set[str]
-) -> tuple[Documents, list[str]]:
-    group_field, key_field = settings.group or "group", settings.equivalent
-    documents, groups, languages = Documents(), [], LanguageColumn()
+) -> tuple[Documents, list[str], list[str]]:
+    fields, key_field = group_fields(settings, "group"), settings.equivalent
+    documents, groups, parallels, languages = Documents(), [], [], LanguageColumn()
     seen: set[str] = set()
     for line, value in reading.objects(path):
         try:
@@ -99,7 +100,7 @@ def _read_documents(
             text = require_text(f"{title}\n{body}" if title and body else title or body)
             language = check_language(value.get("lang"))
             key = check_label(value.get(key_field), key_field) if key_field else ""
-            group = check_group(value, group_field)
+            group, parallel = check_groups(value, *fields)
         except BadLine as problem:
             reading.bad(path, line, problem)
             told.add(str(value.get("_id")))
@@ -110,15 +111,16 @@ def _read_documents(
         documents.texts.append(text)
         documents.keys.append(key)
         groups.append(group)
+        parallels.append(parallel)
     documents.languages.extend(languages.values)
     dropped = languages.settle(reading, path)
     told.update(documents.ids[row] for row in dropped)
-    _drop(dropped, documents.ids, documents.texts, documents.languages, documents.keys, groups)
-    return documents, groups
+    _drop(dropped, documents.ids, documents.texts, documents.languages, documents.keys, groups, parallels)
+    return documents, groups, parallels
 
 
 def _read_queries(path: Path, settings: DataSettings, reading: Reading, told: set[str]) -> Queries:
-    group_field, context_field = settings.group or "group", settings.columns.context
+    fields, context_field = group_fields(settings, "group"), settings.columns.context
     queries, languages = Queries(), LanguageColumn()
     seen: set[str] = set()
     for line, value in reading.objects(path):
@@ -126,7 +128,7 @@ def _read_queries(path: Path, settings: DataSettings, reading: Reading, told: se
             id_ = _new_id(value.get("_id"), seen)
             text = require_text(value.get("text"))
             language = check_language(value.get("lang"))
-            group = check_group(value, group_field)
+            group, parallel = check_groups(value, *fields)
             weight = check_number(value.get("weight"), "weight", lowest=0.0)
             context = check_text(value.get(context_field), context_field) if context_field else ""
         except BadLine as problem:
@@ -138,13 +140,14 @@ def _read_queries(path: Path, settings: DataSettings, reading: Reading, told: se
         queries.ids.append(id_)
         queries.texts.append(text)
         queries.groups.append((group,) if group else ())
+        queries.parallels.append((parallel,) if parallel else ())
         queries.weights.append(weight)
         queries.contexts.append(context)
     queries.languages = languages.values
     dropped = languages.settle(reading, path)
     told.update(queries.ids[row] for row in dropped)
-    columns = (queries.ids, queries.texts, queries.languages, queries.groups, queries.weights, queries.contexts)
-    _drop(dropped, *columns)
+    columns = (queries.ids, queries.texts, queries.languages, queries.weights, queries.contexts)
+    _drop(dropped, *columns, queries.groups, queries.parallels)
     return queries
 
 

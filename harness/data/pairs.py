@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 from harness.data.hub import hub_rows
 from harness.data.reading import (
-    PARALLEL,
     BadLine,
     LanguageColumn,
     Reading,
-    check_group,
+    check_groups,
     check_label,
     check_language,
     check_number,
     check_text,
     find_files,
+    group_fields,
     require_text,
 )
 from harness.data.records import Documents
@@ -39,6 +39,7 @@ class _Pair(NamedTuple):
     score: float
     weight: float
     group: str
+    parallel: str
     key: str
     context: str
 
@@ -50,7 +51,7 @@ def read_pairs(settings: DataSettings, reading: Reading) -> Source:
         InputError: a file can't be found or read; the data set can't be reached.
     """
     columns = column_names(settings)
-    wanted = [*filter(None, columns.values()), PARALLEL]
+    wanted = [*filter(None, columns.values())]
     collector = _Collector(per_language=settings.search_within == "lang")
     if settings.source == "huggingface":
         parts: list[tuple[str, str, Rows]] = [("train", *hub_rows(settings, columns, reading))]
@@ -71,7 +72,7 @@ def read_pairs(settings: DataSettings, reading: Reading) -> Source:
 def column_names(settings: DataSettings) -> dict[str, str]:
     """Part of a pair -> the name of its column, "" where it has none; ``key`` is ``data.equivalent``."""
     names = settings.columns.model_dump()
-    names["group"] = settings.group or names["group"]
+    names["group"], names["parallel"] = group_fields(settings, names["group"])
     others = [name for part, name in names.items() if part != "context"]
     names["context"] = "" if names["context"] in others else names["context"] or ""
     return {**names, "key": settings.equivalent or ""}
@@ -108,7 +109,7 @@ def _pair(value: dict[str, Any], columns: dict[str, str]) -> _Pair:
         _texts(value, columns["negatives"], listed=columns["negatives"] == Columns().negatives),
         check_number(value.get(columns["score"]), columns["score"]),
         check_number(value.get(columns["weight"]), columns["weight"], lowest=0.0),
-        check_group(value, columns["group"]),
+        *check_groups(value, columns["group"], columns["parallel"]),
         check_label(value.get(columns["key"]), columns["key"]) if columns["key"] else "",
         check_text(value.get(columns["context"]), columns["context"]) if columns["context"] else "",
     )
@@ -150,6 +151,7 @@ class _Collector:
             queries.texts.append(pair.query)
             queries.languages.append(language)
             queries.groups.append(())
+            queries.parallels.append(())
             queries.weights.append(0.0)
             queries.contexts.append("")
             self._line_counts.append(0)
@@ -157,6 +159,8 @@ class _Collector:
         self._line_counts[row] += 1
         if pair.group and pair.group not in queries.groups[row]:
             queries.groups[row] += (pair.group,)
+        if pair.parallel and pair.parallel not in queries.parallels[row]:
+            queries.parallels[row] += (pair.parallel,)
         queries.contexts[row] = queries.contexts[row] or pair.context
         queries.other_contexts += bool(pair.context) and pair.context != queries.contexts[row]
         return queries.ids[row]
@@ -176,7 +180,8 @@ class _Collector:
         """Everything added; a query's weight is the mean over its lines."""
         weights = zip(self._queries.weights, self._line_counts, strict=True)
         self._queries.weights = [total / lines for total, lines in weights]
-        return Source(self._documents, [""] * len(self._documents), self._queries, self._judgments)
+        none = [""] * len(self._documents)
+        return Source(self._documents, none, none, self._queries, self._judgments)
 
 
 def query_id(language: str, text: str) -> str:

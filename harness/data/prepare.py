@@ -293,12 +293,8 @@ def _keep_in_split(splits: dict[str, Split], used: Mapping[str, str]) -> int:
 
 
 def _names(split: Split, source: Source) -> dict[str, list[str]]:
-    """What a query is grouped by: its own group or, failing that, its positives' groups or else their ids."""
-    row, groups = source.documents.row, source.document_groups
-    return {
-        query: list(source.queries.groups[known.row]) or [groups[row[id_]] or id_ for id_ in known.positives]
-        for query, known in split.items()
-    }
+    """What each query is grouped by."""
+    return {query: source.names(known.row, known.positives) for query, known in split.items()}
 
 
 def _check_splits(

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.records import UNKNOWN_LANGUAGE
+from harness.recipe import DataSettings
 from harness.runtime.errors import InputError, Problem
 
 NAMED_PLACES = 5  # of each kind of bad line in a file
 PREVIEW_LINES = 1_000_000  # a file, where a preview is enough
 MAX_LINE_BYTES = 4 * 2**20  # a longer line is no text to search for or with: a file without line breaks, or garbage
-PARALLEL = "parallel_id"  # names what stands in several languages: a group, where there is no other
+PARALLEL = "parallel_id"  # names what stands in several languages, and is read beside a group whose field is not named
 _JSONL = (".jsonl", ".json")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -297,10 +298,15 @@ def check_label(value: Any, name: str) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else check_text(value, name)
 
 
-def check_group(value: Mapping[str, Any], field: str) -> str:
-    """The group of a line, ``""`` for none: its ``field`` or, where that is ``group`` and blank, ``parallel_id``."""
-    group = check_label(value.get(field), field)
-    return group if group or field != "group" else check_label(value.get(PARALLEL), PARALLEL)
+def group_fields(settings: DataSettings, usual: str) -> tuple[str, str]:
+    """The fields of a line's group and parallel id; the latter is ``""`` where the recipe names a field of groups."""
+    field = settings.group or usual
+    return field, PARALLEL if settings.group is None and field == "group" else ""
+
+
+def check_groups(value: Mapping[str, Any], group: str, parallel: str) -> tuple[str, str]:
+    """The group and the parallel id of a line, ``""`` for none; ``parallel`` is ``""`` where it is not to be read."""
+    return check_label(value.get(group), group), check_label(value.get(parallel), parallel) if parallel else ""
 
 
 def check_number(value: Any, name: str, *, lowest: float = -math.inf) -> float:

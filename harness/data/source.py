@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
+from harness.data.reading import PARALLEL
 from harness.data.records import Documents
 
 Judgments = dict[str, dict[str, float]]  # query id -> document id -> score (above 0: relevant)
@@ -12,7 +16,8 @@ Judgments = dict[str, dict[str, float]]  # query id -> document id -> score (abo
 
 @dataclass
 class Queries:
-    """Columns of equal length; ``groups`` holds a query's own groups (usually one, none if the data says nothing).
+    """Columns of equal length; ``groups`` holds a query's own groups (usually one, none if the data says nothing), and
+    ``parallels`` its own parallel ids.
 
     ``contexts``: ``""`` for none. ``other_contexts`` counts lines whose query has had another context already.
     """
@@ -21,6 +26,7 @@ class Queries:
     texts: list[str] = field(default_factory=list)
     languages: list[str] = field(default_factory=list)
     groups: list[tuple[str, ...]] = field(default_factory=list)
+    parallels: list[tuple[str, ...]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     contexts: list[str] = field(default_factory=list)
     other_contexts: int = 0
@@ -31,15 +37,39 @@ class Source:
     """A data set as read.
 
     Args:
-        document_groups: the group of each document, ``""`` where it has none.
+        document_groups: the group of each document, ``""`` where it has none; ``document_parallels``: its parallel id.
         judgments: per split ``train``, ``dev``, ``test``; a split that the data doesn't have is absent. Every id in it
             is known.
     """
 
     documents: Documents
     document_groups: list[str]
+    document_parallels: list[str]
     queries: Queries
     judgments: dict[str, Judgments]
+
+    def names(self, row: int, positives: Iterable[str]) -> list[str]:
+        """What a query is grouped by: ``own_names`` or, failing that, its positives' or else their ids."""
+        return self.own_names(row) or [name for id_ in positives for name in self._document_names(id_)]
+
+    def own_names(self, row: int) -> list[str]:
+        """A query's own groups and parallel ids: those that share any of either belong together."""
+        return self._joined(self.queries.groups[row], self.queries.parallels[row])
+
+    def _document_names(self, id_: str) -> list[str]:
+        row = self.documents.row[id_]
+        return self._joined(self.document_groups[row : row + 1], self.document_parallels[row : row + 1]) or [id_]
+
+    def _joined(self, groups: Iterable[str], parallels: Iterable[str]) -> list[str]:
+        before = f"{PARALLEL} " if self._both else ""
+        return [*filter(None, groups), *(f"{before}{name}" for name in parallels if name)]
+
+    @cached_property
+    def _both(self) -> bool:
+        """Whether anything has both, so that a group and a parallel id of one name are not the same."""
+        queries = zip(self.queries.groups, self.queries.parallels, strict=True)
+        documents = zip(self.document_groups, self.document_parallels, strict=True)
+        return any(group and parallel for group, parallel in chain(queries, documents))
 
 
 class Judged(NamedTuple):

@@ -69,7 +69,7 @@ GATE = ("export.parity", "evaluate.resamples", "evaluate.confidence", "seed")
 
 # In running order; an input that a recipe does not want is left out of the key.
 STEPS = (
-    Step("data", 1, (), ("data",), gpu=False),
+    Step("data", 1, (), ("data", "prepared anew"), gpu=False),
     Step("data.slices", 1, ("data",), ("evaluate.slices",), lambda r: bool(r.evaluate.slices), gpu=False, along=True),
     Step("embed.base", 1, ("data",), ("teacher.model", "teacher.encoder", "embed"), _embeds_base, shared=True),
     Step("mine.base", 1, ("embed.base",), ("mine.base", "teacher.hard_negatives"), lambda r: r.mine.base is not None,
@@ -89,7 +89,7 @@ STEPS = (
     Step("teacher.more", 1, ("teacher",), ("teacher", "refine.training.steps", "mixed pairs", *SAMPLING),
          _wants("teacher-more"), trains=True, shared=True),
     Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more"), shared=True),
-    Step("embed.outside", 1, ("teacher",), ("embed", "evaluate.outside"), lambda r: bool(r.evaluate.outside),
+    Step("embed.outside", 2, ("teacher",), ("embed", "evaluate.outside"), lambda r: bool(r.evaluate.outside),
          shared=True, along=True),
     Step("export", 3, ("data", "embed", "align", "refine"), ("export", *GATE), lambda r: r.export is not None,
          gpu=False),
@@ -154,6 +154,18 @@ def encoded_streams(recipe: Recipe) -> Any:
             "precision": recipe.embed.precision, "context": recipe.teacher.context}  # fmt: skip
 
 
+def prepared_anew(recipe: Recipe) -> str | None:
+    """What of the data step came to mean something else, where it can show: version 2 of the step for such recipes.
+
+    What shares a group or a parallel id is one group; unlabelled texts that an evaluation asks in another Unicode form
+    are left out.
+    """
+    data = recipe.data
+    columns = data.columns.group if data.source in ("pairs", "huggingface") else "group"
+    joined = data.source != "emoji" and data.group in (None, "group") and columns == "group"
+    return "2" if joined or data.unlabelled else None
+
+
 def paired_streams(recipe: Recipe) -> Any:
     """What the tokens of the teacher's pairs depend on."""
     streams = {name: recipe.data.streams[name].model_dump(mode="json") for name in recipe.teacher.streams}
@@ -185,6 +197,8 @@ def _setting(recipe: Recipe, path: str) -> Any:
         return [price, recipe.bench.currency] if recipe.bench and price is not None else None
     if path == "bench searcher":  # embed freezes an index of one kind, so its key does not say with what is searched
         return None if recipe.evaluate.searcher == "auto" else recipe.evaluate.searcher
+    if path == "prepared anew":
+        return prepared_anew(recipe)
     if path == "encoded streams":
         return encoded_streams(recipe)
     if path == "mixed streams":
@@ -209,7 +223,7 @@ def _setting(recipe: Recipe, path: str) -> Any:
 
 
 # Left out where they are None, as the keys of earlier versions had none.
-_ADDED = ("mixed streams", "mixed pairs", "bench price", "bench searcher")
+_ADDED = ("prepared anew", "mixed streams", "mixed pairs", "bench price", "bench searcher")
 
 
 def _settings(recipe: Recipe, step: Step) -> dict[str, Any]:

@@ -76,8 +76,8 @@ class DataSettings(Section):
     ``source``: ``emoji`` (built from the installed package), ``beir`` (a folder), ``pairs`` (JSONL or Parquet files of
     query, positive, negatives, lang, score, weight, group) or ``huggingface`` (a data set id, read as pairs).
 
-    ``group``: the field or column whose queries stay in one split and are resampled together, ``group`` if not given;
-    a line without one, where none is given here, is of the group that its ``parallel_id`` names.
+    ``group``: the field or column whose queries stay in one split and are resampled together. Where none is given,
+    those do that share a ``group`` or a ``parallel_id``, directly or through others.
 
     ``streams``: logs too large for memory, by name; ``one_stream_per_batch``: a batch's rows all come from one of them.
     """

@@ -56,15 +56,24 @@ def test_columns_and_judgments(tmp_path: Path) -> None:
     assert reading.bad_count == 0 and reading.complete
 
 
-def test_a_parallel_id_is_the_group_where_there_is_no_other(tmp_path: Path) -> None:
+def test_a_group_and_a_parallel_id_both_count_unless_a_field_is_named(tmp_path: Path) -> None:
     documents = [{"_id": "d1", "text": "a", "parallel_id": 7}, {"_id": "d2", "text": "b", "group": "own"}]
     queries = [{"_id": "q1", "text": "a", "parallel_id": "p"}, {"_id": "q2", "text": "b", "group": "g",
                "parallel_id": "p"}, {"_id": "q3", "text": "c", "product": "x", "parallel_id": "p"}]  # fmt: skip
     write_beir(tmp_path, documents, queries, train=[("q1", "d1", 1), ("q2", "d1", 1)], dev=[("q3", "d2", 1)])
     source, _ = _read(tmp_path)
-    assert source.queries.groups == [("p",), ("g",), ("p",)] and source.document_groups == ["7", "own"]
-    source, _ = _read(tmp_path, group="product")
-    assert source.queries.groups == [(), (), ("x",)], "a field that is named is the only one"
+    assert [source.own_names(row) for row in range(3)] == [["parallel_id p"], ["g", "parallel_id p"], ["parallel_id p"]]
+    for field, groups in (("product", [[], [], ["x"]]), ("group", [[], ["g"], []])):
+        source, _ = _read(tmp_path, group=field)
+        assert [source.own_names(row) for row in range(3)] == groups, "a field that is named is the only one"
+    del queries[1]["parallel_id"]
+    write_beir(tmp_path, documents, queries, train=[("q1", "d1", 1), ("q2", "d1", 1)], dev=[("q3", "d2", 1)])
+    source, _ = _read(tmp_path)
+    assert [source.own_names(row) for row in range(3)] == [["p"], ["g"], ["p"]], "no line has both"
+    for query in queries:
+        query.pop("parallel_id", None), query.pop("group", None)
+    write_beir(tmp_path, documents, queries, train=[("q1", "d1", 1), ("q2", "d1", 1)], dev=[("q3", "d2", 1)])
+    assert _read(tmp_path)[0].names(0, ["d1", "d2"]) == ["7", "own"]
 
 
 def test_fields_for_group_and_equivalence(tmp_path: Path) -> None:

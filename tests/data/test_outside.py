@@ -50,6 +50,11 @@ def test_a_query_is_its_own_group_unless_it_has_one(tmp_path: Path) -> None:
     write_beir(tmp_path, [{"_id": "d", "text": "z"}], lines, test=[("a", "d", 1), ("b", "d", 1)])
     records = read_outside(OutsideSet(name="x", beir=str(tmp_path))).records
     assert [(record.group, record.language) for record in records] == [("g", "de"), ("b", "en")]
+    lines[0] |= {"parallel_id": "p"}
+    lines[1] |= {"group": "h", "parallel_id": "p"}
+    write_beir(tmp_path, [{"_id": "d", "text": "z"}], lines, test=[("a", "d", 1), ("b", "d", 1)])
+    records = read_outside(OutsideSet(name="x", beir=str(tmp_path))).records
+    assert [record.group for record in records] == ["g", "g"], "joined by what they are parallel in"
 
 
 @pytest.mark.parametrize("read", [read_outside, preview_outside])

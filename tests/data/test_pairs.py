@@ -124,9 +124,16 @@ def test_dev_path_columns_and_key(tmp_path: Path) -> None:
 def test_a_table_s_parallel_id_is_read(tmp_path: Path) -> None:
     lines = [{"query": "a", "positive": "b", "parallel_id": 5}, {"query": "c", "positive": "d", "parallel_id": None}]
     pq.write_table(pa.Table.from_pylist(lines), tmp_path / "pairs.parquet")
-    assert _read(str(tmp_path / "pairs.parquet"))[0].queries.groups == [("5",), ()]
+    assert _read(str(tmp_path / "pairs.parquet"))[0].queries.parallels == [("5",), ()]
     other = Columns(group="cluster")
-    assert _read(str(tmp_path / "pairs.parquet"), columns=other)[0].queries.groups == [(), ()]
+    assert _read(str(tmp_path / "pairs.parquet"), columns=other)[0].queries.parallels == [(), ()]
+
+
+def test_a_query_has_the_groups_and_the_parallel_ids_of_all_its_lines(tmp_path: Path) -> None:
+    lines = [{"query": "a", "positive": "b", "parallel_id": name, "group": group}
+             for name, group in (("1", "1"), ("1", "2"), ("2", ""))]  # fmt: skip
+    source, _ = _read(str(write_jsonl(tmp_path / "pairs.jsonl", lines)))
+    assert source.own_names(0) == ["1", "2", "parallel_id 1", "parallel_id 2"]
 
 
 def test_bad_lines(tmp_path: Path) -> None:

@@ -145,6 +145,23 @@ def test_a_groups_own_field_comes_first(tmp_path: Path) -> None:
         _prepare(tmp_path / "s", equivalent="nonsense")
 
 
+def test_what_shares_a_group_or_a_parallel_id_is_one_group(tmp_path: Path) -> None:
+    """Groups are of one language each, and parallel ids of no group: only both together say what hangs together."""
+    documents = [{"_id": f"d{n}", "text": f"d {n}"} for n in range(12)]
+    queries = [{"_id": f"{lang}{n}", "text": f"{lang} {n}", "lang": lang, "group": f"{lang}{n // 2}", "parallel_id": n}
+               for n in range(12) for lang in ("de", "en")]  # fmt: skip
+    queries.append({"_id": "fr0", "text": "fr 0", "lang": "fr", "parallel_id": 0})
+    dev = [(query["_id"], f"d{number // 2 % 12}", 1) for number, query in enumerate(queries)]
+    source = write_beir(tmp_path / "s", documents, queries, dev=dev)
+    dataset, summary = _prepare(source)
+    assert sum(summary["splits"][name]["groups"] for name in ("select", "report")) == 6
+    records = {record.id: record.group for name in ("select", "report") for record in dataset.splits[name]}
+    assert {record_id for record_id, group in records.items() if group == records["de1"]} == {
+        "de0", "de1", "en0", "en1", "fr0"}  # fmt: skip
+    _, alone = _prepare(source, group="group")
+    assert sum(alone["splits"][name]["groups"] for name in ("select", "report")) == 13, "fr0: its document's id"
+
+
 def test_dev_of_one_group_can_not_be_split(tmp_path: Path) -> None:
     write_beir(tmp_path / "s", _DOCUMENTS, _OWN, dev=[("q0", "d0", 1), ("q1", "d0", 1)])
     with pytest.raises(InputError, match="dev can't be split into select and report") as error:

@@ -10,8 +10,8 @@ from builders.tiny_run import tiny_tree, write_recipe
 
 from harness.pipeline.controller import _find
 from harness.pipeline.launch import check_launch, command, printed, refuse_other_machines
-from harness.pipeline.plan import STEPS, VERBS, depends_on, keys, plan
-from harness.recipe import Recipe, load_recipe
+from harness.pipeline.plan import STEPS, VERBS, depends_on, keys, plan, prepared_anew
+from harness.recipe import DataSettings, Recipe, load_recipe
 from harness.runtime.errors import InputError
 from harness.runtime.process import fingerprint
 
@@ -155,14 +155,31 @@ def test_settings_that_came_later_leave_the_keys_of_older_runs() -> None:
     path, and a batch size that is timed again has that rate. ``report`` has risen to 2: a bar is reached
     where its bound is, and bounds allow for one more group; to 3: what judges a set is in its hash; to 4: the
     ledger branches, latency bars can be undecided, and results.json names its candidate and its method.
+    ``data`` has risen to 2, but only where it shows: where lines may have both a group and a parallel id, and where
+    unlabelled texts are held against evaluations.
     """
     training = {"steps": 10, "batch_size": 4, "learning_rate": 1e-3}
     stages = {name: {"training": training} for name in ("align", "refine")}
     tree = {"name": "old", "data": {"source": "beir", "path": "data"}, **stages}
     recipe = Recipe.model_validate({**tree, "teacher": {"model": "m", "training": training}})
     found = {name: key for name, key in keys(recipe, {}).items() if name not in ("evaluate", "bench", "report")}
-    assert fingerprint(found) == "d0bc28c3668e0b75eec149a0cda932fb0826246a5d6c8bb29dadf183c75628ea"
+    assert fingerprint(found) == "f15b0245fb0e4cbc965c5ad6d2376289fb29fe8cbdefc640bf76955de660c58a"
+    named = Recipe.model_validate({**recipe.keyed(), "data": {**tree["data"], "group": "product"}})
+    found = {name: key for name, key in keys(named, {}).items() if name not in ("evaluate", "bench", "report")}
+    assert fingerprint(found) == "a68f9bc70e479b6cfced881c030b7633c8184460ca4f0deb94b90c902319cfb2", "the first version"
     assert fingerprint(keys(recipe, {})) == "ce2b27f931bedd2169a844f78630eb6b644b192fbcf8b93d48bfc5e100beef2c"
+
+
+@pytest.mark.parametrize(
+    ("data", "anew"),
+    [({"source": "emoji"}, False), ({"source": "emoji", "unlabelled": [{"path": "a.txt"}]}, True),
+     ({"source": "beir", "path": "a"}, True), ({"source": "beir", "path": "a", "group": "group"}, True),
+     ({"source": "beir", "path": "a", "group": "product"}, False),
+     ({"source": "pairs", "path": "a"}, True), ({"source": "pairs", "path": "a", "columns": {"group": "g"}}, False)],
+)  # fmt: skip
+def test_data_is_prepared_anew_where_what_it_means_may_have_changed(data: dict[str, Any], anew: bool) -> None:
+    recipe = Recipe.model_construct(data=DataSettings(**data))
+    assert prepared_anew(recipe) == ("2" if anew else None)
 
 
 def test_processes_that_tokenise_stay_out_of_keys_and_storage_types_don_t(path: Path) -> None:
