@@ -110,7 +110,7 @@ STEPS = (
          lambda r: bool(r.evaluate.outside), shared=True, along=True),
     Step("bench", 3, ("data", "embed.base", "embed", "student", "align", "refine", "teacher.more", "embed.more",
          "export.onnx"), ("bench", "bench searcher"), lambda r: r.bench is not None),
-    Step("report", 4, ("data.slices", "evaluate", "evaluate.outside", "bench", "bench.ann", "export", "export.pair",
+    Step("report", 5, ("data.slices", "evaluate", "evaluate.outside", "bench", "bench.ann", "export", "export.pair",
          "export.index", "export.onnx"), ("report", "bench price", "evaluate", "name"), gpu=False),
 )  # fmt: skip
 VERBS = tuple(dict.fromkeys(step.verb for step in STEPS))
