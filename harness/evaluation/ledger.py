@@ -3,9 +3,9 @@
 ``teacher`` -> cut -> align -> refine is the chain. Two branches start at the exported student, for both were made of
 it and neither of the other: ``quantise`` (its int8 file) and ``approximate index`` (its fp32 vectors, searched
 approximately); their rows say ``"branch": True`` and are no part of the chain's sum. Steps whose system was not
-evaluated are skipped, and their neighbours are joined: ``systems`` names the two that were compared. Before and after
-are means (over languages in ``macro``, else over queries), so that the differences of the chain add up to its last
-system less its first.
+evaluated are skipped, and their neighbours are joined: ``systems`` names the two that were compared, and ``step`` all
+steps between them ("cut + align"). Before and after are means (over languages in ``macro``, else over queries), so
+that the differences of the chain add up to its last system less its first.
 Intervals are of paired differences over the same draws of groups (``harness.evaluation.statistics``).
 """
 
@@ -62,7 +62,7 @@ def ledger(
     ]  # fmt: skip
 
 
-def _steps(evaluated: Sequence[str], exported: str) -> list[tuple[str | None, str, str]]:
+def _steps(evaluated: Sequence[str], exported: str) -> list[tuple[str, str, str]]:
     """(step, system before, system after): the chain's, then the branches from the exported student.
 
     Where that one was not evaluated, a branch starts at the last one before it in the chain.
@@ -71,8 +71,18 @@ def _steps(evaluated: Sequence[str], exported: str) -> list[tuple[str | None, st
     order = list(CHAIN)
     until = order.index(exported) if exported in order else len(order) - 1
     made_of = [name for name in chain if order.index(name) <= until]
-    steps = [(CHAIN[after], before, after) for before, after in pairwise(chain)]
-    return steps + [(step, made_of[-1], name) for name, step in BRANCHES.items() if name in evaluated and made_of]
+    steps = [(_between(before, after), before, after) for before, after in pairwise(chain)]
+    if not made_of:
+        return steps
+    unseen = _between(made_of[-1], order[until])  # of the chain, where the exported student was not evaluated
+    return steps + [(f"{unseen} + {step}" if unseen else step, made_of[-1], name)
+                    for name, step in BRANCHES.items() if name in evaluated]  # fmt: skip
+
+
+def _between(before: str, after: str) -> str:
+    """All steps of the chain from one system to another."""
+    order = list(CHAIN)
+    return " + ".join(str(CHAIN[name]) for name in order[order.index(before) + 1 : order.index(after) + 1])
 
 
 def _rows(

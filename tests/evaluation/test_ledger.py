@@ -96,9 +96,25 @@ def test_a_step_that_was_not_evaluated_is_skipped_and_its_neighbours_are_joined(
     macro = [row for row in found if row["metric"] == "P@1" and row["scope"] == "macro"]
     assert [(row["step"], row["systems"]) for row in macro] == [
         ("cut", ["student-untrained", "teacher"]),
-        ("refine", ["student-refined", "student-untrained"]),
+        ("align + refine", ["student-refined", "student-untrained"]),
         ("approximate index", ["student-ann", "student-refined"]),
     ]
+    for systems, steps in (
+        (["teacher", "student-aligned", "student-refined"], ["cut + align", "refine"]),
+        (["teacher", "student-refined", "student-ann"], ["cut + align + refine", "approximate index"]),
+        (["teacher", "student-aligned", "student-int8"], ["cut + align", "refine + quantise"]),
+        (["teacher", "student-int8"], ["cut + align + refine + quantise"]),
+    ):
+        joined = rows({name: system for name, system in chain().items() if name in systems})
+        assert list(dict.fromkeys(row["step"] for row in joined)) == steps, "a joined step bears the name of all"
+        view = View({"quality": {name: {"test": {}} for name in systems}, "ledger": joined, "reference": "teacher",
+                     "sets": {"test": {}}})  # fmt: skip
+        grid = evidence.ledger(view)
+        assert grid is not None and grid.header == ["scope", *steps] and "was not evaluated" in grid.note
+        for width in (328, 960):
+            drawn = plots.ledger(view, width) or ""
+            labels = " ".join(re.findall(r">([^<>]+)</text>", drawn)).replace("approx. index", "approximate index")
+            assert all(step in labels for step in steps)
     assert rows({name: system for name, system in chain().items() if name in ("teacher", "teacher-base")}) == []
     assert rows({name: system for name, system in chain().items() if name in BRANCHES}) == []
     assert rows({name: system for name, system in chain().items() if name == "teacher-base"}) == []

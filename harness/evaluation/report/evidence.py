@@ -175,6 +175,8 @@ def ledger(view: View) -> Grid | None:
     note = (
         "Paired differences, after less before. A question mark: the interval holds 0, so the step is undecided there."
     )
+    if any(" + " in step for step in steps):
+        note += " Steps joined by a plus are told together: what lies between them was not evaluated."
     branches = list(dict.fromkeys(clean(row.get("step")) for row in rows if row.get("branch")))
     if branches:
         note += f" {listed(branches)}: each beside the exported student, no step of the chain and no part of its sum."

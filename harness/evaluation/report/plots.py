@@ -6,6 +6,7 @@ text keeps its size on a phone. Small multiples (curves.py) have one size and fl
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -177,9 +178,10 @@ def _step(row: Mapping[str, Any], top: float, scale: Scale, width: int) -> list[
     shown = change.text(sign=True) if wide else decimals(change.value, sign=True)
     step = clean(row.get("step")).replace("approximate", "approximate" if wide else "approx.")
     verdict = "  " + clean(row.get("verdict") or "") if wide else " ?" if doubt else ""
-    parts += [label(scale.start - 12, y, cut(step, 24 if wide else 13), "", "end"),
-              label(width - 2, y, shown + verdict, "value", "end")]  # fmt: skip
-    return parts
+    names = textwrap.wrap(step, 24 if wide else 13) or [""]  # joined steps take several lines
+    lines = [y + 12 * (at - (len(names) - 1) / 2) for at in range(len(names))]
+    parts += [label(scale.start - 12, at, name, "", "end") for at, name in zip(lines, names, strict=True)]
+    return [*parts, label(width - 2, y, shown + verdict, "value", "end")]
 
 
 # ------------------------------------------------------------------------------------------- quality and latency
