@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -283,12 +284,11 @@ def bias_note(view: View) -> list[str]:
             than = f" ({theirs} {100 * beside:+.1f}{_added(part)})" if beside is not None else ""
             found.append(f"{words} take {100 * lean:+.1f} points more of the first hits than of the relevant{than}")
     variance = branch(told, "rank_variance")
-    if number(variance.get("value")) is not None:
-        beside = number(variance.get("reference"))
-        than = f" ({theirs} {beside:.2f})" if beside is not None else ""
-        found.append(
-            f"the rank of a document varies by {variance['value']:.2f} over the languages that ask for it{than}"
-        )
+    own, beside = number(variance.get("value")), number(variance.get("reference"))
+    if own is not None:
+        than = f"; {theirs} {math.sqrt(beside):.1f}" if beside is not None else ""
+        places = f"{math.sqrt(own):.1f} places (standard deviation{than})"
+        found.append(f"the rank of a document differs by {places} between the languages that ask for it")
     if isinstance(note := told.get("note"), str):
         found.append(clean(note))
     return [f"{clean(view.candidate)}: {'; '.join(found)}."] if found else []
