@@ -12,8 +12,9 @@ from builders.results import example_results
 from builders.rich_results import SCRIPTED, rich_results
 
 from harness.evaluation.report import write_report
-from harness.evaluation.report.compare import Comparison, read_runs
+from harness.evaluation.report.compare import Comparison
 from harness.evaluation.report.compare_page import write_comparison
+from harness.evaluation.report.runs import read_runs
 
 pytestmark = [
     pytest.mark.browser,
