@@ -98,8 +98,8 @@ class _Seen:
         """Why nothing can be told of a metric of these systems; empty where something can."""
         found = {name: at(self.results, "quality", name, self.headline) for name in systems}
         if missing := [name for name in systems if found[name] is None]:
-            them = "it" if len(missing) == 1 else "them"
-            return f"{' and '.join(missing)} not evaluated: add {them} to evaluate.systems"
+            are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
+            return f"{' and '.join(missing)} {are} not evaluated: add {them} to evaluate.systems"
         if self.samples is None or any(at(found[name], "macro", metric) is None for name in systems):
             return f"{metric} was not measured"
         if self.samples.groups < FEW_GROUPS:
