@@ -15,9 +15,10 @@ from builders.rich_results import FEW, SET, SYSTEM, rich_results
 
 from harness.evaluation.between import paired_between
 from harness.evaluation.report import costs, curves, disagree, evidence, plots, tables
-from harness.evaluation.report.compare import Comparison, read_runs
+from harness.evaluation.report.compare import Comparison
 from harness.evaluation.report.markdown import markdown
 from harness.evaluation.report.page import first_screen, page
+from harness.evaluation.report.runs import read_runs
 from harness.evaluation.report.sections import _paid
 from harness.evaluation.report.tables import Grid
 from harness.evaluation.report.view import View
