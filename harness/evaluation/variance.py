@@ -20,6 +20,7 @@ Numbers = NDArray[np.int64]
 
 FEW_VALUES = 100  # fewer can't be split
 _SINGULAR = 1e-9
+_NO_SLICES = ("language", "group", "rest")
 
 
 def variance_components(value_Q: Floats, factors: Sequence[Numbers]) -> list[float] | None:
@@ -29,23 +30,36 @@ def variance_components(value_Q: Floats, factors: Sequence[Numbers]) -> list[flo
         value_Q: values.
         factors: of each factor the level of each value, counted from 0.
     """
-    count = len(value_Q)
+    matrix = _equations(factors)
+    return _solved(value_Q, factors, matrix) if _solvable(matrix) else None
+
+
+def _equations(factors: Sequence[Numbers]) -> Floats:
+    """What the sums expect of each variance: rows and columns are the factors and, last, squares and noise."""
+    count = len(factors[0])
     sizes = [np.bincount(level_Q) for level_Q in factors]
-    centred_Q = value_Q - value_Q.mean()  # the mean changes no difference of sums, and costs digits
-    equations, sums = [], []
     mean_of = [float((size_F.astype(float) ** 2).sum()) / count for size_F in sizes]  # what each adds to the mean's sum
+    equations = []
     for level_Q, size_F in zip(factors, sizes, strict=True):
-        used = size_F > 0
-        squared_F = np.bincount(level_Q, weights=centred_Q) ** 2
-        sums.append(float((squared_F[used] / size_F[used]).sum()))
         row = [_shared(level_Q, size_F, other) - mean for other, mean in zip(factors, mean_of, strict=True)]
-        equations.append([*row, float(used.sum()) - 1])
-    sums.append(float((centred_Q**2).sum()))
+        equations.append([*row, float((size_F > 0).sum()) - 1])
     equations.append([*(count - mean for mean in mean_of), count - 1])
-    matrix = np.array(equations)
+    return np.array(equations)
+
+
+def _solvable(matrix: Floats) -> bool:
     scale = np.abs(matrix).max(axis=1, keepdims=True)
-    if (scale == 0).any() or np.linalg.matrix_rank(matrix / scale, tol=_SINGULAR) < len(matrix):
-        return None
+    return bool((scale > 0).all() and np.linalg.matrix_rank(matrix / scale, tol=_SINGULAR) == len(matrix))
+
+
+def _solved(value_Q: Floats, factors: Sequence[Numbers], matrix: Floats) -> list[float]:
+    centred_Q = value_Q - value_Q.mean()  # the mean changes no difference of sums, and costs digits
+    sums = []
+    for level_Q in factors:
+        size_F, squared_F = np.bincount(level_Q), np.bincount(level_Q, weights=centred_Q) ** 2
+        sums.append(float((squared_F[size_F > 0] / size_F[size_F > 0]).sum()))
+    sums.append(float((centred_Q**2).sum()))
+    scale = np.abs(matrix).max(axis=1, keepdims=True)
     return [max(0.0, float(part)) for part in np.linalg.solve(matrix / scale, np.array(sums) / scale[:, 0])]
 
 
@@ -60,28 +74,50 @@ def variance_shares(value_Q: Floats, factors: Mapping[str, Numbers]) -> dict[str
     """What share of the values' variance is that of language, of slices together, and the rest.
 
     Args:
-        factors: ``language``, ``group``, and each slice: level of each value. A group's share belongs to the rest; a
-            factor that can't be told from others is left out.
+        factors: ``language``, ``group``, and each slice: level of each value. A group's share belongs to the rest.
 
     Returns:
-        ``{"language", "slice", "rest", "total", "slices": {SLICE: share}}``, shares of ``total``, a variance; None
-        where there are too few values, or all are equal.
+        ``{"language", "slice", "rest", "total", "slices": {SLICE: share}, "left_out": {SLICE: why}}``, shares of
+        ``total``, a variance. A slice that can't be told from what is kept is left out; slices are taken up in an order
+        of their own, whatever theirs is in ``factors``. None where there are too few values, or all are equal.
     """
     if len(value_Q) < FEW_VALUES or not value_Q.var() > 0:
         return None
-    names = [name for name, level_Q in factors.items() if 1 < len(np.unique(level_Q)) < len(value_Q)]
+    names, left_out = _told_apart(factors, len(value_Q))
     if "language" not in names:
         return None
-    parts = None
-    while names and parts is None:
-        parts = variance_components(value_Q, [factors[name] for name in names])
-        if parts is None and names[-1] == "language":
-            return None
-        names = names if parts is not None else names[:-1]
-    if parts is None or not sum(parts) > 0:
+    levels = [factors[name] for name in names]
+    parts = _solved(value_Q, levels, _equations(levels))
+    if not sum(parts) > 0:
         return None
     total = sum(parts)
     share = {name: part / total for name, part in zip([*names, "rest"], parts, strict=True)}
-    slices = {name: value for name, value in share.items() if name not in ("language", "group", "rest")}
+    slices = {name: value for name, value in share.items() if name not in _NO_SLICES}
     return {"language": share["language"], "slice": sum(slices.values()), "slices": slices, "total": total,
-            "rest": share["rest"] + share.get("group", 0.0)}  # fmt: skip
+            "left_out": left_out, "rest": share["rest"] + share.get("group", 0.0)}  # fmt: skip
+
+
+def _told_apart(factors: Mapping[str, Numbers], count: int) -> tuple[list[str], dict[str, str]]:
+    """The factors that can be told apart, ``language`` and ``group`` before slices, few levels before many; and of each
+    slice that is left out, why."""
+    levels = {name: len(np.unique(level_Q)) for name, level_Q in factors.items()}
+    left_out = {name: "one value" if number == 1 else "another value for every query"
+                for name, number in levels.items() if number in (1, count)}  # fmt: skip
+    names = sorted((name for name in factors if name not in left_out),
+                   key=lambda name: (name != "language", name != "group", levels[name], name))  # fmt: skip
+    if not names:
+        return [], {}
+    matrix, noise = _equations([factors[name] for name in names]), len(names)
+
+    def tell(chosen: Sequence[int]) -> bool:
+        places = [*chosen, noise]
+        return _solvable(matrix[np.ix_(places, places)])
+
+    kept: list[int] = []
+    for place, name in enumerate(names):
+        if tell([*kept, place]):
+            kept.append(place)
+        else:
+            same = [names[other] for other in kept if not tell([other, place])]
+            left_out[name] = f"not to be told apart from {' or '.join(same or [names[other] for other in kept])}"
+    return [names[place] for place in kept], {name: left_out[name] for name in sorted({*left_out} - {*_NO_SLICES})}

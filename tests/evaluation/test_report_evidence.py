@@ -284,6 +284,15 @@ def test_the_pareto_line_joins_what_nothing_beats() -> None:
     assert View(results).path_key == ""  # the whole path stands only where all were timed so
 
 
+def test_slices_without_a_part_in_the_variance_are_named() -> None:
+    view = View(rich_results())
+    assert "left out" not in evidence.alike(view)[0]
+    variance = view.results["alike"][SYSTEM][SET][view.lead]["variance"]
+    variance["left_out"] = {"market": "not to be told apart from language"}
+    (told,) = evidence.alike(view)
+    assert "slice 1.1 %, rest 98.7 % (left out: market, not to be told apart from language)" in told
+
+
 def test_shares_stand_as_pairs() -> None:
     view = View(rich_results())
     picture = drawn(plots.bias(view, 960))

@@ -121,12 +121,18 @@ def alike(view: View) -> list[str]:
     parted = {key: percent(dig(told, "variance", key)) for key in ("language", "slice", "rest")}
     known = [f"{key} {text}" for key, text in parted.items() if text != MISSING]
     if known:
-        parts.append(f"of the variance of per-query differences: {', '.join(known)}")
+        parts.append(f"of the variance of per-query differences: {', '.join(known)}" + _left_out(told))
     head = f"Are languages treated alike ({clean(view.lead)})? {clean(told.get('verdict') or 'Not told').capitalize()}"
     note = clean(told.get("note") or "")
     return [
         head + (": " if parts else "") + "; ".join(parts) + "." + (f" {note[0].upper()}{note[1:]}." if note else "")
     ]
+
+
+def _left_out(told: Mapping[str, Any]) -> str:
+    """Which slices have no part in the split of the variance, and why."""
+    named = [f"{clean(name)}, {clean(why)}" for name, why in branch(told, "variance", "left_out").items()]
+    return f" (left out: {'; '.join(named)})" if named else ""
 
 
 def alike_tests(view: View) -> Grid | None:
