@@ -16,7 +16,8 @@ questions, each with its own answer, none of which replaces another:
   loses more often, not how much. **kruskal** otherwise: does one language's difference tend to be larger than
   another's? It takes each group's mean in a language as one independent number.
 - **variance**: of the per-query differences, the shares of language, slices and the rest, by the method of moments
-  (Henderson 1953, method 1); a group's queries may have something in common, which belongs to the rest.
+  (Henderson 1953, method 1); a group's queries may have something in common, which belongs to the rest. A slice that
+  can't be told from the language or another slice is left out, and named.
 
 Axes: Q queries, L languages, G groups, U units (a group's queries of one language), K columns (system and metric),
 R resamples, S = 1 + R samples.
