@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html as html_module
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,8 @@ def derived(results: Tree) -> Iterator[float]:
     for by_set in results["agreement"].values():  # the mean over languages
         rows = [row for lang, row in by_set[SET].items() if lang != "all"]
         yield from (sum(row[key] for row in rows) / len(rows) for key in rows[0])
+    ranks = results["bias"][SYSTEM][SET]["rank_variance"]
+    yield from (math.sqrt(ranks[key]) for key in ("value", "reference"))
     ledger = [row for row in results["ledger"] if row["scope"] == "macro"]
     yield ledger[-1]["after"] / ledger[0]["before"]
 

@@ -118,7 +118,7 @@ def test_it_is_laid_out_without_a_fault(name: str, width: int, browser: Browser,
         assert browser.ask(DRAWN) >= (1 if name == "compared" else 15)
         small, large = (browser.ask(f"document.querySelector('figure .{kind}').checkVisibility()")
                         for kind in ("narrow", "wide"))  # fmt: skip
-        assert (small, large) == (width < 760, width >= 760)
+        assert (small, large) == (width < 900, width >= 900)
 
 
 def test_the_answer_stands_on_the_first_screen(browser: Browser, pages: dict[str, Path]) -> None:
@@ -127,6 +127,33 @@ def test_the_answer_stands_on_the_first_screen(browser: Browser, pages: dict[str
         browser.open(pages["whole"])
         for what in (".answer", ".notes", ".bars li"):
             assert browser.ask(f"document.querySelector('{what}').getBoundingClientRect().bottom") < height, what
+
+
+def test_a_phone_s_first_screen_has_the_verdict_and_the_bars_that_decide(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    for name, width, height in (("whole", 360, 780), ("whole", 390, 844), ("earlier", 360, 780)):
+        browser.size(width, height)
+        browser.open(pages[name])
+        rows = browser.ask("[...document.querySelectorAll('.bars li')].map(e => [e.querySelector('.what').innerText, "
+                           "e.getBoundingClientRect().bottom])")  # fmt: skip
+        assert browser.ask("document.querySelector('.answer').getBoundingClientRect().bottom") < height / 3
+        seen = [text for text, bottom in rows if bottom <= height]
+        for kind in ("recovery", "worst", "latency"):
+            assert any(text.startswith(kind) for text in seen) or name == "earlier" and kind == "worst", (name, rows)
+    assert browser.ask("document.querySelector('.full').checkVisibility()") is False
+    browser.size(1280, 900)
+    assert browser.ask("document.querySelector('.full').checkVisibility()")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_text_of_plots_can_be_read(width: int, browser: Browser, pages: dict[str, Path]) -> None:
+    browser.size(width, 900)
+    browser.open(pages["whole"])
+    least = browser.ask("Math.min(...[...document.querySelectorAll('svg text')].filter(e => e.checkVisibility()).map("
+                        "e => parseFloat(getComputedStyle(e).fontSize) * e.closest('svg').getBoundingClientRect().width"
+                        " / e.closest('svg').viewBox.baseVal.width))")  # fmt: skip
+    assert least >= 10
 
 
 def test_a_query_with_a_script_is_text(browser: Browser, pages: dict[str, Path]) -> None:

@@ -127,6 +127,40 @@ def stored(folder: Path, results: Tree) -> Path:
     return folder
 
 
+def test_bars_that_decide_come_first() -> None:
+    names = ["gain of align", "teacher P@1", "latency", "worst language, P@1", "recovery of P@1", "gain of refine"]
+    told = [("reached", True), ("missed", False), ("undecided", None)]
+    bars = [{"name": name, "what": f"{name}, at least", "value": 0.5, "low": None, "bar": 0.4, "status": status,
+             "passed": passed} for status, passed in told for name in names]  # fmt: skip
+    view = View({"bars": bars})
+    kept = ["recovery of P@1", "worst language P@1", "latency", "gain of align", "teacher P@1", "gain of refine"]
+    found = [(bar.status, bar.name) for bar in view.bars]
+    assert found == [(status, name) for status in ("missed", "undecided", "reached") for name in kept]
+
+
+def test_what_is_said_of_languages_alone_is_qualified_where_it_stands() -> None:
+    (note,) = (note for note in tables.verdict_notes(View(rich_results())) if "clearly below" in note)
+    assert note.endswith("of 8, uncorrected for their number).")
+
+
+def test_a_caption_names_the_bar_only_where_there_is_one() -> None:
+    results = rich_results()
+    assert "dotted line: the bar" in page(View(results))
+    assert "dotted line: the bar" not in page(View(results | {"bars": []}))
+
+
+def test_a_name_in_the_plot_stands_nearest_to_its_own_mark() -> None:
+    marks = [(195.0, 110.0), (150.0, 110.0), (110.0, 118.0)]
+    taken = [(x - 8, y - 8, x + 45, y + 8) for x, y in marks]
+    for place, mark in enumerate(marks):
+        others = marks[:place] + marks[place + 1 :]
+        x, y = plots._free_place(mark, 190.0, taken, others, (48, 16, 328, 262))
+        box = (x - 95, y - 8, x + 95, y + 8)
+        taken.append(box)
+        near = [plots._apart(box, other) for other in (mark, *others)]
+        assert near[0] == min(near), (mark, box)
+
+
 def test_bars_side_by_side_have_no_wording_of_one_run(tmp_path: Path) -> None:
     runs = []
     for name, lowest in (("a", "de"), ("b", "fr")):

@@ -131,7 +131,7 @@ class Comparison:
         for run in self.runs:
             for bar in run.view.bars:
                 asked.setdefault(bar.key, bar)
-        rows = [Row([_neutral(bar), *(self._bar(run, key) for run in self.runs)]) for key, bar in asked.items()]
+        rows = [Row([bar.brief, *(self._bar(run, key) for run in self.runs)]) for key, bar in asked.items()]
         return grid("Bars", ["bar", *self.names], rows)
 
     def _bar(self, run: Compared, key: str) -> str:
@@ -261,15 +261,6 @@ def _confidence(view: View) -> float | None:
     """Of a run's own intervals; None where its results do not tell."""
     told = number(dig(view.results, "statistics", "confidence"))
     return told if told is not None and 0 < told < 1 else None
-
-
-def _neutral(bar: Bar) -> str:
-    """What a bar asks for in words that name no run's own findings."""
-    asked = bar.numbers[2]
-    if asked is None:
-        return bar.name
-    how = "interval above" if "interval above" in bar.what else "at most" if bar.at_most else "at least"
-    return f"{bar.name}, {how} {asked:g}"
 
 
 def _over_reference(view: View, system: str, engine: str, key: str) -> float | None:

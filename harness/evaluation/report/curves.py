@@ -37,10 +37,10 @@ def stages(view: View) -> list[str]:
 
 def _slope(view: View, scope: str, found: list[tuple[int, float]], reference: float | None, top_value: float) -> str:
     """One panel: x = stage, y = the metric from 0; the dashed line is the reference."""
-    width, height, left, right, top, bottom = 168, 128, 30, 24, 28, 106
+    width, height, left, right, top, bottom = 168, 128, 30, 22, 28, 106
     steps = len(view.students)
     y = Scale(0.0, top_value, bottom, top)
-    xs = [left + 16 + (width - left - right - 16) * (i / (steps - 1) if steps > 1 else 0.5) for i in range(steps)]
+    xs = [left + 4 + (width - left - right - 4) * (i / (steps - 1) if steps > 1 else 0.5) for i in range(steps)]
     name = "mean over languages" if scope == "macro" else scope or "(none)"
     parts = [label(0, 12, cut(name, 20), "strong"), line(left, bottom, width, bottom, "axis")]
     parts += [label(left - 5, y(m), short(m), "tick", "end") + line(left, y(m), width, y(m), "grid")

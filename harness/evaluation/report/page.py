@@ -78,14 +78,24 @@ def _bounds(view: View, text: str) -> str:
     return text[text.index("[") :] + view.mark if "[" in text else ""
 
 
+def _short(brief: str) -> str:
+    for words, sign in ((", at least", " ≥"), (", at most", " ≤"), (", interval above", " >")):
+        brief = brief.replace(words, sign)
+    return brief
+
+
 def _bars(view: View) -> str:
+    """The bars; a phone shows the brief name and the reason of what is undecided, a desktop the whole sentence."""
     rows = [
         f'<li class="{bar.status}"><span class="status">{STATUS_MARKS[bar.status]} {bar.status}</span>'
-        f'<span class="what">{escaped(bar.what)}</span><span class="picture">{bar_picture(bar)}</span>'
-        f'<span class="numbers"><b>{escaped(bar.value)}</b>'
-        + (f" <span>lower bound {escaped(bar.low)}</span>" if bar.low != MISSING else "")
-        + (f'<span class="bound">{escaped(bar.bound)}</span>' if bar.bound else "")
-        + "</span></li>"
+        f'<span class="what"><span class="full">{escaped(bar.what)}</span>'
+        f'<span class="brief">{escaped(_short(bar.brief))}</span></span>'
+        f'<span class="picture">{bar_picture(bar)}</span>'
+        f'<span class="numbers"><b>{escaped(bar.value)}</b> <span class="more">'
+        + (f"lower bound {escaped(bar.low)}" if bar.low != MISSING else "")
+        + (f'<span class="bound"><i>, </i>{escaped(bar.bound)}</span>' if bar.bound else "")
+        + (f'<span class="brief">{"; " if bar.low != MISSING else ""}{escaped(bar.why)}</span>' if bar.why else "")
+        + "</span></span></li>"
         for bar in view.bars
     ]
     return f'<ul class="bars" aria-label="Bars">{"".join(rows)}</ul>' if rows else ""

@@ -6,6 +6,7 @@ text keeps its size on a phone. Small multiples (curves.py) have one size and fl
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -192,17 +193,34 @@ Point = tuple[str, str, float, float, float]  # system, engine, p50, p99, qualit
 INT8 = ("student-int8", "onnx-int8")  # the evaluated system that is what the deployed one answers in this engine
 
 
-def _free_place(x: float, y: float, wide: float, taken: Sequence[Box], limits: Box) -> tuple[float, float]:
-    """The centre of a label of width ``wide`` near a mark: the first place that hides nothing, else the one above."""
+def _free_place(
+    at: tuple[float, float], wide: float, taken: Sequence[Box], others: Sequence[tuple[float, float]], limits: Box
+) -> tuple[float, float]:
+    """The centre of a label of width ``wide`` for the mark ``at`` a point.
+
+    The first place that hides nothing and is nearer to its own mark than to those of ``others``; else one that hides
+    nothing; else the one above.
+    """
+    x, y = at
     steps = [sign * (17 + 16 * far) for far in range(12) for sign in (-1, 1)]
     places = [(x + shift * wide / 2, y + step) for step in steps for shift in (0, 0.8, -0.8)]
-    within = [(min(max(at, limits[0] + wide / 2), limits[2] - wide / 2), height) for at, height in places]
-    for at, height in within:
-        left, top, right, bottom = at - wide / 2, height - 8, at + wide / 2, height + 8
-        hides = any(left < box[2] and right > box[0] and top < box[3] and bottom > box[1] for box in taken)
-        if not hides and top >= limits[1] and bottom <= limits[3]:
-            return at, height
-    return within[0]
+    beside = [(x - 12 - wide / 2, y), (x - 12 - wide / 2, y - 12), (x - 12 - wide / 2, y + 12)]
+    inside = [(min(max(px, limits[0] + wide / 2), limits[2] - wide / 2), py) for px, py in [*places[:6], *beside,
+                                                                                           *places[6:]]]  # fmt: skip
+    free = []
+    for px, py in inside:
+        box = (px - wide / 2, py - 8, px + wide / 2, py + 8)
+        hides = any(box[0] < b[2] and box[2] > b[0] and box[1] < b[3] and box[3] > b[1] for b in taken)
+        if not hides and box[1] >= limits[1] and box[3] <= limits[3]:
+            free.append(((px, py), box))
+    own = [place for place, box in free if all(_apart(box, at) + 6 < _apart(box, other) for other in others)]
+    return next(iter([*own, *(place for place, _ in free), inside[0]]))
+
+
+def _apart(box: Box, point: tuple[float, float]) -> float:
+    """How far a point is from a box."""
+    (x, y), (left, top, right, bottom) = point, box
+    return math.hypot(max(left - x, 0, x - right), max(top - y, 0, y - bottom))
 
 
 def evaluated_as(view: View, system: str, engine: str) -> str | None:
@@ -271,26 +289,34 @@ def quality_and_latency(view: View, width: int) -> str | None:
             corners += [(x(after[2]), y(before[4])), (x(after[2]), y(after[4]))]
         parts.append(path(corners, "front"))
     points.sort(key=lambda p: -p[4])
+    marks = [(x(p50), y(q)) for _, _, p50, _, q in points]
     taken = [(x(p50) - 8, y(q) - 8, max(x(p50) + 8, x(p99)), y(q) + 8) for _, _, p50, p99, q in points]
     several = len({engine for _, engine, *_ in points}) > 1
-    for point in points:
-        parts += _point(view, point, (x, y), several, taken, (left, top - 14, width, bottom))
+    for place, point in enumerate(points):
+        others = marks[:place] + marks[place + 1 :]
+        parts += _point(view, point, (marks[place], x(point[3])), several, (taken, others),
+                        (left, top - 14, width, bottom))  # fmt: skip
     told = "; ".join(f"{s} with {e}: {view.lead} {q:.3f} at {p50:.2f} ms" for s, e, p50, _, q in points)
     return svg(width, height, f"Macro {view.lead} against latency", parts, told)
 
 
 def _point(
-    view: View, point: Point, scales: tuple[Scale, Scale], several: bool, taken: list[Box], limits: Box
-) -> list[str]:
-    """One system: its mark, the line to its p99, and its name where nothing stands yet."""
+    view: View, point: Point, at: tuple[tuple[float, float], float], several: bool,
+    around: tuple[list[Box], Sequence[tuple[float, float]]], limits: Box,
+) -> list[str]:  # fmt: skip
+    """One system: its mark, the line to its p99, and its name where nothing stands yet.
+
+    Args:
+        at: the mark, and where the line ends; around: what is hidden by nothing, to be added to, and the other marks.
+    """
     system, engine, p50, p99, quality = point
-    x, y = scales[0](p50), scales[1](quality)
+    (x, y), end = at
     kind = "candidate" if system == view.candidate else "origin" if system == view.reference else "other"
     name = clean(system) + (f" · {clean(engine)}" if several else "")
     tip = f"{name}: {view.lead} {quality:.3f}, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
     shown = cut(name, 30)
     wide = 7.6 * len(shown)
-    at_x, at_y = _free_place(x, y, wide, taken, limits)
-    taken.append((at_x - wide / 2, at_y - 8, at_x + wide / 2, at_y + 8))
+    at_x, at_y = _free_place((x, y), wide, *around, limits)
+    around[0].append((at_x - wide / 2, at_y - 8, at_x + wide / 2, at_y + 8))
     mark = diamond(x, y, 8, f"mark {kind}", tip) if kind == "origin" else circle(x, y, 6.5, f"mark {kind}", tip)
-    return [line(x, y, scales[0](p99), y, f"whisker {kind}"), mark, label(at_x, at_y, shown, "strong", "middle")]
+    return [line(x, y, end, y, f"whisker {kind}"), mark, label(at_x, at_y, shown, "strong", "middle")]

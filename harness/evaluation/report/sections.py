@@ -18,7 +18,7 @@ def _kept(view: View) -> str:
         f"Recovery of {view.lead}: {view.candidate} divided by {view.reference}, with paired bootstrap intervals. "
         f"A hollow mark: the interval holds 1, so the two can't be told apart. {joint}{few}Diamonds: summaries; "
         "the bounds of the lowest language are each one-sided. "
-        "Dashed line: as good as the reference; dotted line: the bar."
+        f"Dashed line: as good as the reference{'; dotted line: the bar' if plots.recovery_bar(view) else ''}."
     )
     told = [*evidence.claim_sentences(view), *evidence.small_note(view), *evidence.alike(view)]
     return (

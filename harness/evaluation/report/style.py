@@ -5,7 +5,7 @@ Colours are Okabe and Ito's; whatever a colour says, a shape, a line's pattern o
 
 STYLE = """
 :root{color-scheme:light;--paper:#fbfaf7;--card:#fff;--ink:#1a1f29;--soft:#5a6270;--line:#dedcd5;--grid:#ebe9e3;
---blue:#0072b2;--orange:#c27700;--green:#007a58;--red:#c24f00;--blue-wash:#e8f2f8;--green-wash:#e5f4ef;
+--blue:#0072b2;--orange:#c27700;--green:#007a58;--red:#b54a00;--blue-wash:#e8f2f8;--green-wash:#e5f4ef;
 --red-wash:#fbece3;--yellow:#8a6100;--yellow-wash:#fbf2dc;--shade:#1a1f2930}
 @media screen and (prefers-color-scheme:dark){:root{color-scheme:dark;--paper:#12151a;--card:#1a1e25;--ink:#e8e9ec;
 --soft:#a2a9b5;--line:#333945;--grid:#272c35;--blue:#56b4e9;--orange:#e69f00;--green:#3cc79c;--red:#ff8f4f;
@@ -45,7 +45,7 @@ align-items:center}
 .status{font-weight:650;white-space:nowrap}.what{text-wrap:pretty}
 .bars .numbers{font-variant-numeric:tabular-nums;white-space:nowrap}
 .bars .numbers{text-align:right}.bars .numbers span{color:var(--soft);font-size:.9em}
-.bars .numbers .bound{display:block;white-space:normal;line-height:1.25}
+.bars .numbers .bound{display:block;white-space:normal;line-height:1.25}.brief,.bound i{display:none}
 .warning{
 border:1px solid var(--yellow);border-radius:10px;background:var(--yellow-wash);padding:10px 16px;margin:14px 0}
 .warning p{margin:0}
@@ -56,13 +56,14 @@ svg{display:block;max-width:100%;height:auto;margin:0 auto;color:var(--ink);
 font:13px system-ui,-apple-system,"Segoe UI",
 Roboto,"Helvetica Neue",Arial,sans-serif;overflow:visible}
 .wide{display:none}
-@media (min-width:760px){.wide{display:block}.narrow{display:none}}
+.narrow svg{width:100%;max-width:420px}
+@media (min-width:900px){.wide{display:block}.narrow{display:none}}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(176px,46%),1fr));gap:14px 12px}
 .panels.large{grid-template-columns:repeat(auto-fit,minmax(min(260px,100%),1fr));gap:18px 24px}
 .panels.two{grid-template-columns:repeat(auto-fit,minmax(min(330px,100%),1fr));gap:22px 28px}
 .panels svg{width:100%;max-width:220px}.panels.two svg{max-width:390px}.panels.large svg{max-width:400px}
 svg text{fill:currentColor;font-variant-numeric:tabular-nums}
-svg .tick{fill:var(--soft);font-size:11.5px}svg .small{font-size:9.5px}svg .strong{font-weight:650}
+svg .tick{fill:var(--soft);font-size:11.5px}svg .small{font-size:11.5px}svg .strong{font-weight:650}
 svg .value{font-size:12.5px}
 svg line,svg polyline{fill:none;stroke-linecap:round;stroke-linejoin:round}
 .grid{stroke:var(--grid)}.axis{stroke:var(--line)}
@@ -127,10 +128,13 @@ footer{margin-top:56px;padding-top:18px;padding-bottom:40px;color:var(--soft);fo
 footer dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 16px;margin:0;border-top:1px solid var(--line);
 padding-top:16px}
 footer dt{font-weight:600}footer dd{margin:0}
-@media (max-width:760px){.bars li{grid-template-columns:1fr auto;align-items:baseline}
-.bars .what{grid-column:1/-1;grid-row:2}.bars .picture{grid-column:1/-1;grid-row:3}.picture svg{width:168px}
-.bars .numbers{grid-column:2;grid-row:1}.bars .numbers span{font-size:.85em}}
-@media (max-width:420px){.bars .numbers span{display:block}}
+@media (max-width:760px){.bars li{grid-template:"what what value" "status more more" "picture more more"/6.8em 1fr auto;
+gap:0 12px;padding:6px 16px;line-height:1.4;align-items:start}.bars .numbers{display:contents}.full{display:none}
+.bars .brief,.bars .numbers :is(.bound,.bound i){display:inline}
+.bars .what{grid-area:what}.bars .status{grid-area:status}
+.bars b{grid-area:value}.bars .picture{grid-area:picture}.picture svg{width:108px;height:16px}
+.bars .numbers .more{grid-area:more;text-align:right;white-space:normal;font-size:.82em}
+.more span{font-size:1em!important}.notes{font-size:.87rem;line-height:1.4;margin-top:7px}}
 @media (max-width:560px){.sides{grid-template-columns:1fr}.verdict{padding:14px 16px}figure{padding:12px 10px}
 h2{margin-top:44px}.answer small{display:block;margin-top:6px;line-height:1.35;font-size:1rem}
 .tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile dd{font-size:1.25rem}

@@ -78,7 +78,8 @@ def verdict_notes(view: View) -> list[str]:
             notes.append(f"Undecided languages, {why}: {listed(few)} ({len(few)} of {len(view.languages)}).")
     below, ours, theirs = view.sides[-1], clean(view.candidate), clean(view.reference)
     if below and len(view.languages) > 1:
-        notes.append(f"{ours} is clearly below {theirs} in {listed(below)} ({len(below)} of {len(view.languages)}).")
+        many = f"{len(below)} of {len(view.languages)}, uncorrected for their number"
+        notes.append(f"{ours} is clearly below {theirs} in {listed(below)} ({many}).")
     if view.selected_on:
         notes.append(f"Measured on {clean(view.set)}, where checkpoints were chosen: read every number as optimistic.")
     return notes

@@ -35,7 +35,7 @@ Status = Literal["reached", "missed", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One thing the recipe asks for, and whether the run reached it.
+    """One thing the recipe asks for, and whether the run reached it; ``why`` it is undecided.
 
     ``what``: ends with the number it asks for and, where it is undecided, the reason; ``bound``: what kind ``low`` is;
     ``name``: short; ``key``: the same in all runs that ask for it; ``numbers``: the value, its lower bound and the bar;
@@ -53,6 +53,16 @@ class Bar:
     at_most: bool = False
     name: str = ""
     bound: str = ""
+    why: str = ""
+
+    @property
+    def brief(self) -> str:
+        """What it asks for, in words that name no run's own findings."""
+        asked = self.numbers[2]
+        if asked is None:
+            return self.name
+        how = "interval above" if "interval above" in self.what else "at most" if self.at_most else "at least"
+        return f"{self.name}, {how} {asked:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,9 @@ def _bar(entry: Mapping[str, Any]) -> Bar:
     key = f"{entry.get('name')} {bar}"
     name = clean(entry.get("name") or entry.get("what") or "bar").replace(", ", " ")  # they are listed by commas
     bound = clean(entry.get("bound") or "")
-    return Bar(what, decimals(value), decimals(low), status, doubtful, key, (value, low, bar), at_most, name, bound)
+    return Bar(
+        what, decimals(value), decimals(low), status, doubtful, key, (value, low, bar), at_most, name, bound, why
+    )
 
 
 class View:
@@ -181,10 +193,12 @@ class View:
 
     @cached_property
     def bars(self) -> list[Bar]:
-        """What was asked for: first what was missed, then what can't be told, then what was reached."""
-        order = ("missed", "undecided", "reached")
+        """What was asked for: first what was missed, then what can't be told, then what was reached; of each first what
+        is kept of the reference, then latency."""
+        order, first = ("missed", "undecided", "reached"), ("recovery", "worst", "latency")
+        places = {kind: place for place, kind in enumerate(first)}
         found = [_bar(entry) for entry in items(self.results.get("bars"))]
-        return sorted(found, key=lambda bar: order.index(bar.status))
+        return sorted(found, key=lambda bar: (order.index(bar.status), places.get(bar.name.split(" ")[0], len(first))))
 
     @cached_property
     def warnings(self) -> list[str]:
