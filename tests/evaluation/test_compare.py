@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -182,6 +183,9 @@ def test_differences_are_paired_where_both_runs_kept_every_query(tmp_path: Path)
         runs[0], "student-refined", "student-refined", "P@1", (base, base)
     )
     assert isinstance(same, dict) and same["same"], "nothing is in doubt between a run and its copy"
+    copied = Path(shutil.copytree(folders[0], tmp_path / "copied"))
+    copies = Comparison(read_runs([folders[0], copied]), paired_between).quality()
+    assert copies is not None and copies.rows[0].cells[2] == f"{base:.3f} (the same in every query)"
     # Evaluations that the results were not made from tell nothing.
     results = json.loads((folders[1] / "results.json").read_text())
     results["quality"]["student-refined"]["test"]["macro"]["P@1"] += 0.01

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from builders.results import LANGUAGES, example_results
+from builders.rich_results import rich_results
 from rich.console import Console
 
 from harness.evaluation.report import curves, dots, plots, tables, terminal_tables, write_report
@@ -364,6 +365,19 @@ def test_absent_parts_leave_no_empty_frames(without: str, tmp_path: Path) -> Non
     assert "What it costs" not in html or without != "latency"
     assert not re.search(r"\| *\n\n\n", short)
     printed(results)
+
+
+def test_a_narrow_terminal_loses_no_system() -> None:
+    results = rich_results()
+    view = View(results)
+    for width in (80, 100):
+        console = Console(file=StringIO(), width=width, color_system=None)
+        for table in terminal_tables(results, width):
+            console.print(table)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert max(map(len, text.splitlines())) <= width
+        kept = [view.recovery(name, "macro", view.lead).text(mark=view.mark) for name in view.compared]
+        assert len(kept) > 4 and all(cell in text for cell in kept)
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:

@@ -174,9 +174,9 @@ def macro(view: View) -> Grid | None:
     return grid(title, ["system", *map(clean, view.metrics), "overlap@10"], rows)
 
 
-def recovery(view: View, systems: Sequence[str] | None = None) -> Grid | None:
+def recovery(view: View) -> Grid | None:
     """The share of the reference that is kept, of the metric in front: a row per language and for each summary."""
-    systems = view.compared if systems is None else systems
+    systems = view.compared
     means = [(scope, scope) for scope in ("macro", "worst", "weighted", "micro")]
     scopes = [*means, *((lang, clean(lang) or "(none)") for lang in view.languages)]
     rows = []
@@ -194,9 +194,9 @@ def recovery(view: View, systems: Sequence[str] | None = None) -> Grid | None:
     return grid(title, header, rows, " ".join(notes))
 
 
-def recovery_of_all_metrics(view: View, systems: Sequence[str] | None = None) -> Grid | None:
+def recovery_of_all_metrics(view: View) -> Grid | None:
     """Macro recovery: a row per metric, a column per system."""
-    systems = view.compared if systems is None else systems
+    systems = view.compared
     rows = [
         Row([clean(metric), *(view.recovery(name, "macro", metric).text(mark=view.mark) for name in systems)])
         for metric in view.metrics

@@ -17,7 +17,6 @@ from harness.evaluation.report.view import View
 
 METRICS = ("P@1", "P@10", "nDCG@10", "MRR@10")
 STYLES = {"reached": "green", "missed": "red", "undecided": "yellow"}
-INTERVAL_WIDTH = 22
 LEAST_WIDTH = 17
 GAP = 2  # between two columns
 
@@ -181,12 +180,11 @@ def _bars(view: View) -> Grid | None:
 
 def tables(view: View, width: int) -> list[Table]:
     """Quality, recovery, gains, cost, bars, warnings: those for which there is something to show."""
-    shown = view.compared[: (width - 30) // INTERVAL_WIDTH]  # beside the language and the overlap
     warnings = [Row([text]) for text in view.warnings]
     grids = [
         *quality(view, width),
-        plain.recovery(view, shown),
-        plain.recovery_of_all_metrics(view, shown),
+        plain.recovery(view),
+        plain.recovery_of_all_metrics(view),
         _gains(view),
         _cost(view),
         _bars(view),
