@@ -39,7 +39,7 @@ from harness.pipeline.sources import (
     sources_of_streams,
 )
 from harness.pipeline.stop import StopRequest, signals
-from harness.pipeline.work import work_of_steps
+from harness.pipeline.work import after_step, work_of_steps
 from harness.recipe import Recipe
 from harness.runtime.errors import InputError, Problem, StaleArtefactError, StoppedError, gather_problems
 from harness.runtime.process import is_main_process, launched_processes, logger, read_json, remove_folder
@@ -240,6 +240,7 @@ def run_here(step: Step, run: Any, stop: StopRequest, controller: Controller | N
     _on_main(functools.partial(controller.end, step, seconds, outputs) if controller else _nothing)
     if stop.requested:
         raise StoppedError(f"stopped after step {step.name!r} was finished; the same command goes on from there")
+    after_step(step.name, run)
 
 
 def run_recipe(

@@ -47,3 +47,10 @@ def work_of_steps() -> dict[str, Callable[[Any], list[Path]]]:
         "bench": timing.do_bench,
         "report": reporting.do_report,
     }
+
+
+def after_step(name: str, run: Any) -> None:
+    """What follows a step that was recorded as done, in all processes: its evaluation."""
+    from harness.pipeline.work_evaluation import evaluate_ended
+
+    evaluate_ended(run, name)

@@ -28,6 +28,8 @@ from harness.vectors.space import require_same_space
 if TYPE_CHECKING:
     from harness.encoders.encoder import Encoder
 
+# The system that is there once a step has ended.
+ENDED = {"embed": "teacher", "student": "student-untrained", "align": "student-aligned", "refine": "student-refined"}
 COLUMNS = 2  # of a stored evaluation, beside its metrics: rises with what is measured, or with what that means
 
 # ---------------------------------------------------------------------------------------------------- evaluation
@@ -105,15 +107,35 @@ def context_of(run: Run, system: str) -> str | None:
 
 
 def do_evaluate(run: Run) -> list[Path]:
-    """Search with every system's queries and store what was found, per query. What is there already is kept.
+    """Evaluate every system; what is there already is kept.
 
     An int8 file that failed the parity gate is left out, and so is what was stored of an earlier one.
     """
-    settings, dataset, names = run.recipe.evaluate, run.dataset, evaluated_sets(run.recipe, run.dataset)
     if (why := why_left_out(run)) and run.is_main:
         logger.warning("evaluate: %s", why)
         remove_folder(run.folder.evaluations / INT8_SYSTEM)
-    order = _in_order(run)
+    return evaluate(run, evaluated_systems(run))
+
+
+def evaluate_ended(run: Run, step: str) -> None:
+    """Evaluate the system that a step has just ended, where the recipe evaluates it; ``do_evaluate`` finds it there.
+
+    So a stage is judged as soon as it is over, and what the ledger subtracts was stored when each step ended. A
+    reference that is made later leaves this to ``do_evaluate``.
+    """
+    system, reference = ENDED.get(step), run.recipe.evaluate.reference
+    if system in {reference, *run.recipe.evaluate.systems} and reference in ("teacher", "teacher-base"):
+        evaluate(run, [system])
+
+
+def evaluate(run: Run, systems: Sequence[str]) -> list[Path]:
+    """Search with the queries of these systems, and of the reference, and store what was found, per query.
+
+    Returns:
+        A folder for each system and set. What lies there already, made of the same, is kept.
+    """
+    settings, dataset, names = run.recipe.evaluate, run.dataset, evaluated_sets(run.recipe, run.dataset)
+    order = _in_order(settings.reference, systems)
     keys = on_main(functools.partial(_evaluation_keys, run, order))
     records = {name: judged_records(run, name) for name in names}
     reference: dict[str, tuple[np.ndarray, PerQuery]] = {}
@@ -145,10 +167,9 @@ def do_evaluate(run: Run) -> list[Path]:
     return written
 
 
-def _in_order(run: Run) -> list[str]:
+def _in_order(first: str, systems: Sequence[str]) -> list[str]:
     """The systems to evaluate, the reference first; those that search the same index follow each other."""
-    first = run.recipe.evaluate.reference
-    others = [system for system in evaluated_systems(run) if system != first]
+    others = [system for system in systems if system != first]
     return [first, *sorted(others, key=lambda system: (_searched(system) != _searched(first), _searched(system)))]
 
 

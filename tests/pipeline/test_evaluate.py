@@ -51,6 +51,22 @@ def test_a_finished_run_is_searched_with_the_searcher_that_a_recipe_names(
         np.testing.assert_allclose(PerQuery.load(folder).scores, before.scores, atol=1e-6, err_msg=str(folder))
 
 
+def test_what_a_step_made_is_evaluated_when_it_ends(
+    recipe: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the ledger subtracts what was stored then; the step ``evaluate`` finds it, and searches nothing again."""
+    run_recipe(load_recipe(recipe), tmp_path / "out", last="align")
+    ended = RunFolder(tmp_path / "out").evaluations
+    assert {folder.parent.name for folder in ended.glob("*/test")} == {"teacher", "student-aligned"}
+    for folder in ended.glob("*/test"):
+        whole = RunFolder(uninterrupted).evaluations / folder.relative_to(ended)
+        assert file_sha256(folder / "per_query.parquet") == file_sha256(whole / "per_query.parquet"), folder
+    run_recipe(load_recipe(recipe), tmp_path / "out", last="refine")
+    monkeypatch.setattr(work_evaluation, "query_vectors", _never)
+    monkeypatch.setattr(work_evaluation, "judge", _never)
+    assert run_recipe(load_recipe(recipe), tmp_path / "out", last="evaluate")[1][-1] == "evaluate"
+
+
 def test_an_index_of_documents_in_another_order_is_refused(recipe: Path, out: Path) -> None:
     """Hits are rows of the data's documents."""
     run = Run(load_recipe(recipe), RunFolder(out), {})
@@ -126,7 +142,8 @@ def test_everything_is_opened_and_hashed_once(recipe: Path, out: Path, monkeypat
 def test_one_index_is_in_memory_at_a_time(recipe: Path) -> None:
     systems = "evaluate.systems=[student-refined, teacher-base, student-aligned, teacher]"
     run = Run(load_recipe(recipe, [systems]), RunFolder(Path("none")), {})
-    assert work_evaluation._in_order(run) == ["teacher", "student-refined", "student-aligned", "teacher-base"]
+    order = work_evaluation._in_order("teacher", run.recipe.evaluate.systems)
+    assert order == ["teacher", "student-refined", "student-aligned", "teacher-base"]
 
 
 def test_the_int8_file_is_opened_once_for_all_sets(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
