@@ -272,6 +272,20 @@ def test_small_indexes_are_labelled_and_draw_no_conclusion() -> None:
         assert told == "The cost of an approximate index: not measured (set bench.ann)."
 
 
+def test_which_index_is_searched_and_how_much_of_the_speed_is_left_is_told() -> None:
+    results = rich_results()
+    results["ann"]["deployed"] = {"system": "student-ann", "index": "ivf", "effort": 64, "why": "1 % not reached"}
+    _, told = costs.effort_note(View(results))
+    assert told == "student-ann searches IVF at effort 64, the largest measured: 1 % was not reached."
+    ivf = results["ann"]["indexes"]["ivf"]
+    ivf["end_to_end"] = {"speed_up": 1.691, "encoder_speed_up": 3.094, "calls": 200}
+    grid = costs.effort(View(results))
+    assert grid is not None
+    (row,) = [row.cells for row in grid.rows if row.cells[0] == "IVF"]
+    assert row[-3:] == ["1.69×", "3.09×", "200"]
+    assert grid.header[-3:] == ["end to end", "encoder alone", "calls"]
+
+
 def test_the_pareto_line_joins_what_nothing_beats() -> None:
     results = rich_results()
     view = View(results)

@@ -45,10 +45,21 @@ def effort_note(view: View) -> list[str]:
     ratios = {INDEX_NAMES.get(index, clean(index)): _ratio(dig(about, "effort_ratio"))
               for index, about in branch(told, "indexes").items()}  # fmt: skip
     known = [f"{index} {text}" for index, text in ratios.items() if text != MISSING]
+    deployed = _deployed(branch(told, "deployed"))
     if not known:
-        return [f"The cost of an approximate index: {verdict}{size}."] if verdict else []
+        return [f"The cost of an approximate index: {verdict}{size}.", *deployed] if verdict else []
     head = f"Search effort of the student over that of {clean(view.reference)}, each within 1 % of its exact search"
-    return [f"{head}{size}: {'; '.join(known)}."]
+    return [f"{head}{size}: {'; '.join(known)}.", *deployed]
+
+
+def _deployed(told: Mapping[str, object]) -> list[str]:
+    """Which index and effort the system with the approximate index searches with."""
+    if not told:
+        return []
+    index = INDEX_NAMES.get(str(told.get("index")), clean(told.get("index")))
+    reasons = {"set": "as the recipe sets it", "within 1 %": "where the student comes within 1 % of its exact search"}
+    why = reasons.get(str(told.get("why")), "the largest measured: 1 % was not reached")
+    return [f"{clean(told.get('system'))} searches {index} at effort {count(told.get('effort'))}, {why}."]
 
 
 def effort(view: View) -> Grid | None:
@@ -68,7 +79,7 @@ def effort(view: View) -> Grid | None:
         ]
         built = branch(about, "built")
         end = dig(about, "end_to_end")
-        speed = number(dig(end, "speed_up"))
+        speed, alone = (number(dig(end, key)) for key in ("speed_up", "encoder_speed_up"))
         rows.append(
             Row(
                 [
@@ -79,6 +90,8 @@ def effort(view: View) -> Grid | None:
                     *shown,
                     _ratio(dig(about, "effort_ratio")),
                     MISSING if speed is None else f"{speed:.2f}×",
+                    MISSING if alone is None else f"{alone:.2f}×",
+                    count(dig(end, "calls")) if number(dig(end, "calls")) is not None else MISSING,
                 ]
             )
         )
@@ -90,10 +103,13 @@ def effort(view: View) -> Grid | None:
         *(f"effort within 1 %, {clean(n)}" for n in names),
         "effort ratio",
         "end to end",
+        "encoder alone",
+        "calls",
     ]
     note = (
-        "Effort within 1 %: from which on each system stays so near its own exact search. End to end: encoding and "
-        "searching with the reference over the same with the student, each at that effort."
+        "Effort within 1 %: from which on each system stays so near its own exact search; efforts are measured in "
+        "steps, so an equal one may differ by a step. End to end: encoding (with torch) and searching with the "
+        "reference over the same with the student, each at that effort; medians of so many calls, one at a time."
     )
     return grid("Approximate indexes", header, rows, note, left=(0, 3))
 
