@@ -150,15 +150,13 @@ def test_a_caption_names_the_bar_only_where_there_is_one() -> None:
 
 
 def test_a_name_in_the_plot_stands_nearest_to_its_own_mark() -> None:
-    marks = [(195.0, 110.0), (150.0, 110.0), (110.0, 118.0)]
-    taken = [(x - 8, y - 8, x + 45, y + 8) for x, y in marks]
-    for place, mark in enumerate(marks):
-        others = marks[:place] + marks[place + 1 :]
-        x, y = plots._free_place(mark, 190.0, taken, others, (48, 16, 328, 262))
-        box = (x - 95, y - 8, x + 95, y + 8)
+    marks = [(100.0, 110.0), (150.0, 110.0)]
+    taken = [(x - 8, y - 8, x + 20, y + 8) for x, y in marks]
+    for mark, other in (marks, marks[::-1]):
+        x, y = plots._free_place(mark, 110.0, taken, [other], (0, 16, 328, 262))
+        box = (x - 55, y - 8, x + 55, y + 8)
         taken.append(box)
-        near = [plots._apart(box, other) for other in (mark, *others)]
-        assert near[0] == min(near), (mark, box)
+        assert plots._apart(box, mark) + 6 < plots._apart(box, other), (mark, box)
 
 
 def test_bars_side_by_side_have_no_wording_of_one_run(tmp_path: Path) -> None:
