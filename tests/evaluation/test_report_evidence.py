@@ -286,6 +286,16 @@ def test_which_index_is_searched_and_how_much_of_the_speed_is_left_is_told() -> 
     assert grid.header[-3:] == ["end to end", "encoder alone", "calls"]
 
 
+def test_the_metric_in_front_is_one_that_tests_and_ledger_are_about() -> None:
+    """P@10 and nDCG@10 are measured: nDCG@10 is tested, and P@10 comes first among the columns."""
+    results = rich_results()
+    for rows in (results["tests"], results["ledger"]):
+        rows[:] = [row | {"metric": "nDCG@10"} for row in rows if row["metric"] == "P@1"]
+    assert View(results).lead == "nDCG@10" and "P@1" in View(results).metrics
+    results["tests"], results["ledger"] = [], []
+    assert View(results).lead == "P@1"
+
+
 def test_the_pareto_line_joins_what_nothing_beats() -> None:
     results = rich_results()
     view = View(results)

@@ -188,8 +188,9 @@ class View:
 
     @cached_property
     def lead(self) -> str:
-        """The metric in front: P@1, or the first there is."""
-        return next(iter(self.metrics), "P@1")
+        """The metric in front: the first that tests and ledger are about, else the first there is."""
+        about = {row.get("metric") for row in (*self.tests, *items(self.results.get("ledger")))}
+        return next((name for name in self.metrics if name in about), next(iter(self.metrics), "P@1"))
 
     @cached_property
     def bars(self) -> list[Bar]:
