@@ -1,13 +1,16 @@
-"""Which evaluation queries occur in what was trained or aligned on, by their normal text (case and whitespace aside).
+"""Which evaluation queries occur in what was trained or aligned on: case, whitespace, Unicode form, format characters
+aside (``asked_text``).
 
-Texts in memory are compared as texts. Logs at rest hold a 64-bit hash of each text and nothing else of it: there, two
-different texts count as one with probability 2 ** -64 a pair.
+Texts in memory are compared as texts. Logs at rest hold a 64-bit hash of each text's normal form and nothing else of
+it: there, two different texts count as one with probability 2 ** -64 a pair, and a query is looked for in every Unicode
+form. Missed is what a log holds with ligatures, wide letters or format characters that the query has not.
 
 Axes: Q queries, N texts of a log.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.dedupe import Hashes, text_hashes
-from harness.data.records import normal_text
+from harness.data.records import asked_text
 
 Flags = NDArray[np.bool_]
 
@@ -24,24 +27,35 @@ def seen_among(queries: Sequence[str], texts: Iterable[str]) -> Flags:
     """bool_Q: which queries occur among the texts, each of which is looked at once and not kept."""
     rows: dict[str, list[int]] = {}
     for row, query in enumerate(queries):
-        rows.setdefault(normal_text(query), []).append(row)
+        rows.setdefault(asked_text(query), []).append(row)
     seen_Q = np.zeros(len(queries), dtype=np.bool_)
     for text in texts:
-        if (found := rows.get(normal_text(text))) is not None:
+        if (found := rows.get(asked_text(text))) is not None:
             seen_Q[found] = True
     return seen_Q
 
 
 def seen_in_logs(queries: Sequence[str], blocks: Iterable[Hashes]) -> Flags:
     """bool_Q: which queries occur in logs, of which ``blocks`` are the texts' hashes (``dedupe.text_hashes``)."""
-    hash_Q = text_hashes(queries)
-    wanted = np.unique(hash_Q)
+    forms = [(row, form) for row, query in enumerate(queries) for form in _forms(query)]
+    hash_F = text_hashes(form for _, form in forms)
+    wanted = np.unique(hash_F)
     found = np.zeros(len(wanted), dtype=np.bool_)
+    seen_Q = np.zeros(len(queries), dtype=np.bool_)
     if len(wanted):
         for hash_N in blocks:
             at_N = np.minimum(np.searchsorted(wanted, hash_N), len(wanted) - 1)
             found[at_N[wanted[at_N] == hash_N]] = True
-    return np.asarray(found[np.searchsorted(wanted, hash_Q)]) if len(wanted) else np.zeros(0, dtype=np.bool_)
+        row_F = np.fromiter((row for row, _ in forms), dtype=np.int64, count=len(forms))
+        seen_Q[row_F[found[np.searchsorted(wanted, hash_F)]]] = True
+    return seen_Q
+
+
+def _forms(query: str) -> set[str]:
+    """What a log may hold of a query: itself, its Unicode forms, and how it is compared in memory."""
+    if query.isascii():
+        return {query}
+    return {query, asked_text(query), *(unicodedata.normalize(form, query) for form in ("NFC", "NFD", "NFKC", "NFKD"))}
 
 
 def places(sets: Mapping[str, Sized]) -> dict[str, slice]:

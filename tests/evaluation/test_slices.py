@@ -117,6 +117,16 @@ def test_seen_texts_are_equal_but_for_case_and_whitespace() -> None:
     assert seen_in_logs(queries, []).tolist() == [False] * 4 and seen_in_logs([], blocks).tolist() == []
 
 
+def test_seen_texts_may_have_another_unicode_form() -> None:
+    composed, apart = "\u00e9t\u00e9", "e\u0301te\u0301"
+    queries = [composed, apart, "\ufb01ne", "a\u200bb", "else"]
+    texts = [apart.upper(), composed, "fine", "ab"]
+    assert seen_among(queries, texts).tolist() == [True] * 4 + [False]
+    assert seen_in_logs(queries, [text_hashes(texts)]).tolist() == [True] * 4 + [False]
+    assert seen_in_logs([composed, "x"], [text_hashes([apart])]).tolist() == [True, False], "whatever the log has"
+    assert seen_among(["fine"], ["\ufb01ne"]).all()
+
+
 def test_leakage_counts_each_source_and_any() -> None:
     seen = {"train": np.array([True, False, False, False]), "align": np.array([True, True, False, False])}
     assert leakage(seen, 4) == {"queries": 4, "seen": {"train": 1, "align": 2, "any": 2}, "share": 0.5}
