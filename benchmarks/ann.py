@@ -305,6 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--build-only", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("outputs/measured/ann.json"))
     options = parser.parse_args(arguments)
+    if unknown := set(json.loads(options.parameters)) - {"hnsw", "ivf", "ivf-pq"}:
+        parser.error(f"--parameters: {', '.join(sorted(unknown))} is no index; allowed: hnsw, ivf, ivf-pq")
     started, told = provenance(), measured(options)
     if told:
         write(options.output, {"provenance": started, **told})
