@@ -39,10 +39,10 @@ REFUSALS = (
     (Fault("shard", "write", act="ENOSPC"), "vectors/documents.partial/ids-00000.json"),
     (Fault("shard", "write", 10, act="ENOSPC"), "vectors/"),
     (Fault("index", "write", act="ENOSPC"), "index"),  # through a callback of FAISS
+    (Fault("evaluation", "write", act="ENOSPC"), "evaluations/teacher/"),  # as soon as its documents are embedded
     (Fault("mined", "write", act="ENOSPC"), "mined/refine"),
     (Fault("log", "write", 2, act="ENOSPC"), "logs/"),
     (Fault("export", "fsync", act="ENOSPC"), ".export."),  # aside, until it is held against the student
-    (Fault("evaluation", "write", act="ENOSPC"), "evaluations/teacher/"),
     (Fault("results", "write", act="ENOSPC"), "results.json"),
     (Fault("report", "write", act="ENOSPC"), "report."),
 )
@@ -106,7 +106,7 @@ def test_a_disk_that_really_fills_up(zygote: Zygote, recipe: Path, uninterrupted
     try:
         out = disk / "out"
         command = ["run", str(recipe), "--output", str(out)]
-        for name in ("logs/teacher.jsonl", "index", "logs/refine.jsonl", "evaluations"):
+        for name in ("logs/teacher.jsonl", "index", "evaluations/student-aligned", "logs/refine.jsonl"):
             thread = fill(disk, out / name)
             ended = zygote.run(command, out)
             thread.join()

@@ -33,12 +33,12 @@ KILLS = (
     Fault("index", "write", 2),
     Fault("index", "replace", name="index"),
     Fault("manifest", "replace"),
+    Fault("evaluation", "write"),  # of the teacher, once its documents are embedded
     Fault("checkpoint", "replaced", 2, name="state.json"),
+    Fault("evaluation", "replace", 2, name="test"),  # the teacher's, made up for, then the aligned student's
     Fault("mined", "write", 2),
     Fault("best", "replace", name="best"),
     Fault("export", "fsync", 2),
-    Fault("evaluation", "write"),
-    Fault("evaluation", "replace", 2, name="test"),
     Fault("results", "write"),
     Fault("report", "write"),
 )
