@@ -106,7 +106,7 @@ def test_a_disk_that_really_fills_up(zygote: Zygote, recipe: Path, uninterrupted
     try:
         out = disk / "out"
         command = ["run", str(recipe), "--output", str(out)]
-        for name in ("logs/teacher.jsonl", "index", "evaluations/student-aligned", "logs/refine.jsonl"):
+        for name in ("logs/teacher.jsonl", "index", "logs/refine.jsonl", "export"):
             thread = fill(disk, out / name)
             ended = zygote.run(command, out)
             thread.join()
