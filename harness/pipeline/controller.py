@@ -240,7 +240,9 @@ def run_here(step: Step, run: Any, stop: StopRequest, controller: Controller | N
     _on_main(functools.partial(controller.end, step, seconds, outputs) if controller else _nothing)
     if stop.requested:
         raise StoppedError(f"stopped after step {step.name!r} was finished; the same command goes on from there")
-    after_step(step.name, run)
+    started = time.monotonic()
+    if after_step(step.name, run) and controller:
+        controller.manifest.evaluated(step.name, time.monotonic() - started)
 
 
 def run_recipe(

@@ -155,6 +155,11 @@ class Manifest:
         }
         self.write()
 
+    def evaluated(self, step: str, seconds: float) -> None:
+        """Note how long the evaluation of what ``step`` made took, which follows it."""
+        self.steps[step]["evaluation_seconds"] = round(seconds, 1)
+        self.write()
+
     def refuse_unfinished_update(self) -> None:
         """Nobody may use documents, vectors and index of which some are old and some new.
 

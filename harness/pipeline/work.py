@@ -49,8 +49,8 @@ def work_of_steps() -> dict[str, Callable[[Any], list[Path]]]:
     }
 
 
-def after_step(name: str, run: Any) -> None:
-    """What follows a step that was recorded as done, in all processes: its evaluation."""
+def after_step(name: str, run: Any) -> bool:
+    """What follows a step that was recorded as done, in all processes: its evaluation. Whether there was one."""
     from harness.pipeline.work_evaluation import evaluate_ended
 
-    evaluate_ended(run, name)
+    return evaluate_ended(run, name)

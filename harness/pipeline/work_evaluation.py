@@ -117,15 +117,20 @@ def do_evaluate(run: Run) -> list[Path]:
     return evaluate(run, evaluated_systems(run))
 
 
-def evaluate_ended(run: Run, step: str) -> None:
+def evaluate_ended(run: Run, step: str) -> bool:
     """Evaluate the system that a step has just ended, where the recipe evaluates it; ``do_evaluate`` finds it there.
 
     So a stage is judged as soon as it is over, and what the ledger subtracts was stored when each step ended. A
     reference that is made later leaves this to ``do_evaluate``.
+
+    Returns:
+        Whether there was something to evaluate.
     """
     system, reference = ENDED.get(step), run.recipe.evaluate.reference
-    if system in {reference, *run.recipe.evaluate.systems} and reference in ("teacher", "teacher-base"):
-        evaluate(run, [system])
+    if system not in {reference, *run.recipe.evaluate.systems} or reference not in ("teacher", "teacher-base"):
+        return False
+    evaluate(run, [system])
+    return True
 
 
 def evaluate(run: Run, systems: Sequence[str]) -> list[Path]:

@@ -147,6 +147,13 @@ def set_hashes(dataset: Dataset, judged: Mapping[str, Sequence[Record]]) -> dict
     return found
 
 
+def _seconds(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """How long each step took; what was evaluated when another step ended counts as evaluation."""
+    seconds = {name: float(step["seconds"]) for name, step in steps.items()}
+    early = sum(step.get("evaluation_seconds", 0.0) for step in steps.values())
+    return {name: round(took + early, 1) if name == "evaluate" else took for name, took in seconds.items()}
+
+
 def collect_results(run: Run) -> dict[str, Any]:
     """results.json of a run, from what its steps stored."""
     settings, names = run.recipe.evaluate, evaluated_sets(run.recipe, run.dataset)
@@ -154,11 +161,12 @@ def collect_results(run: Run) -> dict[str, Any]:
     evaluations, hit_sections = read_evaluations(run, judged)
     manifest = Manifest(run.folder)
     steps = {name: step for name, step in manifest.steps.items() if name != "report"}  # that would be an earlier one
+    seconds = _seconds(steps)
     provenance = {
         "commit": commit(), "recipe_sha256": recipe_sha256(run.recipe), "seed": run.recipe.seed, "versions": versions(),
         "hardware": hardware(), "started": min(step["started"] for step in steps.values()),
-        "wall_seconds": round(sum(step["seconds"] for step in steps.values()), 1),
-        "steps": {name: step["seconds"] for name, step in steps.items()},
+        "wall_seconds": round(sum(seconds.values()), 1),
+        "steps": seconds,
     }  # fmt: skip
     if manifest.updates:  # documents came and went after the models were trained
         provenance["updates"] = manifest.updates

@@ -14,10 +14,11 @@ import pytest
 
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.searching import judged_again
-from harness.pipeline import int8_system, work_evaluation
+from harness.pipeline import int8_system, work_evaluation, work_report
 from harness.pipeline.context import Run
 from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.folder import RunFolder
+from harness.pipeline.manifest import Manifest
 from harness.recipe import load_recipe
 from harness.runtime.errors import StaleArtefactError
 from harness.runtime.process import file_sha256
@@ -61,10 +62,18 @@ def test_what_a_step_made_is_evaluated_when_it_ends(
     for folder in ended.glob("*/test"):
         whole = RunFolder(uninterrupted).evaluations / folder.relative_to(ended)
         assert file_sha256(folder / "per_query.parquet") == file_sha256(whole / "per_query.parquet"), folder
+    steps = Manifest(RunFolder(tmp_path / "out")).steps
+    assert {name for name, told in steps.items() if "evaluation_seconds" in told} == {"embed", "align"}
     run_recipe(load_recipe(recipe), tmp_path / "out", last="refine")
     monkeypatch.setattr(work_evaluation, "query_vectors", _never)
     monkeypatch.setattr(work_evaluation, "judge", _never)
     assert run_recipe(load_recipe(recipe), tmp_path / "out", last="evaluate")[1][-1] == "evaluate"
+
+
+def test_evaluations_of_ended_steps_count_as_evaluation() -> None:
+    steps = {"embed": {"seconds": 4.0, "evaluation_seconds": 1.5}, "align": {"seconds": 2.0, "evaluation_seconds": 0.2},
+             "evaluate": {"seconds": 0.1}}  # fmt: skip
+    assert work_report._seconds(steps) == {"embed": 4.0, "align": 2.0, "evaluate": 1.8}
 
 
 def test_an_index_of_documents_in_another_order_is_refused(recipe: Path, out: Path) -> None:
