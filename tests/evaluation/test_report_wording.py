@@ -252,6 +252,31 @@ def test_an_int8_engine_has_the_quality_of_the_int8_student() -> None:
     assert f"not evaluated, so not drawn: {SYSTEM} in onnx-int8, {SYSTEM} in onnx-int8-static." in told
 
 
+def test_one_engine_alone_is_named_where_others_were_timed() -> None:
+    """The int8 student was evaluated and the student it is made of was not: the mark is not the student's."""
+    results = rich_results()
+    for system in [name for name in results["quality"] if name != "student-int8"]:
+        del results["quality"][system]
+    results["exported"] = SYSTEM
+    drawing = plots.quality_and_latency(View(results), 960)
+    assert drawing is not None and f">{SYSTEM} · onnx-int8</text>" in drawing and f">{SYSTEM}</text>" not in drawing
+    told = plots.not_drawn(View(results))
+    assert f"{SYSTEM} in torch" in told and "teacher in torch" in told and "int8" not in told
+
+
+def test_the_axis_of_quality_is_labelled_where_its_lines_are() -> None:
+    results = rich_results()
+    lead = View(results).lead
+    for system, value in (("teacher", 0.30), (SYSTEM, 0.27), ("student-int8", 0.25)):
+        results["quality"][system]["test"]["macro"][lead] = value
+    drawing = plots.quality_and_latency(View(results), 960)
+    assert drawing is not None
+    marks = [(float(y), float(text)) for y, text in
+             re.findall(r'<text x="40" y="([0-9.]+)"[^>]*class="tick">([0-9.]+)</text>', drawing)]  # fmt: skip
+    steps = [(a[0] - b[0]) / (b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
+    assert len(marks) > 2 and max(steps) / min(steps) < 1.02
+
+
 def test_the_tiles_are_of_the_engine_that_the_bar_takes() -> None:
     results = rich_results()
     latency, rates = results["latency"][SYSTEM], results["throughput"][SYSTEM]

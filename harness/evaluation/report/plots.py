@@ -247,10 +247,9 @@ def timed_points(view: View) -> list[Point]:
 
 
 def not_drawn(view: View) -> str:
-    """Which engines stand in no plot of quality, for what they answer was not evaluated; empty where all do."""
+    """What stands in no plot of quality, for what it answers was not evaluated; empty where everything does."""
     drawn = {point[:2] for point in timed_points(view)}
-    left = [f"{clean(system)} in {clean(engine)}" for system, engine in view.timed
-            if (system, engine) not in drawn and engine not in OWN_PRECISION]  # fmt: skip
+    left = [f"{clean(system)} in {clean(engine)}" for system, engine in view.timed if (system, engine) not in drawn]
     return f"Timed, but not evaluated, so not drawn: {listed(left)}." if left else ""
 
 
@@ -277,7 +276,8 @@ def quality_and_latency(view: View, width: int) -> str | None:
     y = Scale(y_marks[0], y_marks[-1], bottom, top)
     parts = [line(x(m), top, x(m), bottom, "grid") + label(x(m), bottom + 14, short(m), "tick", "middle")
              for m in x_marks]  # fmt: skip
-    parts += [line(left, y(m), width - right, y(m), "grid") + label(left - 8, y(m), f"{m:.2f}", "tick", "end")
+    digits = max(len(f"{m:g}".partition(".")[2]) for m in y_marks)  # 0.275 is not to read 0.28
+    parts += [line(left, y(m), width - right, y(m), "grid") + label(left - 8, y(m), f"{m:.{digits}f}", "tick", "end")
               for m in y_marks]  # fmt: skip
     path_name = "whole path" if view.path_key else "encoder"
     parts += [label((left + width - right) / 2, height - 10, f"{path_name} p50 at batch 1, ms (log)", "tick", "middle"),
@@ -291,7 +291,7 @@ def quality_and_latency(view: View, width: int) -> str | None:
     points.sort(key=lambda p: -p[4])
     marks = [(x(p50), y(q)) for _, _, p50, _, q in points]
     taken = [(x(p50) - 8, y(q) - 8, max(x(p50) + 8, x(p99)), y(q) + 8) for _, _, p50, p99, q in points]
-    several = len({engine for _, engine, *_ in points}) > 1
+    several = len({engine for _, engine in view.timed}) > 1  # drawn or not: int8 is not the student's own engine
     for place, point in enumerate(points):
         others = marks[:place] + marks[place + 1 :]
         parts += _point(view, point, (marks[place], x(point[3])), several, (taken, others),
