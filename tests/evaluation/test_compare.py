@@ -108,6 +108,45 @@ def test_what_cannot_be_compared_is_marked(
     assert what in page(told)
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"encoder": "timed within the whole path"}, "another way of timing the encoder (timed within the whole path"),
+        ({"k": 1000}, "other k (1,000, the first has 10)"),
+        ({"searcher": "torch"}, "other searcher (torch, the first has faiss)"),
+        ({"search_threads": 2}, "other search threads (2, the first has 1)"),
+    ],
+)
+def test_milliseconds_of_other_timing_or_search_are_marked(change: Tree, what: str, tmp_path: Path) -> None:
+    runs = [rich_results(), rich_results() | {"name": "second"}]
+    for results in runs:
+        results["conditions"] = {**results["conditions"], "k": 10, "searcher": "faiss", "search_threads": 1}
+        results["conditions"].pop("encoder", None)
+    runs[1]["conditions"] |= change
+    folders = [stored(tmp_path / name, results) for name, results in zip("ab", runs, strict=True)]
+    told = Comparison(read_runs(folders))
+    (caution,) = [text for text in told.cautions() if text.startswith(APART)]
+    assert what in caution and "in its latency: " in caution
+    grid = told.cost()
+    assert grid is not None
+    for row in grid.rows:
+        assert row.cells[3].endswith(APART) == (row.cells[1] != "queries/s" and row.cells[3] != "–"), row.cells
+    if "encoder" in change:
+        return
+    for results in runs:  # encoders alone are compared: the search does not matter
+        for by_engine in results["latency"].values():
+            for by_scope in by_engine.values():
+                by_scope["all"].pop("whole_p50_ms")
+    folders = [stored(tmp_path / name, results) for name, results in zip("cd", runs, strict=True)]
+    assert APART not in page(Comparison(read_runs(folders)))
+
+
+def test_intervals_of_another_method_are_told(tmp_path: Path) -> None:
+    folders = two(tmp_path, lambda r: r.update(statistics={**(r.get("statistics") or {}), "method": "another"}))
+    (told,) = [text for text in Comparison(read_runs(folders)).cautions() if "method" in text]
+    assert told.startswith("second: its own intervals come from another method than ")
+
+
 def test_the_hash_of_a_set_decides_where_both_tell_it(tmp_path: Path) -> None:
     folders = two(tmp_path)
     told = [json.loads((folder / "results.json").read_text()) for folder in folders]

@@ -67,7 +67,7 @@ class Comparison:
 
     def cautions(self) -> list[str]:
         """Which runs can't be held against the first, and why; in words."""
-        what = {"quality": "its quality", "recovery": "its recovery", "latency": "its latency"}
+        what = {kind: f"its {kind}" for kind in ("quality", "recovery", "latency", "throughput")}
         alone = "without the manifest of the run that wrote it; nothing vouches that it was not edited"
         found = [f"{run.name}: {results_file(run.folder).name} {alone}." for run in self.runs if run.loose]
         for run in self.runs[1:]:
@@ -84,6 +84,10 @@ class Comparison:
             if own not in (None, paired):
                 found.append(f"{run.name}: its own intervals are at {whole_percent(own)} confidence, the paired ones "
                              f"at {whole_percent(paired)}, as {self.first.name}'s.")  # fmt: skip
+            if _method(run.view) != _method(self.first.view):
+                found.append(f"{run.name}: its own intervals come from another method than {self.first.name}'s "
+                             "(statistics.method in both results.json): they, bars and verdicts may differ by the "
+                             "method alone.")  # fmt: skip
         return found + self._without_intervals()
 
     def _without_intervals(self) -> list[str]:
@@ -243,7 +247,7 @@ class Comparison:
         text = rate(value) if what == "queries/s" else decimals(value, 2)
         if run is self.first or value is None or not base:
             return text
-        if run.reasons("latency"):
+        if run.reasons("throughput" if what == "queries/s" else "latency"):
             return f"{text} {APART}"
         return f"{text} (×{value / base:.2f})"
 
@@ -261,6 +265,11 @@ def _confidence(view: View) -> float | None:
     """Of a run's own intervals; None where its results do not tell."""
     told = number(dig(view.results, "statistics", "confidence"))
     return told if told is not None and 0 < told < 1 else None
+
+
+def _method(view: View) -> str:
+    """By which a run's own intervals were made; empty where its results do not tell."""
+    return clean(dig(view.results, "statistics", "method") or "")
 
 
 def _over_reference(view: View, system: str, engine: str, key: str) -> float | None:

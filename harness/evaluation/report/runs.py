@@ -14,13 +14,15 @@ from harness.evaluation.report.view import SETS, View
 from harness.runtime.errors import InputError, Problem, gather_problems
 
 RESULTS = "results.json"
+SEARCH = ("k", "searcher", "search_threads", "tokeniser_threads", "search_within")  # conditions of a whole path
 # Whether a run vouches for its results; a StaleArtefactError where they are not what it wrote.
 Vouched = Callable[[Path], bool]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: ``apart`` says why its quality, recovery or latency is no match for the first run's (none: it is).
+    """One run: ``apart`` says why its quality, recovery, latency or throughput is no match for the first run's (none:
+    it is).
 
     ``loose``: nothing vouches that its results are what a run wrote.
     """
@@ -118,12 +120,14 @@ def _names(views: Sequence[View], folders: Sequence[Path]) -> list[str]:
 
 
 def apart(first: View, other: View) -> dict[str, list[str]]:
-    """Why ``quality``, ``recovery`` and ``latency`` of a run are no match for the first run's."""
+    """Why ``quality``, ``recovery``, ``latency`` and ``throughput`` of a run are no match for the first run's."""
     data = _other_labels(first, other) or _other_data(first, other)
     recovery = list(data)
     if first.reference != other.reference:
         recovery.append(f"another reference ({clean(other.reference)}, the first has {clean(first.reference)})")
-    return {"quality": data, "recovery": recovery, "latency": _other_machine(first, other)}
+    machine = _other_machine(first, other)
+    return {"quality": data, "recovery": recovery, "latency": machine + _other_timing(first, other),
+            "throughput": machine}  # fmt: skip
 
 
 def _other_data(first: View, other: View) -> list[str]:
@@ -159,11 +163,27 @@ def _size(value: object) -> str:
 
 
 def _other_machine(first: View, other: View) -> list[str]:
+    return _others(first, other, ("provenance", "hardware", "cpu"), ("provenance", "hardware", "cores"),
+                   ("conditions", "cpu"), ("conditions", "device"), ("conditions", "threads"))  # fmt: skip
+
+
+def _other_timing(first: View, other: View) -> list[str]:
+    """Another way of timing one query and, where whole paths are compared, another search in them."""
     told = []
-    places = (("provenance", "hardware", "cpu"), ("provenance", "hardware", "cores"), ("conditions", "cpu"),
-              ("conditions", "device"), ("conditions", "threads"))  # fmt: skip
+    if first.timed and other.timed:
+        ways = [clean(dig(view.results, "conditions", "encoder") or "not told") for view in (first, other)]
+        if ways[0] != ways[1]:
+            told.append(f"another way of timing the encoder ({ways[1]}, the first: {ways[0]})")
+    if first.path_key and other.path_key:
+        told += _others(first, other, *(("conditions", key) for key in SEARCH))
+    return told
+
+
+def _others(first: View, other: View, *places: tuple[str, ...]) -> list[str]:
+    """What both tell, and differently."""
+    told = []
     for place in places:
         ours, theirs = (described(dig(view.results, *place)) for view in (first, other))
         if ours != theirs and ours and theirs:
-            told.append(f"other {place[-1]} ({theirs}, the first has {ours})")
+            told.append(f"other {place[-1].replace('_', ' ')} ({theirs}, the first has {ours})")
     return list(dict.fromkeys(told))
