@@ -277,6 +277,37 @@ def test_the_axis_of_quality_is_labelled_where_its_lines_are() -> None:
     assert len(marks) > 2 and max(steps) / min(steps) < 1.02
 
 
+def test_branches_stand_beside_the_system_that_they_are_made_of() -> None:
+    results = rich_results()
+    for row in results["ledger"]:
+        if row["step"] in ("quantise", "approximate index"):
+            row |= {"branch": True, "systems": [row["systems"][0], SYSTEM]}
+    grid = evidence.ledger(View(results))
+    assert grid is not None and f" quantise, approximate index: beside {SYSTEM}; no step" in grid.note
+    for row in results["ledger"]:
+        if row["step"] == "approximate index":
+            row |= {"step": "refine + approximate index", "systems": ["student-ann", "student-aligned"]}
+    grid = evidence.ledger(View(results))
+    assert grid is not None
+    assert f" quantise: beside {SYSTEM}; refine + approximate index: beside student-aligned; no step" in grid.note
+
+
+def test_what_is_not_shown_is_not_explained() -> None:
+    results = rich_results()
+    assert "pale band" in _paid(View(results))
+    grid = tables.cost(View(results))
+    assert grid is not None and "p50 to p99.9: the encoder" in grid.note and "timed in other calls" in grid.note
+    for engines in results["latency"].values():
+        for scopes in engines.values():
+            for row in scopes.values():
+                row.pop("p99_9_ms", None)
+    results["conditions"]["encoder"] = "timed within the whole path"
+    results["quality"]["student-int8"]["test"]["macro"] = results["quality"][SYSTEM]["test"]["macro"] = {}
+    grid = tables.cost(View(results))
+    assert grid is not None and "p50 to p99: the encoder" in grid.note and "other calls" not in grid.note
+    assert "pale band" not in _paid(View(results)), "one mark alone"
+
+
 def test_the_tiles_are_of_the_engine_that_the_bar_takes() -> None:
     results = rich_results()
     latency, rates = results["latency"][SYSTEM], results["throughput"][SYSTEM]

@@ -109,5 +109,5 @@ def warning(found: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"the machine was not quiet while latency and throughput were timed: {'; '.join(reasons)}. Systems took turns, "
-        "so ratios hold better than milliseconds; time them again when it is idle (`--from bench`)"
+        "so ratios hold better than milliseconds; time them again when it is idle (--from bench)"
     )

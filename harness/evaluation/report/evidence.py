@@ -184,9 +184,14 @@ def ledger(view: View) -> Grid | None:
     )
     if any(" + " in step for step in steps):
         note += " Steps joined by a plus are told together: what lies between them was not evaluated."
-    branches = list(dict.fromkeys(clean(row.get("step")) for row in rows if row.get("branch")))
+    branches: dict[str, dict[str, None]] = {}  # by the system that stands before them
+    for row in rows:
+        if row.get("branch"):
+            before = clean(([*(row.get("systems") or []), "", ""])[1]) or "the exported student"
+            branches.setdefault(before, {})[clean(row.get("step"))] = None
     if branches:
-        note += f" {listed(branches)}: each beside the exported student, no step of the chain and no part of its sum."
+        beside = "; ".join(f"{listed(list(steps))}: beside {before}" for before, steps in branches.items())
+        note += f" {beside}; no step of the chain and no part of its sum."
     return grid(title, ["scope", *map(clean, steps)], found, note)
 
 

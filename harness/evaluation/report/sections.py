@@ -68,10 +68,11 @@ def _paid(view: View) -> str:
     of = "the whole path's latency (tokenise, encode, search)" if view.path_key else "the encoder's latency"
     quality = "An engine has its system's quality"
     quality += f", {plots.INT8[1]} that of {plots.INT8[0]}." if plots.INT8[0] in view.systems else "."
+    front = plots.pareto(plots.timed_points(view))
     caption = (
         f"Macro {view.lead} against {of} for one query; up and to the left is better. A whisker runs from p50 to p99. "
-        f"The pale band joins the systems that no other beats in both. {quality} "
-        f"Systems that were not timed are left out. {plots.not_drawn(view)}"
+        + ("The pale band joins the systems that no other beats in both. " if len(front) > 1 else "")
+        + f"{quality} Systems that were not timed are left out. {plots.not_drawn(view)}"
     )
     effort = (
         "Per approximate index: recall against the same system's exact search as effort rises (dotted: within 1 %), "
