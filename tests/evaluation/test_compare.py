@@ -218,6 +218,11 @@ def test_differences_are_paired_where_both_runs_kept_every_query(tmp_path: Path)
     cell = grid.rows[0].cells[2]
     value, base = (run.view.quality("student-refined", "macro", "P@1") or 0.0 for run in reversed(runs))
     assert cell.startswith(f"{value:.3f} ({value - base:+.3f} [+0.") and not cell.endswith("?)")  # a clear gain
+    with_interval = {row.cells[0] for row in grid.rows if "[" in row.cells[2]}
+    assert with_interval <= {"P@1", "nDCG@10"} < {row.cells[0] for row in grid.rows}, "the others have none"
+    assert grid.note == ("Macro, on test. In brackets: the difference to quickstart; that of P@1 and nDCG@10 with its "
+                         "paired interval (95 % confidence), where both runs kept their evaluations. A question mark: "
+                         "undecided.")  # fmt: skip
     same = Comparison([runs[0], replace(runs[0], name="copy", folder=tmp_path / "a")], paired_between)._difference(
         runs[0], "student-refined", "student-refined", "P@1", (base, base)
     )

@@ -57,6 +57,11 @@ class Comparison:
         """Of paired intervals: that of the first run's own."""
         return _confidence(self.first.view) or CONFIDENCE
 
+    @property
+    def _paired_metrics(self) -> set[str]:
+        """Whose differences have an interval."""
+        return {self.lead, "nDCG@10"}
+
     @cached_property
     def names(self) -> list[str]:
         return [run.name for run in self.runs]
@@ -150,15 +155,15 @@ class Comparison:
     def quality(self) -> Grid | None:
         """The candidates' metrics, macro, with paired differences where both runs kept every query."""
         metrics = [m for m in self.first.view.metrics if any(m in run.view.metrics for run in self.runs[1:])][:SHOWN]
+        paired = [clean(metric) for metric in metrics if metric in self._paired_metrics]
         rows = [Row([clean(metric), *(self._quality(run, run.view.candidate, metric) for run in self.runs)],
                     metric == self.lead) for metric in metrics]  # fmt: skip
-        note = (
-            f"Macro, on {clean(self.first.view.set)}. In brackets: the difference to {self.first.name}, with its "
-            f"paired interval ({whole_percent(self.confidence)} confidence) where both runs kept their evaluations. "
-            "A question mark: undecided."
-        )
+        note = f"Macro, on {clean(self.first.view.set)}. In brackets: the difference to {self.first.name}"
+        if paired:
+            note += (f"; that of {' and '.join(paired)} with its paired interval ({whole_percent(self.confidence)} "
+                     "confidence), where both runs kept their evaluations. A question mark: undecided")  # fmt: skip
         names = [f"{run.name}: {clean(run.view.candidate)}" for run in self.runs]
-        return grid("Quality of the systems in question", ["metric", *names], rows, note)
+        return grid("Quality of the systems in question", ["metric", *names], rows, f"{note}.")
 
     def systems(self) -> Grid | None:
         """The metric in front, of every system that two runs have."""
@@ -190,7 +195,7 @@ class Comparison:
         self, run: Compared, system: str, beside: str, metric: str, values: tuple[float, float]
     ) -> Mapping[str, Any] | str | None:
         """The paired difference to the first run, from what both stored of every query, or why there is none."""
-        if self._paired is None or metric not in (self.lead, "nDCG@10"):
+        if self._paired is None or metric not in self._paired_metrics:
             return None
         key = (str(run.folder), system, beside, metric)
         if key in self._differences:
