@@ -23,7 +23,7 @@ def caveats(results: Tree, headline: str | None, warn_teacher_gain: float) -> li
     """
     if headline is None:
         return ["nothing was evaluated"]
-    return [*_about_exported(results), *_about_sets(results, headline),
+    return [*_about_exported(results, headline), *_about_sets(results, headline),
             *_about_teacher(results, headline, warn_teacher_gain), *_about_languages(results, headline),
             *filter(None, [at(results, "noise", "warning")]), *_about_threads(results)]  # fmt: skip
 
@@ -37,12 +37,19 @@ def _about_threads(results: Tree) -> list[str]:
             f"another: set bench.threads to {cores} at most"]  # fmt: skip
 
 
-def _about_exported(results: Tree) -> list[str]:
+def _about_exported(results: Tree, headline: str) -> list[str]:
     deployed, told = results["exported"], results["candidate"]
     if None in (deployed, told) or deployed == told:
         return []
-    return [f"{deployed} is what is deployed, and bars and claims are about {told}: set export.system to {told}, or "
-            f"evaluate no student after {deployed}"]  # fmt: skip
+    missing = headline not in results["quality"].get(deployed, {})
+    cures = [f"set export.system to {told}"] if told != STUDENTS[0] else []  # what was not trained is not exported
+    if STUDENTS.index(told) > STUDENTS.index(deployed):
+        cures.append(f"evaluate {deployed} and no student after it" if missing
+                     else f"evaluate no student after {deployed}")  # fmt: skip
+    elif missing:
+        cures.insert(0, f"add {deployed} to evaluate.systems")
+    unseen = f" and was not evaluated on {headline}" if missing else ""
+    return [f"{deployed} is what is deployed{unseen}, and bars and claims are about {told}: {', or '.join(cures)}"]
 
 
 def _about_sets(results: Tree, headline: str) -> list[str]:

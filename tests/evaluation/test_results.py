@@ -136,6 +136,7 @@ def test_bars_that_are_reached() -> None:
     assert "student-refined against teacher on test" in recovered["what"]
     assert 0.85 < recovered["low"] < recovered["value"] == pytest.approx(58 / 60)
     assert bars(found)["latency ratio"]["value"] == pytest.approx(5 / 12)
+    assert "of student-refined in torch over the teacher's" in bars(found)["latency ratio"]["what"]
     assert found["warnings"] == []
 
 
@@ -379,6 +380,27 @@ def test_another_system_exported_than_the_candidate_is_warned_of() -> None:
     assert any(told.startswith("student-aligned is what is deployed") for told in found["warnings"])
     assert {row["systems"][1] for row in found["ledger"] if row["step"] == "quantise"} == {"student-aligned"}
     assert results(exported="student-refined")["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "exported", "told"),
+    [
+        (["student-aligned"], "student-refined", "student-refined is what is deployed and was not evaluated on test, "
+         "and bars and claims are about student-aligned: add student-refined to evaluate.systems, or set export.system "
+         "to student-aligned"),
+        (["student-aligned", "student-refined"], "student-aligned", "student-aligned is what is deployed, and bars and "
+         "claims are about student-refined: set export.system to student-refined, or evaluate no student after "
+         "student-aligned"),
+        (["student-refined"], "student-aligned", "student-aligned is what is deployed and was not evaluated on test, "
+         "and bars and claims are about student-refined: set export.system to student-refined, or evaluate "
+         "student-aligned and no student after it"),
+        (["student-untrained"], "student-refined", "student-refined is what is deployed and was not evaluated on test, "
+         "and bars and claims are about student-untrained: add student-refined to evaluate.systems"),
+    ],
+)  # fmt: skip
+def test_the_cure_of_another_system_exported_is_one_that_helps(evaluated: list[str], exported: str, told: str) -> None:
+    given = {name: found for name, found in evaluations().items() if name in ("teacher", *evaluated)}
+    assert [text for text in results(given, exported=exported)["warnings"] if "deployed" in text] == [told]
 
 
 def test_the_headline_is_test_then_report_then_select() -> None:
