@@ -235,7 +235,8 @@ def _ratio_bar(results: Tree, student: str, bar: float) -> Tree:
     doubt = f"{student} or the teacher is not timed: add it to bench.systems"
     if value is not None:
         doubt = _doubt(value, bar, [row.get("calls") for row in rows], "p50", _noise(results, paired=True))
-    return _at_most("latency ratio", f"median encoder latency of {student} over the teacher's", value, bar, doubt)
+    what = f"median encoder latency of {student} in torch over the teacher's"
+    return _at_most("latency ratio", what, value, bar, doubt)
 
 
 def _latency_bar(results: Tree, student: str, bar: float) -> Tree:

@@ -90,7 +90,7 @@ def _bars(recovery: dict[str, Any], set_name: str) -> list[dict[str, Any]]:
         {"name": "gain of refine", "value": 0.0265, "low": -0.002, "bar": 0.0, "passed": None,
          "what": gain.format("student-refined", "student-aligned", set_name)},
         {"name": "latency ratio", "value": 0.413, "low": None, "bar": 0.5, "passed": True,
-         "what": "median encoder latency of student-refined over the teacher's, at most"},
+         "what": "median encoder latency of student-refined in torch over the teacher's, at most"},
     ]  # fmt: skip
 
 

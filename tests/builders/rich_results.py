@@ -154,7 +154,7 @@ def _bars(results: Tree) -> list[Tree]:
         },
         {
             "name": "latency ratio",
-            "what": "median latency of student-refined over the teacher's, at most",
+            "what": "median encoder latency of student-refined in torch over the teacher's, at most",
             "value": 0.413,
             "low": None,
             "bar": 0.5,
