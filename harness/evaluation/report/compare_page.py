@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from harness.evaluation.report.compare import Comparison
 from harness.evaluation.report.dots import ABREAST, Dot, whiskers
+from harness.evaluation.report.markdown import as_html
 from harness.evaluation.report.markdown import escaped as escaped_markdown
 from harness.evaluation.report.markdown import table as markdown_table
-from harness.evaluation.report.markdown import unlinked
 from harness.evaluation.report.parts import NARROW, WIDE, document, table
 from harness.evaluation.report.style import STYLE
 from harness.evaluation.report.svg import cut, escaped
@@ -90,8 +89,7 @@ def markdown(told: Comparison) -> str:
         if place < 3:
             parts.append(f"### {escaped_markdown(grid.title)}\n\n{markdown_table(grid)}")
         else:
-            summary = html.escape(unlinked(grid.title))
-            parts.append(f"<details><summary>{summary}</summary>\n\n{markdown_table(grid)}\n\n</details>")
+            parts.append(f"<details><summary>{as_html(grid.title)}</summary>\n\n{markdown_table(grid)}\n\n</details>")
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,21 +12,30 @@ from harness.evaluation.report.view import View
 
 LONGEST = 60_000  # characters; GitHub takes 65,536 in a comment
 _APART = "\N{ZERO WIDTH SPACE}"
-# What GitHub knows addresses, people and issues by. It looks for them in what is shown, so that no escape helps; what
-# comes before "@" is a word to it in ASCII alone, and P@1 is nobody.
+# What GitHub knows addresses, people, issues and emoji by. It looks for them in what is shown, so that no escape helps;
+# what comes before "@" is a word to it in ASCII alone, and P@1 is nobody.
 _LINKING = re.compile(
-    r":(?=//)|www(?=\.)|(?<![0-9a-z_])@(?=\w)|@(?=[\w-]+\.\w)|#(?=\d)|gh-(?=\d)", re.IGNORECASE | re.ASCII
+    r":(?=//|[\w+-]+:)|www(?=\.)|(?<![0-9a-z_])@(?=\w)|@(?=[\w-]+\.\w)|#(?=\d)|gh-(?=\d)", re.IGNORECASE | re.ASCII
 )
 
 
 def unlinked(text: str) -> str:
-    """``text``, looking the same, of which GitHub makes no link, mention or issue; it is still to be escaped."""
+    """``text``, looking the same, of which GitHub makes no link, mention, issue or emoji; it is still to be escaped."""
     return _LINKING.sub(lambda found: found[0] + _APART, clean(text))
+
+
+def as_html(text: str) -> str:
+    """``text`` so that HTML within Markdown shows it as it is.
+
+    What closes mathematics has no space before it; such a dollar is written as GitHub's documentation asks for, a price
+    ("5 $") as it is.
+    """
+    return re.sub(r"(?<! )\$", "<span>&#36;</span>", html.escape(unlinked(text), quote=False))
 
 
 def escaped(text: str) -> str:
     """``text`` so that Markdown and the HTML within it show it as it is, in a table cell too."""
-    return re.sub(r"([\\`*_|~]|(?<=\])[(\[])", r"\\\1", html.escape(unlinked(text), quote=False))
+    return re.sub(r"([\\`*_|~]|(?<=\])[(\[])", r"\\\1", as_html(text))
 
 
 def table(grid: Grid) -> str:
@@ -44,7 +53,7 @@ def _section(grid: Grid | None, folded: bool = False) -> str:
     if grid is None:
         return ""
     if folded:
-        return f"<details><summary>{html.escape(unlinked(grid.title))}</summary>\n\n{table(grid)}\n\n</details>"
+        return f"<details><summary>{as_html(grid.title)}</summary>\n\n{table(grid)}\n\n</details>"
     return f"### {escaped(grid.title)}\n\n{table(grid)}"
 
 
