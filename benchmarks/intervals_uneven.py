@@ -5,7 +5,8 @@
 
 RUN's answers are taken for the whole truth: groups are drawn from its evaluation set with replacement, so many that the
 set counts as a sample, and it is counted how often the recovery over the whole set lies inside. Made-up groups:
-families (15 % of groups have 49 queries, the others 9) and groups of 8; of the reference's hits the student loses whole
+families (15 % of groups have 49 queries, the others 9), groups of 8, queries alone beside a few groups of 50, sizes by
+Zipf's law, and queries alone that weigh unevenly (the row "weighted"); of the reference's hits the student loses whole
 groups, single hits, or both, and gains elsewhere. Three ways stand side by side: plain percentiles of the bootstrap;
 bounds that always allow for one more whole group; bounds that allow for the group of the next lost hit, as
 ``harness.evaluation.statistics`` does. Width: of the two-sided 95 % interval, as a ratio to the plain one, the median
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,20 @@ def of_run(run: Path, student: str, reference: str, metric: str, data_set: str) 
     return Population(f"{student} / {reference}", metric, draw, truth_P)
 
 
-def made_up(name: str, whole: float, single: float, won: float, *, families: bool) -> Population:
+SIZES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "families": lambda random, groups: np.where(random.random(groups) < 0.15, 49, 9),
+    "groups of 8": lambda random, groups: np.full(groups, 8),
+    "1, some 50": lambda random, groups: np.where(random.random(groups) < 0.04, 50, 1),
+    "Zipf": lambda random, groups: np.minimum(random.zipf(1.6, groups), 100),
+    "weights": lambda random, groups: np.ones(groups, dtype=np.int64),
+}
+
+
+def made_up(sizes: str, whole: float, single: float, won: float) -> Population:
     """One language; the reference finds 9 of 10 hits in one half of the groups, and 1 of 10 in the other."""
 
     def hits(random: np.random.Generator, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        size_G = np.where(random.random(groups) < 0.15, 49, 9) if families else np.full(groups, 8)
+        size_G = SIZES[sizes](random, groups)
         group_Q = np.repeat(np.arange(groups), size_G)
         easy_G, lost_G = random.random(groups) < 0.5, random.random(groups) < whole
         found_Q = random.random(len(group_Q)) < np.where(easy_G, 0.9, 0.1)[group_Q]
@@ -87,10 +97,15 @@ def made_up(name: str, whole: float, single: float, won: float, *, families: boo
         group_Q, *columns = hits(random, groups)
         names, languages = group_Q.astype(str).tolist(), ["xx"] * len(group_Q)
         one, other = (per_query(languages, names, {"P@1": column.astype(float)}) for column in columns)
+        if sizes == "weights":
+            weights = random.pareto(1.2, len(names)) + 1
+            return replace(one, weights=weights), replace(other, weights=weights)
         return one, other
 
     _, kept_Q, found_Q = hits(np.random.default_rng(0), 300_000)
-    return Population(name, "P@1", draw, np.full(3, kept_Q.sum() / found_Q.sum()))
+    lost = " and ".join(f"{100 * share:g} % {what}" for share, what in ((whole, "whole"), (single, "single")) if share)
+    truth_P = np.full(4 if sizes == "weights" else 3, kept_Q.sum() / found_Q.sum())
+    return Population(f"{sizes}: {lost}", "P@1", draw, truth_P)
 
 
 def populations(options: argparse.Namespace) -> Iterator[Population]:
@@ -99,12 +114,15 @@ def populations(options: argparse.Namespace) -> Iterator[Population]:
         student, reference = pair.split("/")
         for metric in options.metrics:
             yield of_run(options.run, student, reference, metric, options.set)
-    for families in (True, False):
-        kind = "families" if families else "groups of 8"
-        yield made_up(f"{kind}: 3 % single", 0, 0.03, 0.03, families=families)
-        yield made_up(f"{kind}: 1 % whole", 0.01, 0, 0.01, families=families)
-        yield made_up(f"{kind}: 1 % whole, 2 % single", 0.01, 0.02, 0.02, families=families)
-        yield made_up(f"{kind}: 0.5 % whole, 5 % single", 0.005, 0.05, 0.05, families=families)
+    for sizes in ("families", "groups of 8"):
+        yield made_up(sizes, 0, 0.03, 0.03)
+        yield made_up(sizes, 0.01, 0, 0.01)
+        yield made_up(sizes, 0.01, 0.02, 0.02)
+        yield made_up(sizes, 0.005, 0.05, 0.05)
+    for sizes in ("1, some 50", "Zipf"):
+        yield made_up(sizes, 0.05, 0, 0.01)
+        yield made_up(sizes, 0.02, 0.03, 0.02)
+    yield made_up("weights", 0, 0.05, 0.01)
 
 
 # ---------------------------------------------------------------------------------------------------- the counting
@@ -144,9 +162,14 @@ def counted(population: Population, groups: int, data_sets: int) -> list[dict[st
             continue  # a language of the population was not drawn
         for way, rows in bounds(samples, population.metric).items():
             told[way].append(np.array(rows))
-    scopes = {"language": slice(0, len(population.truth_P) - 2), "macro": slice(-2, -1)}
+    languages = len(samples.languages)
+    scopes = {"macro": slice(languages, languages + 1)}
+    if languages > 1:
+        scopes["language"] = slice(0, languages)
+    if samples.weighted_SM:
+        scopes = {"weighted": slice(languages + 2, None)}
     found = []
-    for scope, places in scopes.items() if len(population.truth_P) > 3 else [("macro", slice(-2, -1))]:
+    for scope, places in scopes.items():
         row: dict[str, Any] = {"population": population.name, "metric": population.metric, "groups": groups,
                                "scope": scope, "data_sets": len(told["plain"])}  # fmt: skip
         truth_P = population.truth_P[places]

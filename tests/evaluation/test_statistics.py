@@ -132,10 +132,35 @@ def test_bounds_are_the_percentiles_of_the_resamples() -> None:
 
 
 def group_of_next_lost(lost_G: np.ndarray, whole_G: np.ndarray) -> float:
-    """Averaged over lost hits, one by one: those of the data, and those of one whole group of those that have any."""
+    """Pair by pair: of a lost hit and any of its group, the share in which both are lost; three groups are lost whole."""
     some = [float(whole) for whole in whole_G if whole > 0]
-    lost = [float(hits) for hits in lost_G if hits > 0]
-    return (sum(w * w / len(some) for w in some) + sum(x * x for x in lost)) / (sum(some) / len(some) + sum(lost))
+    unseen = 3 * sum(whole * whole for whole in some) / len(some)
+    pairs = [(max(lost, 0.0), whole) for lost, whole in zip(lost_G, whole_G, strict=True)]
+    share = (unseen + sum(lost * lost for lost, _ in pairs)) / (unseen + sum(lost * whole for lost, whole in pairs))
+    return sum(whole * whole for whole in some) / sum(some) * share
+
+
+def test_queries_alone_do_not_tell_how_large_groups_are_lost() -> None:
+    """500 queries alone and 20 groups of 50, each group lost whole in one case of twenty: the bound must hold."""
+    size_G, wrong = np.array([1] * 500 + [50] * 20), 0
+    groups = np.repeat(np.arange(520), size_G)
+    reference = per_query(["de"] * len(groups), groups, [1.0] * len(groups))
+    for seed in range(60):
+        kept_G = np.random.default_rng(seed).random(520) >= 0.05
+        student = replace(reference, metrics={"P@1": kept_G[groups].astype(float)})
+        wrong += one(student, reference, resamples=200)["de"]["low"] > 0.95
+    assert wrong <= 3, "of 60; with groups as large as those in which hits were lost they were 18"
+
+
+def test_weights_that_differ_are_no_reason_for_narrow_bounds() -> None:
+    """One query a group, weights by Pareto's law; each is lost in one case of twenty."""
+    wrong, random = 0, np.random.default_rng(0)
+    weights = random.pareto(1.2, 400) + 1
+    reference = replace(per_query(["de"] * 400, range(400), [1.0] * 400), weights=weights)
+    for _ in range(60):
+        student = replace(reference, metrics={"P@1": (random.random(400) >= 0.05).astype(float)})
+        wrong += recovery(student, reference, metrics=["P@1"], resamples=200)["weighted"]["P@1"]["low"] > 0.95
+    assert wrong <= 3
 
 
 def test_losses_that_do_not_bunch_cost_less_than_whole_groups() -> None:

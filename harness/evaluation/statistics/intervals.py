@@ -9,14 +9,20 @@ the other as many hits as lie in the group of the next lost hit; how often that 
 1. (Gaffke, Mathematical Methods of Statistics 2005, bounds a mean of bounded numbers with exponential weights for all
 and the worst possible number added; here the data keeps the ordinary bootstrap's weights.)
 
-How large is the group of the next lost hit? As those of the hits lost in the data are, on average over hits, where one
-whole group, drawn at random, counts as lost beside them: (mean of whole^2 + sum of lost^2) / (mean of whole + sum of
-lost), over groups. Where every group is one query, that is one query, and where nothing was lost, the lower bound is
-that of Clopper and Pearson (the "rule of three"). Where groups hold several queries and the student lost some here and
-there, the data tells that losses don't come in whole groups, and the bound is close to plain percentiles. Where it lost
-none, nothing tells how losses bunch, a whole group of the average hit is allowed for, and the bound may lie lower than
-that of a student with a few losses. ``benchmarks/intervals.py`` measures how often the bounds hold, and how wide they
-are beside plain percentiles and beside bounds that always allow for a whole group.
+What does the group of the next lost hit lose? It has the size of an average hit's group (the whole over Kish's
+effective number of groups), and loses the share that groups with lost hits lost. That share is taken over pairs of a
+lost hit and any hit of its group, so that large groups, of which little is lost, count for what they tell, and queries
+alone tell nothing; three whole groups, drawn at random, count as lost beside those of the data, for so many may be
+expected without that one is seen (the "rule of three"). Over groups, with lost and whole the sums of hits:
+
+    (sum of whole^2 / sum of whole) * (3 mean of whole^2 + sum of lost^2) / (3 mean of whole^2 + sum of lost * whole)
+
+Where every group is one query, that is one query (the average hit's weight, where they weigh unevenly), and where
+nothing was lost, the lower bound is that of Clopper and Pearson. Where groups hold several queries and the student lost
+some here and there, the data tells that losses don't come in whole groups, and bounds come close to plain percentiles.
+Where it lost none, nothing tells how losses bunch, a whole group is allowed for, and the bound may lie lower than that
+of a student with a few losses. ``benchmarks/intervals.py`` and ``intervals_uneven.py`` measure how often the bounds
+hold, and how wide they are beside plain percentiles and beside bounds that always allow for a whole group.
 """
 
 from __future__ import annotations
@@ -33,8 +39,8 @@ Estimate = dict[str, Any]  # {"value", "low", "high"}; None where it can't be to
 
 METHOD = (
     "percentile bounds of a paired bootstrap over groups of queries that allow for one more group that speaks against "
-    "them, as large as the groups in which hits were lost or won, so that they are somewhat wider than plain "
-    "percentile intervals"
+    "them, so that they are wider than plain percentile intervals: somewhat where hits were lost here and there, much "
+    "where next to none were"
 )
 FEW_GROUPS = 30  # behind fewer groups nothing is claimed: neither reached, nor shown, nor gained or lost
 

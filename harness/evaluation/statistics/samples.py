@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 # Per language: the groups that have queries of it (rising), and their sums.
 Cells = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 
+_UNSEEN = 3.0  # whole losses that may be expected without that one was seen, at 95 %: the "rule of three"
 _COUNT = 0  # the column of cells that counts queries
 _COUNTS_AT_ONCE = 400_000  # resamples x groups held at a time by one thread: larger blocks fall out of the cache
 
@@ -214,12 +215,16 @@ def _sampled_sums(cells: Cells, groups: int, resamples: int, seed: int) -> Float
 
 
 def _of_next_lost(lost_G: Floats, whole_G: Floats) -> float:
-    """The size of the group in which the next lost hit lies: averaged over the hits lost, and over those of one whole
-    group, drawn at random from those that have any, as if it had been lost, too."""
-    some_G = whole_G[whole_G > 0]
-    if not len(some_G):
+    """What the group of the next lost hit loses: the size of an average hit's group times the share lost with a hit.
+
+    The share is that of the groups in which hits were lost, over pairs of a lost hit and any hit of its group;
+    ``_UNSEEN`` groups, drawn at random from those that have hits, count as lost whole beside them.
+    """
+    unseen = _UNSEEN * float(np.mean(whole_G[whole_G > 0] ** 2)) if np.any(whole_G > 0) else 0.0
+    if not unseen:
         return 0.0
-    return float((np.mean(some_G**2) + np.sum(lost_G**2)) / (np.mean(some_G) + np.sum(lost_G)))
+    share = (unseen + np.sum(lost_G**2)) / (unseen + np.sum(lost_G * whole_G))
+    return float(np.sum(whole_G**2) / np.sum(whole_G) * share)
 
 
 def _more(resamples: int, scopes: int, seed: int) -> Floats:
