@@ -224,7 +224,7 @@ def effort_ratio(
     counts as infinite: the bound that falls there is None, as is the value. Of "less", "equal", "more" the verdict is
     what the interval shows, else "undecided". Behind fewer than ``FEW_GROUPS`` groups there is no interval. Efforts
     were measured in steps: what is "equal" may differ by the factor ``step`` between the one found and the one before,
-    and where that is above ``COARSEST`` nothing is called equal.
+    and where that is above ``COARSEST`` nothing is called equal. ``why``: what leaves it undecided, else None.
     """
     assert student.recall_EQ.shape == teacher.recall_EQ.shape and student.efforts == teacher.efforts, "asked the same"
     efforts, queries = [student.held(bound), teacher.held(bound)], student.recall_EQ.shape[1]
@@ -244,11 +244,24 @@ def effort_ratio(
     if groups >= FEW_GROUPS and known.size > 0.95 * resamples:
         low, high = (float(np.quantile(known, q, method="nearest")) for q in (tail, 1 - tail))
     step = max((_step(student.efforts, effort) for effort in efforts if effort is not None), default=None)
-    verdict = _verdict(low, high)
+    verdict, why = _verdict(low, high), None
     if verdict == "equal" and (step is None or step > COARSEST):
         verdict = "undecided"
+    if verdict == "undecided":
+        first = student.efforts[0]
+        why = _undecided(groups, low, high, f"no effort below {first} was tried" if first in efforts else
+                         f"efforts lie a factor of {step or 0:.3g} apart")  # fmt: skip
     return {"value": _finite(_ratio(*efforts)), "low": _finite(low), "high": _finite(high), "loss": round(1 - bound, 6),
-            "step": step, "verdict": verdict}  # fmt: skip
+            "step": step, "verdict": verdict, "why": why}  # fmt: skip
+
+
+def _undecided(groups: int, low: float | None, high: float | None, coarse: str) -> str:
+    """Why a ratio is undecided; ``coarse``: how its efforts were too few."""
+    if groups < FEW_GROUPS:
+        return f"{groups} groups of the {FEW_GROUPS} needed"
+    if low is None:
+        return "neither reaches it, or chance of the queries decides whether one does"
+    return coarse if low == high == 1 else "the interval holds 1"
 
 
 def _step(efforts: Sequence[int], effort: int) -> float:
@@ -276,13 +289,14 @@ def _verdict(low: float | None, high: float | None) -> str:
 
 
 def end_to_end(
-    student: Mapping[str, float | None], teacher: Mapping[str, float | None], calls: int
-) -> dict[str, Any] | None:
+    student: Mapping[str, float | None], teacher: Mapping[str, float | None], calls: int,
+    encode_calls: int | None = None,
+) -> dict[str, Any] | None:  # fmt: skip
     """How much faster a query is answered, encoding and search at the system's own effort, one query at a time.
 
     Args:
         student, teacher: ``encode_p50_ms`` and ``search_p50_ms``; None where it can't be told.
-        calls: how many searches stand behind each median.
+        calls: how many searches stand behind each median; encode_calls: how many encodings.
 
     Returns:
         Both with their sum, ``speed_up`` of the whole, and ``encoder_speed_up``, which is what a comparison of encoders
@@ -299,6 +313,7 @@ def end_to_end(
         "speed_up": whole["teacher"]["whole_ms"] / whole["student"]["whole_ms"],
         "encoder_speed_up": whole["teacher"]["encode_p50_ms"] / whole["student"]["encode_p50_ms"],
         "calls": calls,
+        "encode_calls": encode_calls,
     }
 
 
@@ -338,6 +353,7 @@ def told_of_index(  # noqa: PLR0913 - a summary of as many things
     enough: bool,
     confidence: float = 0.95,
     seed: int = 0,
+    encode_calls: int | None = None,
 ) -> dict[str, Any]:
     """What results.json holds of one index: curves, the efforts found and, with ``enough`` documents, conclusions."""
     systems: dict[str, Any] = {}
@@ -352,7 +368,7 @@ def told_of_index(  # noqa: PLR0913 - a summary of as many things
         ratio = effort_ratio(curves[student], curves[teacher], 1 - LOSS, asked[student].group_Q,
                              confidence=confidence, seed=seed)  # fmt: skip
         told["effort_ratio"] = {"systems": [student, teacher], **ratio}
-        told["end_to_end"] = end_to_end(parts[student], parts[teacher], len(curves[student].one_ns[0]))
+        told["end_to_end"] = end_to_end(parts[student], parts[teacher], len(curves[student].one_ns[0]), encode_calls)
     return told
 
 

@@ -195,4 +195,5 @@ def _measured(
     return {"built": built, **told_of_index(
         curves, asked, student, teacher, encode_ms, k=settings.k, metric=run.recipe.evaluate.select_metric,
         enough=index.searched >= LEAST_DOCUMENTS, confidence=run.recipe.evaluate.confidence, seed=run.recipe.seed,
+        encode_calls=min(ENCODED, len(asked[student].query_QD)),
     )}  # fmt: skip

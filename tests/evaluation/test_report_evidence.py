@@ -260,7 +260,9 @@ def test_small_indexes_are_labelled_and_draw_no_conclusion() -> None:
     panels = curves.effort(View(results))
     assert len(panels) == 6 and not any("too small" in panel for panel in panels)
     (told,) = costs.effort_note(View(results))
-    assert "(264,112 documents): HNSW 2 [1, 2] undecided; IVF 2 [1, 2] undecided." in told
+    assert "(264,112 documents): HNSW 2.00 [1.00, 2.00] undecided; IVF 2.00 [1.00, 2.00] undecided." in told
+    results["ann"]["indexes"]["ivf"]["effort_ratio"] |= {"low": None, "high": None, "why": "12 groups of the 30 needed"}
+    assert "; IVF 2.00 undecided (12 groups of the 30 needed)." in costs.effort_note(View(results))[0]
     results["ann"] |= {"verdict": "too small to tell", "documents": 3963}
     assert all("too small to tell" in panel for panel in curves.effort(View(results)))
     (told,) = costs.effort_note(View(results))
@@ -277,13 +279,39 @@ def test_which_index_is_searched_and_how_much_of_the_speed_is_left_is_told() -> 
     results["ann"]["deployed"] = {"system": "student-ann", "index": "ivf", "effort": 64, "why": "1 % not reached"}
     _, told = costs.effort_note(View(results))
     assert told == "student-ann searches IVF at effort 64, the largest measured: 1 % was not reached."
+    results["ann"]["verdict"] = "too small to tell"
+    assert costs.effort_note(View(results))[1] == told, "of a small collection, too"
+    results["ann"]["indexes"]["ivf"]["built"]["parameters"] = {"lists": 64}
+    assert costs.effort_note(View(results))[1] == f"{told} All 64 lists are searched: this is exhaustive."
     ivf = results["ann"]["indexes"]["ivf"]
     ivf["end_to_end"] = {"speed_up": 1.691, "encoder_speed_up": 3.094, "calls": 200}
     grid = costs.effort(View(results))
     assert grid is not None
     (row,) = [row.cells for row in grid.rows if row.cells[0] == "IVF"]
-    assert row[-3:] == ["1.69×", "3.09×", "200"]
+    assert row[-3:] == ["1.69×", "3.09×", "searches: 200 calls"]
+    ivf["end_to_end"]["encode_calls"] = 100
+    grid = costs.effort(View(results))
+    assert grid is not None
+    assert "searches: 200 calls; encoding: 100 calls" in [row.cells[-1] for row in grid.rows]
     assert grid.header[-3:] == ["end to end", "encoder alone", "calls"]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "text"),
+    [
+        ((2.8256, 1.0, None, "undecided"), "2.83 [1.00, –] undecided"),
+        ((None, 8.1, None, "more"), "– [8.10, –] more"),
+        ((2.0, None, None, "undecided"), "2.00 undecided"),
+        ((None, None, None, "more"), "– more"),
+    ],
+)
+def test_an_effort_ratio_keeps_the_bound_that_is_known(bounds: tuple[Any, ...], text: str) -> None:
+    results = rich_results()
+    ratio = dict(zip(("value", "low", "high", "verdict"), bounds, strict=True))
+    results["ann"]["indexes"]["ivf"]["effort_ratio"] = ratio
+    grid = costs.effort(View(results))
+    assert grid is not None
+    assert text in grid.rows[1].cells and f"; IVF {text}." in costs.effort_note(View(results))[0]
 
 
 def test_the_metric_in_front_is_one_that_tests_and_ledger_are_about() -> None:

@@ -37,29 +37,36 @@ def effort_note(view: View) -> list[str]:
     told = branch(view.results, "ann")
     if told and not branch(told, "indexes"):  # earlier files call a small collection too small, measured or not
         return ["The cost of an approximate index: not measured (set bench.ann)."]
+    deployed = _deployed(told)
     verdict, documents = clean(told.get("verdict")), number(told.get("documents"))
     size = f" ({count(documents)} documents)" if documents is not None else ""
     if verdict == TOO_SMALL:
         least = f"Under {LEAST_DOCUMENTS:,} documents no conclusion is drawn."
-        return [f"The cost of an approximate index: {verdict}{size}. {least}"]
-    ratios = {INDEX_NAMES.get(index, clean(index)): _ratio(dig(about, "effort_ratio"))
-              for index, about in branch(told, "indexes").items()}  # fmt: skip
-    known = [f"{index} {text}" for index, text in ratios.items() if text != MISSING]
-    deployed = _deployed(branch(told, "deployed"))
+        return [f"The cost of an approximate index: {verdict}{size}. {least}", *deployed]
+    known = []
+    for index, about in branch(told, "indexes").items():
+        ratio = branch(about, "effort_ratio")
+        why = f" ({clean(ratio.get('why'))})" if ratio.get("why") else ""
+        if ratio:
+            known.append(f"{INDEX_NAMES.get(index, clean(index))} {_ratio(ratio)}{why}")
     if not known:
         return [f"The cost of an approximate index: {verdict}{size}.", *deployed] if verdict else []
     head = f"Search effort of the student over that of {clean(view.reference)}, each within 1 % of its exact search"
     return [f"{head}{size}: {'; '.join(known)}.", *deployed]
 
 
-def _deployed(told: Mapping[str, object]) -> list[str]:
+def _deployed(ann: Mapping[str, object]) -> list[str]:
     """Which index and effort the system with the approximate index searches with."""
+    told = branch(ann, "deployed")
     if not told:
         return []
+    lists = number(dig(ann, "indexes", str(told.get("index")), "built", "parameters", "lists"))
+    every = lists is not None and (number(told.get("effort")) or 0) >= lists
+    exhaustive = f" All {count(lists)} lists are searched: this is exhaustive." if every else ""
     index = INDEX_NAMES.get(str(told.get("index")), clean(told.get("index")))
     reasons = {"set": "as the recipe sets it", "within 1 %": "where the student comes within 1 % of its exact search"}
     why = reasons.get(str(told.get("why")), "the largest measured: 1 % was not reached")
-    return [f"{clean(told.get('system'))} searches {index} at effort {count(told.get('effort'))}, {why}."]
+    return [f"{clean(told.get('system'))} searches {index} at effort {count(told.get('effort'))}, {why}.{exhaustive}"]
 
 
 def effort(view: View) -> Grid | None:
@@ -91,7 +98,7 @@ def effort(view: View) -> Grid | None:
                     _ratio(dig(about, "effort_ratio")),
                     MISSING if speed is None else f"{speed:.2f}×",
                     MISSING if alone is None else f"{alone:.2f}×",
-                    count(dig(end, "calls")) if number(dig(end, "calls")) is not None else MISSING,
+                    _calls(branch(end)),
                 ]
             )
         )
@@ -117,10 +124,15 @@ def effort(view: View) -> Grid | None:
 def _ratio(entry: object) -> str:
     """The student's effort over the reference's, with its interval and what that shows."""
     found = Interval.of(entry)
-    if found.value is None:
-        return clean(dig(entry, "verdict") or MISSING)
-    bounds = "" if found.low is None or found.high is None else f" [{found.low:g}, {found.high:g}]"
-    return f"{found.value:g}{bounds} {clean(dig(entry, 'verdict') or '')}".strip()
+    known = {found.low, found.high} != {None}
+    bounds = f" [{decimals(found.low, 2)}, {decimals(found.high, 2)}]" if known else ""
+    return f"{decimals(found.value, 2)}{bounds} {clean(dig(entry, 'verdict') or '')}".strip()
+
+
+def _calls(end: Mapping[str, object]) -> str:
+    """How many calls stand behind the medians of searching and, where it is told, of encoding."""
+    told = {"searches": number(end.get("calls")), "encoding": number(end.get("encode_calls"))}
+    return "; ".join(f"{what}: {count(many)} calls" for what, many in told.items() if many is not None) or MISSING
 
 
 def _megabytes(value: object) -> str:
