@@ -60,9 +60,11 @@ def outputs_present(recorded: dict[str, list[Any]], root: Path, step: str) -> bo
     problems = []
     for name in progress(doubtful, what=f"check {step}", unit="file"):
         path, (size, _, sha256, *_) = root / name, recorded[name]
-        recorded[name] = _stamp(path, sha256)  # before it is read: who writes meanwhile is found out the next time
+        stamp = _stamp(path, sha256)  # before it is read: who writes meanwhile is found out the next time
         got = file_sha256(path)
-        if got != sha256:
+        if got == sha256:
+            recorded[name] = stamp
+        else:
             problems.append(
                 Problem(f"the file is not what step {step!r} wrote", where=str(path),
                         got=f"{path.stat().st_size} bytes, sha256 {got[:12]}",

@@ -132,7 +132,7 @@ def test_bounds_are_the_percentiles_of_the_resamples() -> None:
 
 
 def group_of_next_lost(lost_G: np.ndarray, whole_G: np.ndarray) -> float:
-    """Pair by pair: of a lost hit and any of its group, the share in which both are lost; three groups are lost whole."""
+    """Pair by pair: of a lost hit and any of its group, the share in which both are lost; three groups lost whole."""
     some = [float(whole) for whole in whole_G if whole > 0]
     unseen = 3 * sum(whole * whole for whole in some) / len(some)
     pairs = [(max(lost, 0.0), whole) for lost, whole in zip(lost_G, whole_G, strict=True)]

@@ -172,3 +172,14 @@ def test_the_int8_file_is_opened_once_for_all_sets(recipe: Path, monkeypatch: py
         "report": [[1, 1], [3, 1]], "test": [], "select": [[2, 1]],
     }  # fmt: skip
     assert len(opened) == 1 and found["test"].shape == (0, 2)
+
+
+def test_damage_in_a_copied_run_is_refused_every_time(recipe: Path, out: Path) -> None:
+    """The times are new, so files are read, and the times of whole ones noted; those of damaged ones are not."""
+    weights = out / "student" / "refined" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(StaleArtefactError, match="not what step 'refine' wrote"):
+            run_recipe(load_recipe(recipe), out)
