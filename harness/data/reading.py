@@ -22,6 +22,7 @@ NAMED_PLACES = 5  # of each kind of bad line in a file
 PREVIEW_LINES = 1_000_000  # a file, where a preview is enough
 MAX_LINE_BYTES = 4 * 2**20  # a longer line is no text to search for or with: a file without line breaks, or garbage
 PARALLEL = "parallel_id"  # names what stands in several languages, and is read beside a group whose field is not named
+_EXACT = 2**53  # below it a float64 holds every whole number
 _JSONL = (".jsonl", ".json")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -294,7 +295,16 @@ def check_language(value: Any, name: str = "lang") -> str:
 
 
 def check_label(value: Any, name: str) -> str:
-    """A group or key: a string or a whole number, ``""`` for none."""
+    """A group or key: a string or a whole number, ``""`` for none.
+
+    Tables store whole numbers as floats where some are missing: such are the same number, and NaN is none. Beyond
+    ``_EXACT`` two numbers may be stored as one, so that floats are refused there.
+    """
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        if value.is_integer() and abs(value) < _EXACT:
+            value = int(value)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else check_text(value, name)
 
 

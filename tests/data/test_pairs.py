@@ -129,6 +129,20 @@ def test_a_table_s_parallel_id_is_read(tmp_path: Path) -> None:
     assert _read(str(tmp_path / "pairs.parquet"), columns=other)[0].queries.parallels == [(), ()]
 
 
+def test_whole_floats_are_their_numbers_and_nan_is_missing(tmp_path: Path) -> None:
+    """As pandas writes a column of whole numbers of which some are missing."""
+    table = {"query": list("abc"), "positive": list("xyz"), "group": pa.array([7.0, float("nan"), None], pa.float64()),
+             "parallel_id": pa.array([None, 1.0, float("nan")], pa.float64())}  # fmt: skip
+    pq.write_table(pa.table(table), tmp_path / "pairs.parquet")
+    source, reading = _read(str(tmp_path / "pairs.parquet"))
+    assert source.queries.groups == [("7",), (), ()] and source.queries.parallels == [(), ("1",), ()]
+    assert not reading.bad_count
+    wrong = [1.5, float("inf"), 2.0**53, True, [1]]
+    lines = [{"query": f"q{n}", "positive": "x", "parallel_id": value} for n, value in enumerate(wrong)]
+    _, reading = _read(str(write_jsonl(tmp_path / "pairs.jsonl", lines)))
+    assert reading.bad_count == len(wrong)
+
+
 def test_a_query_has_the_groups_and_the_parallel_ids_of_all_its_lines(tmp_path: Path) -> None:
     lines = [{"query": "a", "positive": "b", "parallel_id": name, "group": group}
              for name, group in (("1", "1"), ("1", "2"), ("2", ""))]  # fmt: skip
