@@ -37,6 +37,15 @@ def _about_threads(results: Tree) -> list[str]:
             f"another: set bench.threads to {cores} at most"]  # fmt: skip
 
 
+def ann_caveats(ann: Tree) -> list[str]:
+    """Warnings about what ``bench.ann`` measured."""
+    threads, cores = ann.get("threads"), ann.get("cores")
+    if threads is None or cores is None or threads <= cores:
+        return []
+    return [f"approximate indexes were built and searched with {threads} threads on {cores} cores, where threads wait "
+            f"for one another: set bench.ann.threads to {cores} at most"]  # fmt: skip
+
+
 def _about_exported(results: Tree, headline: str) -> list[str]:
     deployed, told = results["exported"], results["candidate"]
     if None in (deployed, told) or deployed == told:

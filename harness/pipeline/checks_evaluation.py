@@ -88,7 +88,14 @@ def check_late_steps(recipe: Recipe, folder: RunFolder, steps: Collection[str]) 
 
 def thread_warnings(recipe: Recipe) -> list[str]:
     """Threads that this machine has no cores for; the run may be meant for another one."""
-    bench, cores = recipe.bench, available_cores()
-    asked = {"bench.threads": bench and bench.threads, "bench.ann.threads": bench and bench.ann and bench.ann.threads}
-    return [f"{key} is {count}, and this machine has {cores} cores: threads would wait for one another"
-            for key, count in asked.items() if count and count > cores]  # fmt: skip
+    bench = recipe.bench
+    asked = (("bench.threads", bench), ("bench.ann.threads", bench and bench.ann))
+    return [told for key, own in asked if own and (told := too_many_threads(key, own.threads))]
+
+
+def too_many_threads(key: str, count: int | None) -> str | None:
+    """The warning, where a setting asks for more threads than this machine has cores."""
+    cores = available_cores()
+    if count is None or count <= cores:
+        return None
+    return f"{key} is {count}, and this machine has {cores} cores: threads would wait for one another"

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness import metrics
 from harness.data.records import in_context
-from harness.engines.machine import cpu_name
+from harness.engines.machine import available_cores, cpu_name
 from harness.evaluation.ann import (
     Asked,
     effort_curves,
@@ -23,9 +23,11 @@ from harness.evaluation.ann import (
     time_one,
     told_of_index,
 )
+from harness.evaluation.caveats import ann_caveats
 from harness.evaluation.searching import judgments
 from harness.pipeline.ann_index import SYSTEM as ANN_SYSTEM
 from harness.pipeline.ann_index import ann_settings, deployed_effort, deployed_system, open_approximate
+from harness.pipeline.checks_evaluation import too_many_threads
 from harness.pipeline.labels import judged_records
 from harness.pipeline.work_bench import on_threads
 from harness.pipeline.work_evaluation import context_of, open_system, system_folder
@@ -49,6 +51,8 @@ EXACT_TIMED = 32  # exact search of one query takes long
 def do_ann(run: Run) -> list[Path]:
     """Build the indexes, search them with the teacher's and the deployed student's queries, write ``ann.json``."""
     settings = ann_settings(run)
+    if warning := too_many_threads("bench.ann.threads", settings.threads):
+        logger.warning("%s", warning)
     student = deployed_system(run.recipe)
     store = run.store("documents")
     folder = system_folder(run, student)
@@ -65,7 +69,7 @@ def do_ann(run: Run) -> list[Path]:
             "verdict": "measured" if searched >= LEAST_DOCUMENTS else TOO_SMALL,
             "documents": len(documents), "searched": searched, "dimensions": store.dimension, "set": set_name,
             "queries": len(records), "k": settings.k, "threads": settings.threads, "cpu": cpu_name(),
-            "exact": _exact(exact, settings.k, asked, encode_ms), "indexes": {},
+            "cores": available_cores(), "exact": _exact(exact, settings.k, asked, encode_ms), "indexes": {},
         }  # fmt: skip
         for kind, index in indexes.items():
             told["indexes"][kind] = _measured(run, index, asked, encode_ms, documents.__getitem__)
@@ -79,6 +83,7 @@ def with_ann(run: Run, results: dict[str, Any]) -> dict[str, Any]:
         results["ann"] = read_json(run.folder.ann, next="run the step bench.ann again")
         if ANN_SYSTEM in run.recipe.evaluate.systems:
             results["ann"]["deployed"] = {"system": ANN_SYSTEM, **deployed_effort(run)}
+        results["warnings"] += ann_caveats(results["ann"])
     return results
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from harness.engines.deployed import ONNX, onnx_precisions, read_onnx_manifest
 from harness.engines.machine import available_cores
 from harness.evaluation.bench import MB, Ramp, Search, bench, priced
+from harness.pipeline.checks_evaluation import too_many_threads
 from harness.pipeline.context import Run
 from harness.pipeline.provenance import versions
 from harness.pipeline.work_evaluation import index_of_system, open_system, system_folder
-from harness.runtime.process import read_json, write_json
+from harness.runtime.process import logger, read_json, write_json
 from harness.vectors.index import require_faiss
 from harness.vectors.space import require_same_space
 
@@ -34,6 +35,8 @@ def do_bench(run: Run) -> list[Path]:
     """Latency and throughput of the systems' query encoders, interleaved, in this process."""
     settings = run.recipe.bench
     assert settings is not None, "planned only with the section"
+    if warning := too_many_threads("bench.threads", settings.threads):
+        logger.warning("%s", warning)
     _ = run.device  # now, for it sets the threads of the launch settings
     indexes = _indexes(run, settings.systems)
     with on_threads(settings.threads, faiss="faiss" in {index.kind for index in indexes.values()}) as told:

@@ -289,10 +289,13 @@ def test_which_index_is_searched_and_how_much_of_the_speed_is_left_is_told() -> 
     assert grid is not None
     (row,) = [row.cells for row in grid.rows if row.cells[0] == "IVF"]
     assert row[-3:] == ["1.69×", "3.09×", "searches: 200 calls"]
+    assert grid.note and "Threads" not in grid.note
     ivf["end_to_end"]["encode_calls"] = 100
+    results["ann"]["threads"] = 4
     grid = costs.effort(View(results))
     assert grid is not None
     assert "searches: 200 calls; encoding: 100 calls" in [row.cells[-1] for row in grid.rows]
+    assert grid.note and grid.note.endswith(" Threads: 4.")
     assert grid.header[-3:] == ["end to end", "encoder alone", "calls"]
 
 

@@ -12,6 +12,7 @@ import pytest
 from builders.evaluations import per_query
 from rich.console import Console
 
+from harness.evaluation.caveats import ann_caveats
 from harness.evaluation.per_query import PerQuery
 from harness.evaluation.report import evidence, terminal
 from harness.evaluation.report.markdown import markdown
@@ -226,6 +227,10 @@ def test_more_threads_than_cores_are_warned_of(threads: Any, told: int) -> None:
     timed["conditions"]["threads"] = threads
     found = [text for text in results(bench=timed)["warnings"] if "64 threads on 2 cores" in text]
     assert len(found) == told and all("set bench.threads to 2 at most" in text for text in found)
+    if isinstance(threads, int):
+        found = ann_caveats({"threads": threads, "cores": 2})
+        assert len(found) == told and all("set bench.ann.threads to 2 at most" in text for text in found)
+    assert ann_caveats({"verdict": "measured", "threads": 64}) == [], "of earlier files"
 
 
 def latency_bar(value: float, calls: int, **noise: Any) -> dict[str, Any]:

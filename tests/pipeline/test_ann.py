@@ -11,10 +11,12 @@ import pytest
 from builders.tiny_run import tiniest_tree, write_recipe
 
 from harness.data.prepare import load_dataset
+from harness.engines.machine import available_cores
 from harness.evaluation import ann as ann_tax
 from harness.evaluation.per_query import PerQuery
-from harness.pipeline import surroundings, work_ann
+from harness.pipeline import checks_evaluation, surroundings, work_ann
 from harness.pipeline.check import check_recipe
+from harness.pipeline.context import Run
 from harness.pipeline.controller import _find, run_recipe, run_verb
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.manifest import Manifest
@@ -70,6 +72,7 @@ def test_curves_of_teacher_and_student_are_in_the_results(done: RunFolder) -> No
     assert found == read_json(done.ann) | {"deployed": deployed}
     assert found["verdict"] == "too small to tell" and found["documents"] == found["searched"] == 120
     assert (found["set"], found["queries"], found["k"], found["threads"]) == ("test", 30, 10, 1)
+    assert found["cores"] == available_cores()
     assert set(found["indexes"]) == {"hnsw", "ivf"} and set(found["exact"]["systems"]) == {"teacher", "student-refined"}
     hnsw, ivf = found["indexes"]["hnsw"], found["indexes"]["ivf"]
     assert hnsw["built"]["parameters"] == {"neighbours": 4, "ef_construction": 8} and hnsw["built"]["bytes"] > 0
@@ -110,8 +113,16 @@ def test_an_effort_that_is_set_is_searched_with_and_indexes_are_kept(
     run_recipe(other, folder.root, last="export")
     opened, told = watched(monkeypatch, VectorIndex, "load"), watched(monkeypatch, ann_tax, "effort_ratio")
     monkeypatch.setattr(work_ann, "LEAST_DOCUMENTS", 100)  # so that it concludes
+    monkeypatch.setattr(checks_evaluation, "available_cores", lambda: 0)
+    monkeypatch.setattr(work_ann, "available_cores", lambda: 0)
+    warned = watched(monkeypatch, work_ann.logger, "warning")
     assert run_recipe(other, folder.root, last="bench.ann")[1] == ["bench.ann"]
     assert len(opened) == 1, "the exact index is read once"
+    assert sum("bench.ann.threads is 1, and this machine has 0 cores" in str(given) for given, _ in warned) == 1
+    (caveat,) = work_ann.with_ann(Run(other, folder, {}), {"warnings": []})["warnings"]
+    assert "with 1 threads on 0 cores" in caveat
+    whole = read_json(folder.ann)["indexes"]["hnsw"]["end_to_end"]
+    assert (whole["calls"], whole["encode_calls"]) == (4, 30)
     assert read_json(folder.ann)["indexes"]["hnsw"]["built"]["parameters"]["neighbours"] == 8
     known = {record.group for record in load_dataset(folder.data).splits["test"]}
     assert len(told) == 2, "one ratio an index"

@@ -14,7 +14,7 @@ import torch
 from builders.tiny_run import tiniest_tree, write_recipe
 
 from harness.encoders.folder import open_encoder
-from harness.pipeline import work_bench
+from harness.pipeline import checks_evaluation, work_bench
 from harness.pipeline.context import Run
 from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.folder import RunFolder
@@ -102,7 +102,12 @@ def test_within_a_language_where_the_run_searches_so(recipe: Path, done: RunFold
     assert asked == [(7, ["aa"])]
 
 
-def test_threads_are_those_of_the_bench_and_afterwards_as_before(recipe: Path, run: RunFolder) -> None:
+def test_threads_are_those_of_the_bench_and_afterwards_as_before(
+    recipe: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(checks_evaluation, "available_cores", lambda: 0)
+    monkeypatch.setattr(work_bench.logger, "warning", lambda text, *given: warned.append(text % given))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -112,6 +117,7 @@ def test_threads_are_those_of_the_bench_and_afterwards_as_before(recipe: Path, r
         assert (told["threads"], told["search_threads"]) == (1, 1)
         assert told["k"] == told["documents"] < 5000, "there are no more hits"
         assert torch.get_num_threads() == 2, "as the launch settings say"
+        assert any(text.startswith("bench.threads is 1, and this machine has 0 cores") for text in warned)
     finally:
         torch.set_num_threads(before)
 

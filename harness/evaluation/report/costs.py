@@ -113,10 +113,13 @@ def effort(view: View) -> Grid | None:
         "encoder alone",
         "calls",
     ]
+    threads = number(dig(view.results, "ann", "threads"))
+    on = "" if threads is None else f" Threads: {count(threads)}."
     note = (
         "Effort within 1 %: from which on each system stays so near its own exact search; efforts are measured in "
         "steps, so an equal one may differ by a step. End to end: encoding (with torch) and searching with the "
         "reference over the same with the student, each at that effort; medians of so many calls, one at a time."
+        f"{on}"
     )
     return grid("Approximate indexes", header, rows, note, left=(0, 3))
 
