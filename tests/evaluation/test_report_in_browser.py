@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ LOOK = """
     const texts = [...drawing.querySelectorAll('text')].filter(t => t.textContent.trim());
     const boxes = texts.map(t => t.getBoundingClientRect());
     boxes.forEach((a, i) => {
-      if (a.left < frame.left - 2 || a.right > frame.right + 2 || a.top < frame.top - 2 || a.bottom > frame.bottom + 2)
+      if (a.left < frame.left || a.right > frame.right || a.top < frame.top - 2 || a.bottom > frame.bottom + 2)
         told.push(`text beyond its drawing: ${name(texts[i])}`);
       for (let j = 0; j < i; j++) {
         const b = boxes[j];
@@ -83,7 +84,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, results in told.items():
         write_report(results, folder / name)
         (folder / name / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    write_comparison(Comparison(read_runs([folder / "whole", folder / "earlier"])), folder / "compared")
+    runs = ["whole", "earlier", "again", "once-more", "and-again"]
+    for name in runs[2:]:
+        shutil.copytree(folder / "whole", folder / name)
+    write_comparison(Comparison(read_runs([folder / name for name in runs])), folder / "compared")
     written = {name: folder / name / "report.html" for name in told}
     return written | {"compared": folder / "compared" / "compare.html"}
 
@@ -144,6 +148,20 @@ def test_a_phone_s_first_screen_has_the_verdict_and_the_bars_that_decide(
     assert browser.ask("document.querySelector('.full').checkVisibility()") is False
     browser.size(1280, 900)
     assert browser.ask("document.querySelector('.full').checkVisibility()")
+
+
+def test_a_bar_is_told_in_few_lines_and_whole_on_paper(browser: Browser, pages: dict[str, Path]) -> None:
+    lines = ("Math.max(...[...document.querySelectorAll('.bars .what')].map(e => e.offsetHeight / "
+             "parseFloat(getComputedStyle(e).lineHeight)))")  # fmt: skip
+    for width, media in ((768, ""), (1024, ""), (690, "print")):
+        browser.size(width, 1024)
+        browser.scheme("light", media=media)
+        browser.open(pages["whole"])
+        try:
+            assert browser.ask(lines) < 3.5, (width, media)
+            assert browser.ask("document.querySelector('.full').checkVisibility()")
+        finally:
+            browser.scheme("light")
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -17,9 +17,10 @@ from harness.evaluation.between import paired_between
 from harness.evaluation.report import costs, curves, disagree, evidence, plots, tables
 from harness.evaluation.report.compare import Comparison
 from harness.evaluation.report.markdown import markdown
-from harness.evaluation.report.page import first_screen, page
+from harness.evaluation.report.page import _short, first_screen, page
 from harness.evaluation.report.runs import read_runs
 from harness.evaluation.report.sections import _paid
+from harness.evaluation.report.svg import cut_within
 from harness.evaluation.report.tables import Grid
 from harness.evaluation.report.view import View
 
@@ -306,6 +307,25 @@ def test_what_is_not_shown_is_not_explained() -> None:
     grid = tables.cost(View(results))
     assert grid is not None and "p50 to p99: the encoder" in grid.note and "other calls" not in grid.note
     assert "pale band" not in _paid(View(results)), "one mark alone"
+
+
+def test_a_phone_tells_latency_with_percentile_engine_and_unit() -> None:
+    results = rich_results()
+    path = f"p99 in ms of a query's whole path (tokenise, encode, search) with {SYSTEM} by onnx, at most"
+    results["bars"] = [{"name": "latency", "what": path, "value": 27.034, "bar": 5, "status": "missed"},
+                       {"name": "latency ratio", "what": f"median encoder latency of {SYSTEM} over the teacher's",
+                        "value": 0.4, "bar": 0.5, "status": "reached"}]  # fmt: skip
+    shown = [_short(bar) for bar in View(results).bars]
+    assert shown[0] == "latency p99, onnx ≤ 5 ms" and shown[1].startswith("latency ratio") and "ms" not in shown[1]
+
+
+def test_names_that_begin_alike_are_told_apart_on_a_phone() -> None:
+    assert cut_within("student-refined", 15) == "student-refined"
+    assert cut_within("zh-Hant-TW-x-1234", 15) == "zh-Hant…-x-1234"
+    languages = tuple(f"zh-Hant-TW-x-{number:04d}" for number in range(8))
+    drawing = plots.recovery(View(rich_results(languages)), 328)
+    names = re.findall(r'text-anchor="end"[^>]*>(zh-[^<]*)<', drawing or "")
+    assert len(names) == len(set(names)) == 8
 
 
 def test_the_tiles_are_of_the_engine_that_the_bar_takes() -> None:

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.evaluation.report.svg import Scale, circle, cut, diamond, label, line, log_ticks, path, short, svg, ticks
+from harness.evaluation.report.svg import (
+    Scale,
+    circle,
+    cut,
+    cut_within,
+    diamond,
+    label,
+    line,
+    log_ticks,
+    path,
+    short,
+    svg,
+    ticks,
+)
 from harness.evaluation.report.values import branch, clean, dig, items, number
 from harness.evaluation.report.view import View
 from harness.vectors.approximate import TOO_SMALL
@@ -42,7 +55,7 @@ def _slope(view: View, scope: str, found: list[tuple[int, float]], reference: fl
     y = Scale(0.0, top_value, bottom, top)
     xs = [left + 4 + (width - left - right - 4) * (i / (steps - 1) if steps > 1 else 0.5) for i in range(steps)]
     name = "mean over languages" if scope == "macro" else scope or "(none)"
-    parts = [label(0, 12, cut(name, 20), "strong"), line(left, bottom, width, bottom, "axis")]
+    parts = [label(0, 12, cut_within(name, 20), "strong"), line(left, bottom, width, bottom, "axis")]
     parts += [label(left - 5, y(m), short(m), "tick", "end") + line(left, y(m), width, y(m), "grid")
               for m in ticks(0.0, top_value, 5) if m <= top_value]  # fmt: skip
     if reference is not None:
@@ -155,7 +168,7 @@ def _lines(axes: Axes, lines: Sequence[Line], at: float | None = None, note: str
     lines = [one for one in lines if one.points]
     if not lines:
         return None
-    width, height, left, right, top, bottom = 320, 228, 48, 14, 64, 186
+    width, height, left, right, top, bottom = 320, 228, 48, 24, 64, 186
     points = [*axes.holds, *(point for one in lines for point in one.points)]
     x_marks, log_x = _marks([x for x, _ in points], axes.log_x)
     y_marks, log_y = _marks([y for _, y in points] + ([] if at is None else [at]), axes.log_y)

@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.evaluation.report.svg import Scale, circle, cut, diamond, label, line, path, short, svg, tag, ticks
+from harness.evaluation.report.svg import (
+    Scale,
+    circle,
+    cut,
+    cut_within,
+    diamond,
+    label,
+    line,
+    path,
+    short,
+    svg,
+    tag,
+    ticks,
+)
 from harness.evaluation.report.values import Interval, decimals, percent
 from harness.evaluation.report.view import Bar
 
 ROW, TIGHT, MANY = 24, 19, 24  # height of a row, and of one where there are more than ``MANY``
+WIDEST = 7.8  # of a letter in a name, on average and in bold
 ABREAST = 500  # a drawing wider than this shows intervals as text too
 
 
@@ -90,9 +104,9 @@ def whiskers(dots: Sequence[Dot], *, width: int, reference: float, title: str, b
         return None
     wide = width > ABREAST
     most, right = (28, 158) if wide else (15, 48)
-    names = [cut(dot.name, most) for dot in dots]
+    names = [cut_within(dot.name, most) for dot in dots]
     beside = 6.0 * max(len(dot.more) for dot in dots) + 10 if wide and any(dot.more for dot in dots) else 0.0
-    left = max(56.0, 16 + 7.2 * max(map(len, names))) + beside
+    left = max(56.0, 16 + WIDEST * max(map(len, names))) + beside
     top = 22
     places, bottom = _places(dots, top)
     marks = ticks(*_range(dots, [reference] if bar is None else [reference, bar]), 8 if wide else 5)
@@ -104,7 +118,7 @@ def whiskers(dots: Sequence[Dot], *, width: int, reference: float, title: str, b
         strong = "strong" if dot.kind in ("summary", "base", "worst") else "soft" if dot.kind == "few" else ""
         shown = dot.interval.text(sign=not reference) if wide else decimals(dot.interval.value, sign=not reference)
         if dot.heading:
-            parts.append(label(2, y - (TIGHT if len(dots) > MANY else ROW), cut(dot.heading, most + 8), "strong"))
+            parts.append(label(2, y - (TIGHT if len(dots) > MANY else ROW), cut(dot.heading, most + 8), "strong over"))
         parts += [line(left, y, width - right, y, "grid"), _dot(dot, y, scale, reference),
                   label(left - 12 - beside, y, name, strong, "end"),
                   label(width - 2, y, shown, f"value {strong}", "end")]  # fmt: skip
@@ -156,7 +170,7 @@ def dumbbells(pairs: Sequence[Pair], *, width: int, title: str, names: tuple[str
         return None
     wide = width > ABREAST
     right = 132.0 if wide else 54.0
-    left = max(56.0, 16 + 7.2 * max(len(cut(pair.name, 28 if wide else 12)) for pair in pairs))
+    left = max(56.0, 16 + WIDEST * max(len(cut_within(pair.name, 28 if wide else 12)) for pair in pairs))
     top, row = 28, TIGHT if len(pairs) > MANY else ROW
     bottom = top + row * len(pairs)
     marks = ticks(0.0, max(max(pair.found, pair.wanted) for pair in pairs), 8 if wide else 5)
@@ -177,7 +191,7 @@ def dumbbells(pairs: Sequence[Pair], *, width: int, title: str, names: tuple[str
             line(scale(pair.found), y, scale(pair.wanted), y, "whisker other"),
             diamond(scale(pair.wanted), y, 6, "mark origin hollow", tip),
             circle(scale(pair.found), y, 5, "mark", tip),
-            label(left - 12, y, cut(pair.name, 28 if wide else 12), "", "end"),
+            label(left - 12, y, cut_within(pair.name, 28 if wide else 12), "", "end"),
             label(width - 2, y, shown, "value", "end"),
         ]
     told = "; ".join(f"{p.name} {names[0]} {percent(p.found)}, {names[1]} {percent(p.wanted)}" for p in pairs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from harness.evaluation.report import tables
 from harness.evaluation.report.dots import bar_picture
 from harness.evaluation.report.parts import document
@@ -9,7 +11,7 @@ from harness.evaluation.report.sections import SECTIONS
 from harness.evaluation.report.style import STYLE
 from harness.evaluation.report.svg import escaped
 from harness.evaluation.report.values import MISSING, count, decimals, listed, rate
-from harness.evaluation.report.view import STATUS_MARKS, View
+from harness.evaluation.report.view import STATUS_MARKS, Bar, View
 
 
 def _tile(name: str, value: str, more: str) -> str:
@@ -78,10 +80,16 @@ def _bounds(view: View, text: str) -> str:
     return text[text.index("[") :] + view.mark if "[" in text else ""
 
 
-def _short(brief: str) -> str:
+def _short(bar: Bar) -> str:
+    """What a bar asks for, as short as it can be; latency with its percentile, engine and unit."""
+    brief = bar.brief
     for words, sign in ((", at least", " ≥"), (", at most", " ≤"), (", interval above", " >")):
         brief = brief.replace(words, sign)
-    return brief
+    if not bar.name.startswith("latency"):
+        return brief
+    engine = re.search(r" (?:by|in) (torch|torch-compile|cuda-graphs|onnx)(?=[ ,]|$)", bar.what)
+    kind = (" p99" if "p99" in bar.what else "") + (f", {engine[1]}" if engine else "")
+    return brief.replace(" ≤", f"{kind} ≤", 1) + (" ms" if " in ms " in bar.what else "")
 
 
 def _bars(view: View) -> str:
@@ -89,7 +97,7 @@ def _bars(view: View) -> str:
     rows = [
         f'<li class="{bar.status}"><span class="status">{STATUS_MARKS[bar.status]} {bar.status}</span>'
         f'<span class="what"><span class="full">{escaped(bar.what)}</span>'
-        f'<span class="brief">{escaped(_short(bar.brief))}</span></span>'
+        f'<span class="brief">{escaped(_short(bar))}</span></span>'
         f'<span class="picture">{bar_picture(bar)}</span>'
         f'<span class="numbers"><b>{escaped(bar.value)}</b> <span class="more">'
         + (f"lower bound {escaped(bar.low)}" if bar.low != MISSING else "")

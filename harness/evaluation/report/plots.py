@@ -17,6 +17,7 @@ from harness.evaluation.report.svg import (
     Scale,
     circle,
     cut,
+    cut_within,
     diamond,
     escaped,
     label,
@@ -126,7 +127,7 @@ def ledger(view: View, width: int) -> str | None:
     steps, branches = ([row for row in found if bool(row.get("branch")) is told] for told in (False, True))
     rows = steps + branches
     wide = width > ABREAST
-    left, right = (178.0, 232.0) if wide else (104.0, 64.0)
+    left, right = (190.0, 232.0) if wide else (124.0, 64.0)
     levels = [float(row[key]) for row in rows for key in ("before", "after")]
     spans = [float(row["before"]) + bound for row in rows for key in ("low", "high")
              if (bound := number(row.get(key))) is not None]  # fmt: skip
@@ -155,7 +156,7 @@ def _level(value: float, name: object, top: float, scale: Scale, width: int, mor
     """A row of the waterfall that says where it stands."""
     y, wide = top + STEP / 2, width > ABREAST
     return [diamond(scale(value), y, 7, "mark summary", f"{clean(name)}: {value:.3f}"),
-            label(scale.start - 12, y, cut(name, 24 if wide else 13), "strong", "end"),
+            label(scale.start - 12, y, cut_within(name, 24 if wide else 15), "strong", "end"),
             label(width - 2, y, decimals(value) + more, "value strong", "end")]  # fmt: skip
 
 

@@ -36,6 +36,7 @@ padding:18px 20px;margin:14px 0}
 .tile{border:1px solid var(--line);border-radius:10px;background:var(--card);padding:12px 14px;margin:0}
 .tile dt{color:var(--soft);font-size:.85rem;line-height:1.3}
 .tile dd{margin:2px 0 0;font-size:1.5rem;font-weight:650;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
+.tile dd.status{font-size:1.2rem}
 .tile dd.more{font-size:.85rem;font-weight:400;color:var(--soft);letter-spacing:0}
 .bars{list-style:none;margin:14px 0;padding:0;border:1px solid var(--line);border-radius:10px;background:var(--card)}
 .bars li{display:grid;grid-template-columns:7.2em 1fr 168px 12.5em;gap:2px 16px;padding:9px 16px;
@@ -64,7 +65,7 @@ Roboto,"Helvetica Neue",Arial,sans-serif;overflow:visible}
 .panels svg{width:100%;max-width:220px}.panels.two svg{max-width:390px}.panels.large svg{max-width:400px}
 svg text{fill:currentColor;font-variant-numeric:tabular-nums}
 svg .tick{fill:var(--soft);font-size:11.5px}svg .small{font-size:11.5px}svg .strong{font-weight:650}
-svg .value{font-size:12.5px}
+svg .value{font-size:12.5px}svg .over{paint-order:stroke;stroke:var(--card);stroke-width:5px;stroke-linejoin:round}
 svg line,svg polyline{fill:none;stroke-linecap:round;stroke-linejoin:round}
 .grid{stroke:var(--grid)}.axis{stroke:var(--line)}
 .reference{stroke:var(--orange);stroke-width:1.6;stroke-dasharray:5 4}
@@ -128,14 +129,19 @@ footer{margin-top:56px;padding-top:18px;padding-bottom:40px;color:var(--soft);fo
 footer dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 16px;margin:0;border-top:1px solid var(--line);
 padding-top:16px}
 footer dt{font-weight:600}footer dd{margin:0}
-@media (max-width:760px){.bars li{grid-template:"what what value" "status more more" "picture more more"/6.8em 1fr auto;
-gap:0 12px;padding:6px 16px;line-height:1.4;align-items:start}.bars .numbers{display:contents}.full{display:none}
-.bars .brief,.bars .numbers :is(.bound,.bound i){display:inline}
+@media print,(max-width:899px){
+.bars li{grid-template:"what what what value" "status picture more more"/6.8em 120px 1fr auto;
+gap:0 12px;padding:6px 16px;line-height:1.4;align-items:start}
+.bars .numbers{display:contents}.bars .numbers :is(.bound,.bound i){display:inline}
 .bars .what{grid-area:what}.bars .status{grid-area:status}
 .bars b{grid-area:value}.bars .picture{grid-area:picture}.picture svg{width:108px;height:16px}
 .bars .numbers .more{grid-area:more;text-align:right;white-space:normal;font-size:.82em}
 .more span{font-size:1em!important}.notes{font-size:.87rem;line-height:1.4;margin-top:7px}}
-@media (max-width:560px){.sides{grid-template-columns:1fr}.verdict{padding:14px 16px}figure{padding:12px 10px}
+@media screen and (max-width:620px){
+.bars li{grid-template:"what what value" "status more more" "picture more more"/6.8em 1fr auto}
+.full{display:none}.bars .brief{display:inline}}
+@media screen and (max-width:560px){.sides{grid-template-columns:1fr}.verdict{padding:14px 16px}
+figure{padding:12px 10px}
 h2{margin-top:44px}.answer small{display:block;margin-top:6px;line-height:1.35;font-size:1rem}
 .tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile dd{font-size:1.25rem}
 .tile:last-child:nth-child(odd){grid-column:span 2}

@@ -107,3 +107,10 @@ def cut(text: object, most: int) -> str:
     """Text of at most ``most`` characters, so that a long name stays within its margin."""
     line_of_text = clean(text)
     return line_of_text if len(line_of_text) <= most else line_of_text[: most - 1] + "…"
+
+
+def cut_within(text: object, most: int) -> str:
+    """The same, cut in the middle: for names of languages and slices that begin alike."""
+    name = clean(text)
+    tail = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - tail]}…{name[-tail:]}"
