@@ -79,7 +79,12 @@ def browser() -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The whole report, one of many languages, an earlier one, one with next to nothing, and two runs side by side."""
     told = {"whole": rich_results(), "many": rich_results(FIFTY_ONE), "earlier": example_results(),
-            "nothing": {"schema": 1}}  # fmt: skip
+            "long": rich_results(), "nothing": {"schema": 1}}  # fmt: skip
+    told["long"]["ledger"] = [row for row in told["long"]["ledger"] if row["step"] in ("cut", "align", "refine")]
+    for index in told["long"]["ann"]["indexes"].values():
+        for system in index["systems"].values():
+            for point in system["curve"]:
+                point["effort"] *= 10
     folder = tmp_path_factory.mktemp("pages")
     for name, results in told.items():
         write_report(results, folder / name)
@@ -115,7 +120,7 @@ def test_all_columns_of_latency_and_throughput_are_seen_on_a_desktop(browser: Br
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["whole", "many", "earlier", "nothing", "compared"])
+@pytest.mark.parametrize("name", ["whole", "many", "earlier", "long", "nothing", "compared"])
 def test_it_is_laid_out_without_a_fault(name: str, width: int, browser: Browser, pages: dict[str, Path]) -> None:
     assert seen(browser, pages[name], width) == []
     if name != "nothing":

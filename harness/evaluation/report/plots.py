@@ -127,7 +127,7 @@ def ledger(view: View, width: int) -> str | None:
     steps, branches = ([row for row in found if bool(row.get("branch")) is told] for told in (False, True))
     rows = steps + branches
     wide = width > ABREAST
-    left, right = (190.0, 232.0) if wide else (124.0, 64.0)
+    left, right = (200.0, 232.0) if wide else (132.0, 64.0)
     levels = [float(row[key]) for row in rows for key in ("before", "after")]
     spans = [float(row["before"]) + bound for row in rows for key in ("low", "high")
              if (bound := number(row.get(key))) is not None]  # fmt: skip
