@@ -108,6 +108,7 @@ class Controller:
         sources |= sources_of_streams(recipe, self.files)  # last: what is new of large logs is read
         self.sources, self.keys = sources, keys(recipe, sources)
         self.manifest = Manifest(folder)
+        self.ended: list[str] = []  # steps that this command did
 
     def refuse_other_documents(self, forced: Collection[str] = ()) -> None:
         """Refuse documents that an update left half changed, or that changed since; ``forced`` steps run anyway.
@@ -219,6 +220,7 @@ class Controller:
     def end(self, step: Step, seconds: float, outputs: Sequence[Path]) -> None:
         """Record a step that is done."""
         self.manifest.record(step.name, self.keys, step.inputs, seconds, outputs, self.sources.get(step.name))
+        self.ended.append(step.name)
         logger.info("  %s done in %.1f s", step.name, seconds)
 
 
@@ -281,18 +283,16 @@ def run_recipe(
         check_late_steps(recipe, folder, todo)
         controller.forget_dropped_steps()
         controller.manifest.forget([step.name for step in steps if step.name in forced])
-        ran: list[str] = []
-        with recipe_written(recipe, folder, ran):
+        with recipe_written(recipe, folder, controller.ended):
             note_files(folder, controller.files)
             for step in steps:
                 if not controller.todo([step]):
                     logger.info("  %s: done already", step.name)
                     continue
                 _start(step, controller, stop, afresh=step.name in forced)
-                ran.append(step.name)
                 if step.name == "data":  # now it is known how much there is of it
                     controller.foresee(steps)
-    return folder, ran
+    return folder, controller.ended
 
 
 def _start(step: Step, controller: Controller, stop: StopRequest, afresh: bool) -> None:
@@ -310,6 +310,7 @@ def _start(step: Step, controller: Controller, stop: StopRequest, afresh: bool) 
     run_command(command(step, folder.recipe, recipe.launch, gpus), step, folder.root, stop)
     stop.patient = False
     controller.manifest = Manifest(folder)
+    controller.ended.append(step.name)
     if stop.requested:
         raise StoppedError(f"stopped after step {step.name!r} was finished; the same command goes on from there")
 
@@ -333,16 +334,14 @@ def run_verb(recipe: Recipe, output: Path, verb: str, *, only: str | None = None
             stack.enter_context(alone_in(output))
         main: list[Controller] = []
         keys = _on_main(lambda: _open(recipe, folder, main, steps))
-        ran: list[str] = []
         if main and not started_by_controller(folder.root):
-            stack.enter_context(recipe_written(recipe, folder, ran))
+            stack.enter_context(recipe_written(recipe, folder, main[0].ended))
         for step in steps:
             if not _on_main(functools.partial(_wanted, main, step)):
                 continue
             from harness.pipeline.context import Run
 
             run_here(step, Run(recipe, folder, keys, stop), stop, main[0] if main else None)
-            ran.append(step.name)
     if launched_processes() > 1:
         from harness.runtime.distributed import leave_processes
 

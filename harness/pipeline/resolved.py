@@ -15,17 +15,17 @@ from harness.runtime.process import atomic_file
 
 
 @contextlib.contextmanager
-def recipe_written(recipe: Recipe, folder: RunFolder, ran: Collection[str]) -> Iterator[None]:
+def recipe_written(recipe: Recipe, folder: RunFolder, ended: Collection[str]) -> Iterator[None]:
     """The resolved recipe lies in the folder.
 
-    Where an input is refused while ``ran`` names no step yet, the earlier recipe lies there again, if there was one.
+    Where an input is refused while ``ended`` names no step yet, the earlier recipe lies there again, if there was one.
     """
     before = folder.recipe.read_bytes() if folder.recipe.exists() else None
     dump_recipe(recipe, folder.recipe)
     try:
         yield
     except InputError:
-        if before is not None and not ran:
+        if before is not None and not ended:
             with atomic_file(folder.recipe, "wb") as stream:
                 stream.write(before)
         raise

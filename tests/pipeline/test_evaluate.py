@@ -20,7 +20,7 @@ from harness.pipeline.controller import run_recipe, run_verb
 from harness.pipeline.folder import RunFolder
 from harness.pipeline.manifest import Manifest
 from harness.recipe import load_recipe
-from harness.runtime.errors import StaleArtefactError
+from harness.runtime.errors import InputError, Problem, StaleArtefactError
 from harness.runtime.process import file_sha256
 from harness.vectors import index
 from harness.vectors.store import VectorStore
@@ -68,6 +68,21 @@ def test_what_a_step_made_is_evaluated_when_it_ends(
     monkeypatch.setattr(work_evaluation, "query_vectors", _never)
     monkeypatch.setattr(work_evaluation, "judge", _never)
     assert run_recipe(load_recipe(recipe), tmp_path / "out", last="evaluate")[1][-1] == "evaluate"
+
+
+def test_the_recipe_stays_that_of_a_step_whose_evaluation_was_refused(
+    recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise InputError(Problem("query vectors are not finite"))
+
+    monkeypatch.setattr(work_evaluation, "evaluate", refused)
+    changed = load_recipe(recipe, ["align.training.learning_rate=2e-3"])
+    with pytest.raises(InputError, match="not finite"):
+        run_recipe(changed, out, last="align")
+    assert load_recipe(out / "recipe.resolved.yaml").align == changed.align, "the step was done under it"
+    monkeypatch.undo()
+    assert "align" not in run_recipe(changed, out, last="evaluate")[1]
 
 
 def test_evaluations_of_ended_steps_count_as_evaluation() -> None:
