@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+GROUP, ID = "group", "id"  # kinds of names
+PARALLEL = "parallel_id"  # names what stands in several languages, and is read beside a group whose field is not named
+
+
+class Name(NamedTuple):
+    """What a query is grouped by. Names of two kinds are two, whatever their texts: an id is no other query's group."""
+
+    text: str
+    kind: str
 
 
 def stable_fraction(label: str, salt: str = "") -> float:
@@ -24,18 +35,19 @@ def choose_groups(labels: Iterable[str], share: float, salt: str, *, least: int 
     return set(order[:count])
 
 
-def join_groups(members: Mapping[str, Iterable[str]]) -> dict[str, str]:
+def join_groups(members: Mapping[str, Iterable[Name]]) -> dict[str, str]:
     """The group of each query, where queries that share a name are in one group (transitively).
 
     Args:
-        members: query -> its names, at least one: its own group, or its positives' groups or ids.
+        members: query -> its names, at least one: its own group and parallel id, or its positives' or their ids.
 
     Returns:
-        query -> the smallest of the joined names.
+        query -> the smallest text of the joined names. What other groups there are changes it only where the same
+        text, of another kind, is theirs: then the kind stands before it.
     """
-    parent: dict[str, str] = {}
+    parent: dict[Name, Name] = {}
 
-    def find(name: str) -> str:
+    def find(name: Name) -> Name:
         while (above := parent.setdefault(name, name)) != name:
             parent[name] = parent[above]
             name = above
@@ -49,4 +61,21 @@ def join_groups(members: Mapping[str, Iterable[str]]) -> dict[str, str]:
         for other in others:
             root, below = sorted((root, find(other)))
             parent[below] = root
-    return {query: find(first) for query, first in firsts.items()}
+    roots = {query: find(first) for query, first in firsts.items()}
+    labels = _labels(set(roots.values()))
+    return {query: labels[root] for query, root in roots.items()}
+
+
+def _labels(roots: Iterable[Name]) -> dict[Name, str]:
+    """A text for each name, no two the same: of equal texts a group's stays as it is."""
+    labels: dict[Name, str] = {}
+    taken, seen = {root.text for root in roots}, set[str]()
+    for root in sorted(roots):
+        label = root.text
+        if label in seen:
+            while label in taken:
+                label = f"{root.kind} {label}"
+            taken.add(label)
+        seen.add(root.text)
+        labels[root] = label
+    return labels

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.beir import is_number, read_beir
-from harness.data.grouping import join_groups
+from harness.data.grouping import ID, Name, join_groups
 from harness.data.reading import Reading
 from harness.data.records import RESERVED, UNKNOWN_LANGUAGE, Documents, Record
 from harness.data.source import Source
@@ -152,7 +152,7 @@ def _of_folder(given: OutsideSet, folder: Path) -> OutsideData:
             dropped[kind] = dropped.get(kind, 0) + told["count"]
     asked, judgments = source.queries, source.judgments["dev"]
     rows = {id_: row for row, id_ in enumerate(asked.ids)}
-    groups = join_groups({id_: source.own_names(rows[id_]) or [id_] for id_ in judgments})
+    groups = join_groups({id_: source.own_names(rows[id_]) or [Name(id_, ID)] for id_ in judgments})
     records = [
         _record(id_, asked.texts[rows[id_]], grades, language=asked.languages[rows[id_]],
                 group=groups[id_], weight=asked.weights[rows[id_]])

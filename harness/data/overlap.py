@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.data.folder import SPLITS, read_lines
+from harness.data.grouping import Name
 from harness.data.records import asked_text
 from harness.data.source import Queries, Split
 
@@ -63,7 +64,7 @@ def write_former(folder: Path, former: Sequence[Used]) -> None:
 
 
 def shared_with_train(
-    splits: Mapping[str, Split], names: Mapping[str, Mapping[str, list[str]]], queries: Queries, former: Iterable[Used]
+    splits: Mapping[str, Split], names: Mapping[str, Mapping[str, list[Name]]], queries: Queries, former: Iterable[Used]
 ) -> dict[str, dict[str, set[str]]]:
     """Of each evaluation, the queries that training asks too.
 

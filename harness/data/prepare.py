@@ -13,7 +13,7 @@ from harness.data.dropped import KEY as DROPPED_QUERIES
 from harness.data.dropped import dropped_queries
 from harness.data.emoji import make_emoji
 from harness.data.folder import content_sha256, load_dataset, write_folder
-from harness.data.grouping import choose_groups, join_groups
+from harness.data.grouping import Name, choose_groups, join_groups
 from harness.data.overlap import (
     EVALUATION_SPLITS,
     Used,
@@ -292,7 +292,7 @@ def _keep_in_split(splits: dict[str, Split], used: Mapping[str, str]) -> int:
     return kept
 
 
-def _names(split: Split, source: Source) -> dict[str, list[str]]:
+def _names(split: Split, source: Source) -> dict[str, list[Name]]:
     """What each query is grouped by."""
     return {query: source.names(known.row, known.positives) for query, known in split.items()}
 

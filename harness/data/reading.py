@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.data.grouping import PARALLEL
 from harness.data.records import UNKNOWN_LANGUAGE
 from harness.recipe import DataSettings
 from harness.runtime.errors import InputError, Problem
@@ -21,7 +22,6 @@ from harness.runtime.errors import InputError, Problem
 NAMED_PLACES = 5  # of each kind of bad line in a file
 PREVIEW_LINES = 1_000_000  # a file, where a preview is enough
 MAX_LINE_BYTES = 4 * 2**20  # a longer line is no text to search for or with: a file without line breaks, or garbage
-PARALLEL = "parallel_id"  # names what stands in several languages, and is read beside a group whose field is not named
 _EXACT = 2**53  # below it a float64 holds every whole number
 _JSONL = (".jsonl", ".json")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

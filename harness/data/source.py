@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import chain
 from typing import NamedTuple
 
-from harness.data.reading import PARALLEL
+from harness.data.grouping import GROUP, ID, PARALLEL, Name
 from harness.data.records import Documents
 
 Judgments = dict[str, dict[str, float]]  # query id -> document id -> score (above 0: relevant)
@@ -48,28 +46,23 @@ class Source:
     queries: Queries
     judgments: dict[str, Judgments]
 
-    def names(self, row: int, positives: Iterable[str]) -> list[str]:
+    def names(self, row: int, positives: Iterable[str]) -> list[Name]:
         """What a query is grouped by: ``own_names`` or, failing that, its positives' or else their ids."""
         return self.own_names(row) or [name for id_ in positives for name in self._document_names(id_)]
 
-    def own_names(self, row: int) -> list[str]:
+    def own_names(self, row: int) -> list[Name]:
         """A query's own groups and parallel ids: those that share any of either belong together."""
-        return self._joined(self.queries.groups[row], self.queries.parallels[row])
+        return _given_names(self.queries.groups[row], self.queries.parallels[row])
 
-    def _document_names(self, id_: str) -> list[str]:
+    def _document_names(self, id_: str) -> list[Name]:
         row = self.documents.row[id_]
-        return self._joined(self.document_groups[row : row + 1], self.document_parallels[row : row + 1]) or [id_]
+        given = _given_names((self.document_groups[row],), (self.document_parallels[row],))
+        return given or [Name(id_, ID)]
 
-    def _joined(self, groups: Iterable[str], parallels: Iterable[str]) -> list[str]:
-        before = f"{PARALLEL} " if self._both else ""
-        return [*filter(None, groups), *(f"{before}{name}" for name in parallels if name)]
 
-    @cached_property
-    def _both(self) -> bool:
-        """Whether anything has both, so that a group and a parallel id of one name are not the same."""
-        queries = zip(self.queries.groups, self.queries.parallels, strict=True)
-        documents = zip(self.document_groups, self.document_parallels, strict=True)
-        return any(group and parallel for group, parallel in chain(queries, documents))
+def _given_names(groups: Iterable[str], parallels: Iterable[str]) -> list[Name]:
+    kinds = ((GROUP, groups), (PARALLEL, parallels))
+    return [Name(text, kind) for kind, texts in kinds for text in texts if text]
 
 
 class Judged(NamedTuple):

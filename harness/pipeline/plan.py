@@ -89,7 +89,7 @@ STEPS = (
     Step("teacher.more", 1, ("teacher",), ("teacher", "refine.training.steps", "mixed pairs", *SAMPLING),
          _wants("teacher-more"), trains=True, shared=True),
     Step("embed.more", 1, ("data", "teacher.more"), ("embed",), _wants("teacher-more"), shared=True),
-    Step("embed.outside", 2, ("teacher",), ("embed", "evaluate.outside"), lambda r: bool(r.evaluate.outside),
+    Step("embed.outside", 3, ("teacher",), ("embed", "evaluate.outside"), lambda r: bool(r.evaluate.outside),
          shared=True, along=True),
     Step("export", 3, ("data", "embed", "align", "refine"), ("export", *GATE), lambda r: r.export is not None,
          gpu=False),
@@ -155,15 +155,15 @@ def encoded_streams(recipe: Recipe) -> Any:
 
 
 def prepared_anew(recipe: Recipe) -> str | None:
-    """What of the data step came to mean something else, where it can show: version 2 of the step for such recipes.
+    """What of the data step came to mean something else, where it can show: version 3 of the step for such recipes.
 
-    What shares a group or a parallel id is one group; unlabelled texts that an evaluation asks in another Unicode form
-    are left out.
+    What shares a group or a parallel id is one group, and no id is a group; unlabelled texts that an evaluation asks in
+    another Unicode form are left out.
     """
     data = recipe.data
     columns = data.columns.group if data.source in ("pairs", "huggingface") else "group"
     joined = data.source != "emoji" and data.group in (None, "group") and columns == "group"
-    return "2" if joined or data.unlabelled else None
+    return "3" if joined or data.unlabelled else None
 
 
 def paired_streams(recipe: Recipe) -> Any:

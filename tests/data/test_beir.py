@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.beir import read_beir
+from harness.data.grouping import GROUP, PARALLEL, Name
 from harness.data.reading import Reading, check_number
 from harness.data.source import Source
 from harness.recipe import DataSettings, QrelsNames
@@ -62,18 +63,15 @@ def test_a_group_and_a_parallel_id_both_count_unless_a_field_is_named(tmp_path: 
                "parallel_id": "p"}, {"_id": "q3", "text": "c", "product": "x", "parallel_id": "p"}]  # fmt: skip
     write_beir(tmp_path, documents, queries, train=[("q1", "d1", 1), ("q2", "d1", 1)], dev=[("q3", "d2", 1)])
     source, _ = _read(tmp_path)
-    assert [source.own_names(row) for row in range(3)] == [["parallel_id p"], ["g", "parallel_id p"], ["parallel_id p"]]
-    for field, groups in (("product", [[], [], ["x"]]), ("group", [[], ["g"], []])):
+    g, p = Name("g", GROUP), Name("p", PARALLEL)
+    assert [source.own_names(row) for row in range(3)] == [[p], [g, p], [p]]
+    for field, groups in (("product", [[], [], [Name("x", GROUP)]]), ("group", [[], [g], []])):
         source, _ = _read(tmp_path, group=field)
         assert [source.own_names(row) for row in range(3)] == groups, "a field that is named is the only one"
-    del queries[1]["parallel_id"]
-    write_beir(tmp_path, documents, queries, train=[("q1", "d1", 1), ("q2", "d1", 1)], dev=[("q3", "d2", 1)])
-    source, _ = _read(tmp_path)
-    assert [source.own_names(row) for row in range(3)] == [["p"], ["g"], ["p"]], "no line has both"
     for query in queries:
         query.pop("parallel_id", None), query.pop("group", None)
     write_beir(tmp_path, documents, queries, train=[("q1", "d1", 1), ("q2", "d1", 1)], dev=[("q3", "d2", 1)])
-    assert _read(tmp_path)[0].names(0, ["d1", "d2"]) == ["7", "own"]
+    assert _read(tmp_path)[0].names(0, ["d1", "d2"]) == [("7", PARALLEL), ("own", GROUP)]
 
 
 def test_fields_for_group_and_equivalence(tmp_path: Path) -> None:

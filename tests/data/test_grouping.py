@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data.grouping import choose_groups, join_groups, stable_fraction
+from harness.data.grouping import GROUP, ID, PARALLEL, Name, choose_groups, join_groups, stable_fraction
 
 
 def test_fractions_are_stable_and_salted() -> None:
@@ -50,4 +50,21 @@ def test_queries_that_share_a_name_are_joined(members: dict[str, list[str]]) -> 
                     names |= others
                     others |= names
                     moved = True
-    assert join_groups(members) == {query: min(names) for query, names in expected.items()}
+    named = {query: [Name(name, GROUP) for name in names] for query, names in members.items()}
+    assert join_groups(named) == {query: min(names) for query, names in expected.items()}
+
+
+def test_a_groups_name_does_not_depend_on_what_it_shares_nothing_with() -> None:
+    parallel = {f"q{number}": [Name(f"p{number // 2}", PARALLEL)] for number in range(6)}
+    alone = join_groups(parallel)
+    assert sorted(set(alone.values())) == ["p0", "p1", "p2"]
+    joined = join_groups(parallel | {"q0": [Name("x", GROUP), Name("p0", PARALLEL)], "q9": [Name("g", GROUP)]})
+    assert {query: group for query, group in joined.items() if query != "q9"} == alone and joined["q9"] == "g"
+
+
+def test_names_of_two_kinds_are_two_groups_whatever_their_texts() -> None:
+    members = {"a": [Name("1", PARALLEL)], "b": [Name("1", GROUP)], "c": [Name("1", ID)],
+               "d": [Name("parallel_id 1", GROUP)], "e": [Name("2", PARALLEL)], "f": [Name("1", GROUP)]}  # fmt: skip
+    expected = {"a": "parallel_id parallel_id 1", "b": "1", "c": "id 1", "d": "parallel_id 1", "e": "2", "f": "1"}
+    for order in (members, dict(reversed(members.items()))):
+        assert join_groups(order) == expected

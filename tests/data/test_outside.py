@@ -55,6 +55,11 @@ def test_a_query_is_its_own_group_unless_it_has_one(tmp_path: Path) -> None:
     write_beir(tmp_path, [{"_id": "d", "text": "z"}], lines, test=[("a", "d", 1), ("b", "d", 1)])
     records = read_outside(OutsideSet(name="x", beir=str(tmp_path))).records
     assert [record.group for record in records] == ["g", "g"], "joined by what they are parallel in"
+    lines[0] = {"_id": "a", "text": "x"}
+    lines[1] = {"_id": "b", "text": "y", "group": "a"}
+    write_beir(tmp_path, [{"_id": "d", "text": "z"}], lines, test=[("a", "d", 1), ("b", "d", 1)])
+    records = read_outside(OutsideSet(name="x", beir=str(tmp_path))).records
+    assert [record.group for record in records] == ["id a", "a"], "an id is no other query's group"
 
 
 @pytest.mark.parametrize("read", [read_outside, preview_outside])

@@ -12,6 +12,7 @@ from builders.tiny_data import write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.data.grouping import GROUP, PARALLEL
 from harness.data.pairs import read_pairs, read_unlabelled
 from harness.data.reading import Reading
 from harness.data.source import Source
@@ -147,7 +148,7 @@ def test_a_query_has_the_groups_and_the_parallel_ids_of_all_its_lines(tmp_path: 
     lines = [{"query": "a", "positive": "b", "parallel_id": name, "group": group}
              for name, group in (("1", "1"), ("1", "2"), ("2", ""))]  # fmt: skip
     source, _ = _read(str(write_jsonl(tmp_path / "pairs.jsonl", lines)))
-    assert source.own_names(0) == ["1", "2", "parallel_id 1", "parallel_id 2"]
+    assert source.own_names(0) == [("1", GROUP), ("2", GROUP), ("1", PARALLEL), ("2", PARALLEL)]
 
 
 def test_bad_lines(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.dropped import dropped_of_set, dropped_texts, lost_warnings
-from harness.data.grouping import join_groups
+from harness.data.grouping import GROUP, Name, join_groups
 from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
@@ -162,6 +162,16 @@ def test_what_shares_a_group_or_a_parallel_id_is_one_group(tmp_path: Path) -> No
     assert sum(alone["splits"][name]["groups"] for name in ("select", "report")) == 13, "fr0: its document's id"
 
 
+def test_one_line_with_both_moves_no_query_that_shares_nothing_with_it(tmp_path: Path) -> None:
+    lines = [{"query": f"q{n}", "positive": f"d{n}", "parallel_id": n // 2} for n in range(60)]
+    places = []
+    for number, group in enumerate(("", "x")):
+        path = write_jsonl(tmp_path / f"{number}.jsonl", [lines[0] | {"group": group}, *lines[1:]])
+        dataset, _ = _prepare(path, source="pairs", hold_out=0.3)
+        places.append({r.text: (name, r.group) for name, split in dataset.splits.items() for r in split})
+    assert places[0] == places[1]
+
+
 def test_dev_of_one_group_can_not_be_split(tmp_path: Path) -> None:
     write_beir(tmp_path / "s", _DOCUMENTS, _OWN, dev=[("q0", "d0", 1), ("q1", "d0", 1)])
     with pytest.raises(InputError, match="dev can't be split into select and report") as error:
@@ -306,7 +316,8 @@ def test_pairs_are_split_by_group(
     for query, _, group in lines:  # a query's own groups, where it has any, count alone
         if group:
             names[str(query)] = [name for name in names[str(query)] if not name.startswith("p ")]
-    if len(set(join_groups(names).values())) < 3:
+    named = {query: [Name(name, GROUP) for name in found] for query, found in names.items()}
+    if len(set(join_groups(named).values())) < 3:
         with pytest.raises(InputError, match=r"dev can't be split|no query is left in dev"):
             _prepare(path, source="pairs", hold_out=hold_out)
         return
