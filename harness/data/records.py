@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 UNKNOWN_LANGUAGE = "und"
-RESERVED = ("all", "macro", "micro", "worst", "weighted")  # names of summary rows, which no language may have
+RESERVED = ("all", "all languages", "macro", "micro", "worst", "weighted")  # summary rows: no language may be named so
 _SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _DOTTED = "i\u0307"
 

@@ -320,7 +320,7 @@ def test_different_queries_are_refused_by_count_and_first_difference() -> None:
     assert len(caught.value.problems) == 2
 
 
-@pytest.mark.parametrize("name", ["macro", "all", "worst", "micro", "weighted"])
+@pytest.mark.parametrize("name", ["macro", "all", "all languages", "worst", "micro", "weighted"])
 def test_a_language_named_like_a_summary_is_refused(name: str) -> None:
     evaluated = per_query(["de", name], range(2), [1, 1])
     for call in (lambda: quality(evaluated), lambda: recovery(evaluated, evaluated, resamples=10)):
