@@ -173,20 +173,27 @@ def _few(reference: str, languages: str) -> str:
     return f"too little data, or {reference} finds nothing, in {languages}"
 
 
+def headline_metric(results: Tree, headline: str | None) -> str:
+    """P@1, or where that was not measured the first metric that tests are about."""
+    about = [test["metric"] for test in results["tests"] if test["set"] == headline]
+    return HEADLINE_METRIC if HEADLINE_METRIC in about else next(iter(about), HEADLINE_METRIC)
+
+
 def _gain_bars(seen: _Seen, asked: bool | str) -> list[Tree]:
     """A bar of each stage. One with a system beside it that was not evaluated can't be told: so it is undecided where
     the recipe asks for the gain of all stages (``asked`` is True), and left out where it does not say ("auto").
     """
+    metric = headline_metric(seen.results, seen.headline)
     tests = {test["stage"]: test for test in seen.results["tests"]
-             if "stage" in test and test["set"] == seen.headline and test["metric"] == HEADLINE_METRIC}  # fmt: skip
+             if "stage" in test and test["set"] == seen.headline and test["metric"] == metric}  # fmt: skip
     status = {"gain": "reached", "loss": "missed", "undecided": "undecided"}
     rows = []
     for stage, systems in STAGES.items() if asked else ():
         if stage not in tests and not (asked is True and stage in seen.results["training"]):
             continue
         test = tests.get(stage, {"difference": None, "low": None, "verdict": "undecided"})
-        what = f"gain in macro {HEADLINE_METRIC} of {systems[1]} over {systems[0]} on {seen.headline}, interval above"
-        why = seen.unknown(HEADLINE_METRIC, *systems) or "the interval holds 0"
+        what = f"gain in macro {metric} of {systems[1]} over {systems[0]} on {seen.headline}, interval above"
+        why = seen.unknown(metric, *systems) or "the interval holds 0"
         rows.append(_row(f"gain of {stage}", what, 0.0, (test["difference"], test["low"], seen.bound("interval")),
                          status[test["verdict"]], why))  # fmt: skip
     return rows

@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.data.dropped import lost_warnings
 from harness.data.overlap import overlap_warnings
-from harness.evaluation.bars import HEADLINE_METRIC, STUDENTS, at
+from harness.evaluation.bars import STUDENTS, at, headline_metric
 from harness.evaluation.statistics import RESERVED
 
 Tree = dict[str, Any]
@@ -78,14 +78,15 @@ def _about_teacher(results: Tree, headline: str, warn_teacher_gain: float) -> li
     found = []
     read = at(results, "sets", headline, "contexts")
     misled = ", or misled by the contexts that it reads (teacher.context)" if read else ""
+    metric = headline_metric(results, headline)
     for system, by_set in results["recovery"].items():
-        kept = at(by_set, headline, "macro", HEADLINE_METRIC) or {}
+        kept = at(by_set, headline, "macro", metric) or {}
         value, low, high = (kept.get(key) for key in ("value", "low", "high"))
         if system in STUDENTS and results["reference"] == "teacher" and value is not None and value > 1:
             verb, was = ("is", "was") if low is not None and low > 1 else ("may be", "may have been")
             interval = f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if None not in (low, high) else "")
             found.append(
-                f"{system} {verb} above its teacher on {headline} (macro recovery of {HEADLINE_METRIC} {interval}): "
+                f"{system} {verb} above its teacher on {headline} (macro recovery of {metric} {interval}): "
                 f"the teacher {was} undertrained{misled}"
             )
     gain = at(results, "training", "teacher", "last_quarter_gain")

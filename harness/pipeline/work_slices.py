@@ -18,7 +18,6 @@ from harness.data.overlap import EVALUATION_SPLITS, FORMER
 from harness.data.token_cache import TokenCache
 from harness.encoders.tokens import read_tokenizer, token_counts
 from harness.evaluation.alike import alike
-from harness.evaluation.bars import HEADLINE_METRIC
 from harness.evaluation.languages import language_table, training_shares
 from harness.evaluation.leakage import Flags, leakage, places, seen_among, seen_anywhere, seen_in_logs
 from harness.evaluation.per_query import PerQuery
@@ -199,8 +198,10 @@ def _languages(
             own = language_Q == language
             tokens[language] = (float(token_Q[own].mean()), float(unknown_Q[own].sum() / max(token_Q[own].sum(), 1)))
     systems = {system: sets[name] for system, sets in evaluations.items() if system != reference and name in sets}
+    measured = qualities({system: sets[name] for system, sets in evaluations.items() if name in sets})
+    metric = next(iter(compared_metrics(measured)), "")
     recovered = {
-        system: {key: rows.get(HEADLINE_METRIC, {}).get("value") for key, rows in recovery[system][name].items()}
+        system: {key: rows.get(metric, {}).get("value") for key, rows in recovery[system][name].items()}
         for system in systems if name in recovery.get(system, {})
     }  # fmt: skip
     return language_table(texts, tokens, trained, systems, recovered)

@@ -299,6 +299,16 @@ def test_the_ledger_is_cut_by_the_slices_given() -> None:
     assert results(slices=halves, reference="nobody")["slices"] == {}
 
 
+def test_a_student_above_its_teacher_is_told_by_whatever_is_measured() -> None:
+    given = evaluations()
+    for by_set in given.values():
+        for per_set in by_set.values():
+            per_set.metrics = {"MRR@10": per_set.metrics["P@1"]}
+    given["teacher"]["test"].metrics["MRR@10"] = given["teacher"]["test"].metrics["MRR@10"] * 0.5
+    warned = [text for text in results(given, bars=Bars())["warnings"] if "above its teacher" in text]
+    assert warned and all("recovery of MRR@10" in text for text in warned)
+
+
 def test_a_recipe_that_measures_no_tested_metric_is_told_by_its_first_quality() -> None:
     given = evaluations()
     for by_set in given.values():
@@ -308,6 +318,8 @@ def test_a_recipe_that_measures_no_tested_metric_is_told_by_its_first_quality() 
     halves = Slice(["head"] * 100 + ["tail"] * 100, ["head", "tail"], "")
     found = results(given, slices={"test": {"frequency": halves}}, bars=Bars())
     assert {row["metric"] for row in (*found["tests"], *found["ledger"])} == {"MRR@10"}
+    gains = [bar for bar in found["bars"] if bar["name"].startswith("gain of")]
+    assert len(gains) == 3 and all("MRR@10" in bar["what"] and bar["value"] is not None for bar in gains)
     row = found["slices"]["student-refined"]["test"]["frequency"]["head"]
     assert set(row["recovery"]) == {"MRR@10"} and row["undecided"] is False
     for by_set in given.values():
