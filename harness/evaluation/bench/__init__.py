@@ -93,10 +93,7 @@ def bench(
             meter.rising(ramp or Ramp(), {system: _mean_seconds(found) for system, found in calls.items()})
         else:
             meter.given(batch_sizes, warmup)
-    language_T, throughput = np.array(languages), meter.results()
-    for system, found in calls.items():
-        by_batch = throughput[system]["by_batch"]
-        throughput[system]["batch_1_queries_per_second"] = by_batch.get("1", 1 / _mean_seconds(found))
+    language_T, throughput = np.array(languages), _rates(meter, calls)
     return {
         "latency": {system: {engine.name: rows(calls[system], language_T)} for system, engine in engines.items()},
         "throughput": {system: {engine.name: throughput[system]} for system, engine in engines.items()},
@@ -106,6 +103,14 @@ def bench(
                        "encoder": "timed within the whole path" if search else "timed alone",
                        "batches": "shuffled, not sorted by length"},
     }  # fmt: skip
+
+
+def _rates(meter: Meter, calls: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each system's throughput; of batch 1 by its latencies, where that size was not timed."""
+    return {
+        system: {**rate, "batch_1_queries_per_second": rate["by_batch"].get("1", 1 / _mean_seconds(calls[system]))}
+        for system, rate in meter.results().items()
+    }
 
 
 def _shuffled(queries: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
