@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GROUP, ID = "group", "id"  # kinds of names
 PARALLEL = "parallel_id"  # names what stands in several languages, and is read beside a group whose field is not named
+
+FEW = 20  # queries of which one name may well join most
 
 
 class Name(NamedTuple):
@@ -79,3 +82,29 @@ def _labels(roots: Iterable[Name]) -> dict[Name, str]:
         seen.add(root.text)
         labels[root] = label
     return labels
+
+
+def joined_by(names: Iterable[Iterable[Name]], fields: Mapping[str, str]) -> dict[str, Any] | None:
+    """The group or parallel id that joins more than half of the queries.
+
+    Args:
+        names: of each query.
+        fields: kind of name -> the field that it stood in.
+
+    Returns:
+        ``{"field", "value", "queries"}``, the latter how many it joins; None where none does.
+    """
+    each = [set(found) for found in names]
+    counts = Counter(name for found in each for name in found if name.kind in fields)
+    name, count = min(counts.items(), key=lambda item: (-item[1], item[0]), default=(Name("", ID), 0))
+    return {"field": fields[name.kind], "value": name.text, "queries": count} if 2 * count > len(each) else None
+
+
+def joined_warnings(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What people must know of splits (as in ``data.json``) of which one group or parallel id joins more than half:
+    it may stand for none."""
+    return [
+        f"{found['field']} {found['value']!r} joins {found['queries']:,} of {told['queries']:,} queries of {split} "
+        f"({found['queries'] / told['queries']:.1%}) into one group: leave it out where it stands for none"
+        for split, told in splits.items() if (found := told.get("joined_by")) and told["queries"] > FEW
+    ]  # fmt: skip

@@ -13,10 +13,9 @@ from harness.data.dropped import KEY as DROPPED_QUERIES
 from harness.data.dropped import dropped_queries
 from harness.data.emoji import make_emoji
 from harness.data.folder import content_sha256, load_dataset, write_folder
-from harness.data.grouping import Name, choose_groups, join_groups
+from harness.data.grouping import GROUP, PARALLEL, Name, choose_groups, join_groups, joined_by
 from harness.data.overlap import (
     EVALUATION_SPLITS,
-    Used,
     former_queries,
     places_to_keep,
     shared_with_train,
@@ -24,7 +23,7 @@ from harness.data.overlap import (
     write_former,
 )
 from harness.data.pairs import read_pairs, read_unlabelled
-from harness.data.reading import PREVIEW_LINES, Reading, kind_problems
+from harness.data.reading import PREVIEW_LINES, Reading, group_fields, kind_problems
 from harness.data.records import UNKNOWN_LANGUAGE, Documents, asked_text
 from harness.data.source import Judged, Queries, Source, Split
 from harness.recipe import DataSettings, QrelsNames
@@ -79,15 +78,17 @@ def prepare_data(
     used = used_queries(earlier) if earlier else set()
     kept = _keep_in_split(splits, places_to_keep(earlier, used)) if earlier else 0
     former = former_queries(used, splits, source.queries)
-    shared = _shared(splits, source, former)
-    _check_splits(splits, groups, documents, dropped)
+    names = {name: _names(split, source) for name, split in splits.items()}
+    shared = shared_with_train(splits, names, source.queries, former)
+    joined = _joined(settings, names)
+    _check_splits(settings, splits, groups, documents, dropped, joined)
     unlabelled = _select_unlabelled(settings, unlabelled, splits, source.queries, dropped)
     with atomic_folder(folder) as temporary:
         write_folder(temporary, documents, source.queries, splits, groups, unlabelled)
         write_former(temporary, former)
         summary = {
             "schema": 1, "source": settings.source, "search_within": settings.search_within,
-            **_summary(source.queries, documents, splits, groups, unlabelled, shared),
+            **_summary(source.queries, documents, splits, groups, unlabelled, shared, joined),
             "kept_in_split": kept, "dropped": dict(sorted(dropped.items())),
             DROPPED_QUERIES: dropped_queries(source, answerable, settings.languages), **_told(reading),
             "sha256": content_sha256(temporary),
@@ -298,24 +299,35 @@ def _names(split: Split, source: Source) -> dict[str, list[Name]]:
 
 
 def _check_splits(
-    splits: Mapping[str, Split], groups: Mapping[str, str], documents: Documents, dropped: Mapping[str, int]
-) -> None:
+    settings: DataSettings, splits: Mapping[str, Split], groups: Mapping[str, str], documents: Documents,
+    dropped: Mapping[str, int], joined: Mapping[str, Mapping[str, Any]],
+) -> None:  # fmt: skip
+    def in_groups(name: str) -> str:
+        """``9 queries in one group, 'a' (parallel_id '-' joins 9)``, as far as it goes."""
+        names = {groups[query] for query in splits[name]}
+        number = f"one group, {min(names)!r}" if len(names) == 1 else f"{len(names)} groups"
+        by = "{field} {value!r} joins {queries}".format(**joined[name]) if name in joined else ""
+        return f"{len(splits[name])} queries in {number}" + (f" ({by})" if by else "")
+
     problems = []
     left_out = ", ".join(f"{name}: {count}" for name, count in sorted(dropped.items()) if count)
     if not documents:
         problems.append(Problem("there is no document to search", where="data", next="check the corpus"))
     dev = {**splits["select"], **splits["report"]}
     if not dev:
+        held_out = settings.source in ("pairs", "huggingface") and settings.dev_path is None and splits["train"]
+        got = "; ".join(filter(None, (in_groups("train") if held_out else "", left_out)))
         problems.append(
-            Problem("no query is left in dev", where="data", got=left_out, allowed="queries with a positive document",
+            Problem("no query is left in dev", where="data", got=got, allowed="queries with a positive document",
                     next="judge queries in dev (data.qrels.dev, data.dev_path), or give pairs of several groups to "
                     "hold some out of (data.hold_out)")
         )
     elif not (splits["select"] and splits["report"]):
         problems.append(
             Problem("dev can't be split into select and report", where="data.group",
-                    got=f"{len(dev)} queries in one group, {groups[next(iter(dev))]!r}",
-                    next="name a field with at least two values in dev, or add queries")
+                    got=in_groups("select" if splits["select"] else "report"),
+                    next="name a field with at least two values in dev, leave out a value that stands for none, or add "
+                    "queries")
         )  # fmt: skip
     if "test" in splits and not splits["test"]:
         problems.append(Problem("no query is left in test", where="data.qrels.test", got=left_out, next="set it null"))
@@ -323,10 +335,11 @@ def _check_splits(
         raise InputError(problems)
 
 
-def _shared(splits: Mapping[str, Split], source: Source, former: Sequence[Used]) -> dict[str, dict[str, set[str]]]:
-    """Of each evaluation, the queries that training asks too."""
-    names = {name: _names(split, source) for name, split in splits.items()}
-    return shared_with_train(splits, names, source.queries, former)
+def _joined(settings: DataSettings, names: Mapping[str, Mapping[str, list[Name]]]) -> dict[str, dict[str, Any]]:
+    """Of each split of which one group or parallel id joins more than half, which and how many."""
+    usual = "group" if settings.source in ("beir", "emoji") else settings.columns.group
+    fields = {GROUP: group_fields(settings, usual)[0], PARALLEL: PARALLEL}
+    return {name: found for name, split in names.items() if (found := joined_by(split.values(), fields))}
 
 
 def _counted(shared: Mapping[str, set[str]] | None) -> dict[str, Any]:
@@ -344,12 +357,14 @@ def _summary(
     groups: Mapping[str, str],
     unlabelled: Sequence[tuple[str, str]],
     shared: Mapping[str, Mapping[str, set[str]]],
+    joined: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """How much there is of everything, by language, and what evaluations share with the training."""
     return {
         "documents": {"count": len(documents), "languages": _counts(documents.languages)},
         "splits": {
-            name: _describe(split, queries, groups) | _counted(shared.get(name)) for name, split in splits.items()
+            name: _describe(split, queries, groups) | _counted(shared.get(name))
+            | ({"joined_by": joined[name]} if name in joined else {}) for name, split in splits.items()
         },
         "languages": sorted({queries.languages[q.row] for split in splits.values() for q in split.values()}),
         "unlabelled": {"count": len(unlabelled), "languages": _counts(language for _, language in unlabelled)},

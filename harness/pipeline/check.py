@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.data.dropped import dropped_of_set, dropped_texts, lost_warnings
+from harness.data.grouping import joined_warnings
 from harness.data.overlap import EVALUATION_SPLITS, overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
@@ -130,7 +131,7 @@ def _described(
         parts.append(Text(f"Advice: {told_more}."))
     parts += [Text(f"Warning: {warning}.") for warning in (*thread_warnings(recipe), *overlap_warnings(told["splits"]))]
     dropped = {name: dropped_of_set(told, name) for name in told["splits"] if name in EVALUATION_SPLITS}
-    parts += [Text(f"Warning: {warning}.") for warning in lost_warnings(dropped)]
+    parts += [Text(f"Warning: {warning}.") for warning in (*joined_warnings(told["splits"]), *lost_warnings(dropped))]
     parts += [Text(f"dropped: {text}") for text in dropped_texts(told)]
     return parts
 

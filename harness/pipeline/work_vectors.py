@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.data.dropped import dropped_of_set, dropped_texts, lost_warnings
+from harness.data.grouping import joined_warnings
 from harness.data.overlap import EVALUATION_SPLITS, overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset, in_context
@@ -60,7 +61,7 @@ def tell_data(summary: Mapping[str, Any]) -> None:
             logger.info("  data: %s: %d bad lines (%s), first %s", file, told["count"], kind, told["first"])
     sets = [name for name in summary["splits"] if name in EVALUATION_SPLITS]
     lost = lost_warnings({name: dropped_of_set(summary, name) for name in sets})
-    for warning in [*overlap_warnings(summary["splits"]), *lost]:
+    for warning in [*joined_warnings(summary["splits"]), *overlap_warnings(summary["splits"]), *lost]:
         logger.warning("  data: %s", warning)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.dropped import dropped_of_set, dropped_texts, lost_warnings
-from harness.data.grouping import GROUP, Name, join_groups
+from harness.data.grouping import GROUP, Name, join_groups, joined_warnings
 from harness.data.overlap import overlap_warnings
 from harness.data.prepare import load_dataset, prepare_data
 from harness.data.records import Dataset
@@ -254,6 +254,32 @@ def test_nothing_left_says_why(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no query is left in dev") as error:
         _prepare(tmp_path / "s", search_within="lang")
     assert "positives_in_another_language: 1" in str(error.value)
+
+
+def test_a_placeholder_that_joins_most_queries_is_named(tmp_path: Path) -> None:
+    def prepare(every: int, field: str = "group", number: int = 200) -> dict[str, Any]:
+        lines = [{"query": f"q{n}", "positive": f"d{n}", field: f"g{n}",
+                  "parallel_id": f"p{n}" if every and not n % every else "-"} for n in range(number)]  # fmt: skip
+        path = write_jsonl(tmp_path / f"{every}.jsonl", lines)
+        return _prepare(path, source="pairs", hold_out=0.3, columns={"group": field})[1]
+
+    splits = prepare(10)["splits"]
+    joined = splits["train"]["joined_by"]
+    assert joined["field"] == "parallel_id" and joined["value"] == "-" and joined["queries"] == 180
+    (warning,) = joined_warnings(splits)
+    assert warning.startswith(f"parallel_id '-' joins 180 of {splits['train']['queries']} queries of train (9")
+    assert not joined_warnings(prepare(1)["splits"]) and "joined_by" not in prepare(1)["splits"]["train"]
+    assert not joined_warnings(prepare(10, number=20)["splits"]), "few queries may well be of one group"
+    assert not joined_warnings(prepare(0, "cluster")["splits"]), "a parallel id that is not read"
+    with pytest.raises(InputError, match="no query is left in dev") as error:
+        prepare(0)
+    assert "got: 200 queries in one group, '-' (parallel_id '-' joins 200)" in str(error.value)
+    queries = [{"_id": f"q{n}", "text": f"t{n}", "group": f"g{n}", "parallel_id": 0} for n in range(30)]
+    dev = [(query["_id"], "d", 1) for query in queries]
+    write_beir(tmp_path / "s", [{"_id": "d", "text": "z"}], queries, dev=dev)
+    with pytest.raises(InputError, match="dev can't be split") as error:
+        _prepare(tmp_path / "s")
+    assert "30 queries in one group, '0' (parallel_id '0' joins 30)" in str(error.value)
 
 
 def test_bad_lines_stop_or_are_skipped(tmp_path: Path) -> None:
