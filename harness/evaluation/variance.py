@@ -78,8 +78,9 @@ def variance_shares(value_Q: Floats, factors: Mapping[str, Numbers]) -> dict[str
 
     Returns:
         ``{"language", "slice", "rest", "total", "slices": {SLICE: share}, "left_out": {SLICE: why}}``, shares of
-        ``total``, a variance. A slice that can't be told from what is kept is left out; slices are taken up in an order
-        of their own, whatever theirs is in ``factors``. None where there are too few values, or all are equal.
+        ``total``, a variance. A slice that the language tells, whose share would be language's, or that can't be told
+        from what is kept is left out; slices are taken up in an order of their own, whatever theirs is in ``factors``.
+        None where there are too few values, or all are equal.
     """
     if len(value_Q) < FEW_VALUES or not value_Q.var() > 0:
         return None
@@ -97,12 +98,20 @@ def variance_shares(value_Q: Floats, factors: Mapping[str, Numbers]) -> dict[str
             "left_out": left_out, "rest": share["rest"] + share.get("group", 0.0)}  # fmt: skip
 
 
+def _told_by(factor_Q: Numbers, level_Q: Numbers) -> bool:
+    """Whether a value's level of the factor says that of the other."""
+    return len(np.unique(factor_Q * (int(level_Q.max()) + 1) + level_Q)) == len(np.unique(factor_Q))
+
+
 def _told_apart(factors: Mapping[str, Numbers], count: int) -> tuple[list[str], dict[str, str]]:
     """The factors that can be told apart, ``language`` and ``group`` before slices, few levels before many; and of each
     slice that is left out, why."""
     levels = {name: len(np.unique(level_Q)) for name, level_Q in factors.items()}
     left_out = {name: "one value" if number == 1 else "another value for every query"
                 for name, number in levels.items() if number in (1, count)}  # fmt: skip
+    if (language_Q := factors.get("language")) is not None:
+        left_out |= {name: "told by language" for name, level_Q in factors.items()
+                     if name not in {*_NO_SLICES, *left_out} and _told_by(language_Q, level_Q)}  # fmt: skip
     names = sorted((name for name in factors if name not in left_out),
                    key=lambda name: (name != "language", name != "group", levels[name], name))  # fmt: skip
     if not names:

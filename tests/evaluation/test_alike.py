@@ -172,13 +172,13 @@ def test_what_can_t_be_told_apart_is_left_out_whatever_the_order() -> None:
     random = np.random.default_rng(5)
     language, length = np.tile(np.arange(4), 150), random.integers(0, 3, 600)
     value = np.array([0.0, 2.0, 5.0])[length] + random.normal(size=600)
-    factors = {"language": language, "group": np.repeat(np.arange(150), 4), "market": 3 - language, "length": length,
-               "short": (length == 0).astype(int), "words": length + 7, "row": np.arange(600),
+    factors = {"language": language, "group": np.repeat(np.arange(150), 4), "market": 3 - language, "script": language // 2,
+               "length": length, "short": (length == 0).astype(int), "words": length + 7, "row": np.arange(600),
                "one": np.zeros(600, dtype=int)}  # fmt: skip
     told = variance_shares(value, factors)
     assert told is not None and set(told["slices"]) == {"short", "length"} and told["slice"] > 0.5
     assert told["left_out"] == {
-        "market": "not to be told apart from language", "words": "not to be told apart from length",
+        "market": "told by language", "script": "told by language", "words": "not to be told apart from length",
         "one": "one value", "row": "another value for every query",
     }  # fmt: skip
     for _ in range(4):
@@ -222,7 +222,7 @@ def test_a_groups_share_belongs_to_the_rest() -> None:
     assert 0.1 < told["language"] < 0.4 and told["slice"] < 0.05 and set(told["slices"]) == {"length"}
     same = variance_shares(value, {"language": language, "group": group, "copy": language})
     assert same is not None and same["slices"] == {}, "a slice that is the language can't be told from it"
-    assert same["left_out"] == {"copy": "not to be told apart from language"} and told["left_out"] == {}
+    assert same["left_out"] == {"copy": "told by language"} and told["left_out"] == {}
     assert variance_shares(value[:50], {"language": language[:50]}) is None
     assert variance_shares(np.ones(400), {"language": language}) is None
 
