@@ -11,7 +11,7 @@ from functools import cached_property
 UNKNOWN_LANGUAGE = "und"
 RESERVED = ("all", "all languages", "macro", "micro", "worst", "weighted")  # summary rows: no language may be named so
 _SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-_DOTTED = "i\u0307"
+DOTTED_I = "i\u0307"  # what case folding makes of the Turkish capital
 
 
 def normal_text(text: str) -> str:
@@ -31,7 +31,7 @@ def asked_text(text: str) -> str:
     if not text.isprintable():
         text = "".join(char for char in text if unicodedata.category(char) != "Cf")
     text = unicodedata.normalize("NFKC", _SELECTOR.sub("", text)).casefold()
-    return " ".join(unicodedata.normalize("NFKC", text).replace(_DOTTED, "i").split())
+    return " ".join(unicodedata.normalize("NFKC", text).replace(DOTTED_I, "i").split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,15 @@ aside (``asked_text``).
 
 Texts in memory are compared as texts. Logs at rest hold a 64-bit hash of each text's normal form and nothing else of
 it: there, two different texts count as one with probability 2 ** -64 a pair, and a query is looked for in every Unicode
-form. Missed is what a log holds with ligatures, wide letters or format characters that the query has not.
+form, and with the Turkish capital İ for every i, or for those that begin a word. Missed is what a log holds with wide
+letters, superscripts, format characters and the like that the query has not, or with İ at other places.
 
 Axes: Q queries, N texts of a log.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
@@ -18,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.dedupe import Hashes, text_hashes
-from harness.data.records import asked_text
+from harness.data.records import DOTTED_I, asked_text
 
 Flags = NDArray[np.bool_]
+
+_INITIAL_I = re.compile(r"\bi")
 
 
 def seen_among(queries: Sequence[str], texts: Iterable[str]) -> Flags:
@@ -52,10 +56,12 @@ def seen_in_logs(queries: Sequence[str], blocks: Iterable[Hashes]) -> Flags:
 
 
 def _forms(query: str) -> set[str]:
-    """What a log may hold of a query: itself, its Unicode forms, and how it is compared in memory."""
+    """What a log may hold of a query: itself, its Unicode forms, how it is compared in memory, and that with İ."""
+    asked = asked_text(query)
+    forms = {asked, _INITIAL_I.sub(DOTTED_I, asked), asked.replace("i", DOTTED_I)} if "i" in asked else {asked}
     if query.isascii():
-        return {query}
-    return {query, asked_text(query), *(unicodedata.normalize(form, query) for form in ("NFC", "NFD", "NFKC", "NFKD"))}
+        return forms
+    return {query, *forms, *(unicodedata.normalize(form, query) for form in ("NFC", "NFD", "NFKC", "NFKD"))}
 
 
 def places(sets: Mapping[str, Sized]) -> dict[str, slice]:

@@ -125,6 +125,12 @@ def test_seen_texts_may_have_another_unicode_form() -> None:
     assert seen_in_logs(queries, [text_hashes(texts)]).tolist() == [True] * 4 + [False]
     assert seen_in_logs([composed, "x"], [text_hashes([apart])]).tolist() == [True, False], "whatever the log has"
     assert seen_among(["fine"], ["\ufb01ne"]).all()
+    queries = ["istanbul", "izmir", "iki di\u015f", "is"]
+    texts = ["\u0130stanbul", "\u0130ZM\u0130R", "\u0130ki Di\u015f"]
+    assert seen_among(queries, texts).tolist() == [True] * 3 + [False]
+    for logged in (texts, [text.lower() for text in texts]):
+        assert seen_in_logs(queries, [text_hashes(logged)]).tolist() == [True] * 3 + [False]
+    assert seen_in_logs(texts, [text_hashes(queries)]).all()
 
 
 def test_leakage_counts_each_source_and_any() -> None:
