@@ -173,8 +173,8 @@ def test_what_can_t_be_told_apart_is_left_out_whatever_the_order() -> None:
     language, length = np.tile(np.arange(4), 150), random.integers(0, 3, 600)
     value = np.array([0.0, 2.0, 5.0])[length] + random.normal(size=600)
     factors = {"language": language, "group": np.repeat(np.arange(150), 4), "market": 3 - language,
-               "script": language // 2, "length": length, "short": (length == 0).astype(int), "words": length + 7, "row": np.arange(600),
-               "one": np.zeros(600, dtype=int)}  # fmt: skip
+               "script": language // 2, "length": length, "short": (length == 0).astype(int), "words": length + 7,
+               "row": np.arange(600), "one": np.zeros(600, dtype=int)}  # fmt: skip
     told = variance_shares(value, factors)
     assert told is not None and set(told["slices"]) == {"short", "length"} and told["slice"] > 0.5
     assert told["left_out"] == {
