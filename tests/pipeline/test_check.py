@@ -130,6 +130,17 @@ def test_check_tells_what_training_and_test_share(recipe: Path, tmp_path: Path) 
     assert "Warning: 432 of 432 queries of test (100.0%) are asked, word for word, in training too." in text
 
 
+def test_check_tells_of_a_placeholder_that_joins_most_queries(recipe: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(Path(str(load_recipe(recipe).data.path)), tmp_path / "data")
+    judged = (data / "qrels" / "train.tsv").read_text(encoding="utf-8").splitlines()
+    trained = {line.split("\t")[0] for line in judged}
+    queries = [json.loads(line) for line in (data / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps(query | ({"parallel_id": "-"} if query["_id"] in trained else {})) for query in queries]
+    (data / "queries.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    text = _text(check_recipe(load_recipe(recipe, [f"data.path={data}"])))
+    assert "Warning: parallel_id '-' joins 432 of 432 queries of train (100.0%) into one group" in text
+
+
 @pytest.mark.parametrize("place", ["recipe.yaml", "recipe.yaml/out", "/dev/null", "/proc/out"])
 def test_a_folder_that_a_run_could_not_write_is_refused(recipe: Path, place: str) -> None:
     for does in (lambda: check_recipe(load_recipe(recipe), output=recipe.parent / place),
