@@ -151,7 +151,7 @@ def test_the_waterfall_ends_at_the_student_and_branches_start_at_its_level() -> 
     assert f"{100 * steps[2]['after'] / steps[0]['before']:.1f} % of the first" in picture
     assert "student-refined" in picture and "student-ann<" not in picture
     told = evidence.ledger(view)
-    assert told is not None and "quantise, approximate index: each beside the exported student" in told.note
+    assert told is not None and "quantise, approximate index: beside student-refined; no step of the chain" in told.note
 
 
 def test_what_a_step_won_or_lost_is_told_per_language_and_slice() -> None:
