@@ -67,10 +67,7 @@ def prepare_data(
     reading = Reading(None if full else PREVIEW_LINES)
     source, unlabelled = _read_all(settings, reading, forgiven=("unknown corpus-id",) if earlier else ())
     _check_fields(settings, source)
-    dropped: Counter[str] = Counter()
-    dropped["bad_lines"] = reading.bad_count
-    if source.queries.other_contexts:
-        dropped["contexts_of_queries_that_have_another"] = source.queries.other_contexts
+    dropped = _unread(reading, source)
     answerable = _select_queries(settings, source, dropped)
     judged = _select_languages(settings, source.queries, answerable, dropped)
     documents = _select_documents(settings, source.documents)
@@ -97,6 +94,14 @@ def prepare_data(
         if accept:
             accept(temporary)
     return summary
+
+
+def _unread(reading: Reading, source: Source) -> Counter[str]:
+    """What was dropped while files were read."""
+    dropped = Counter(bad_lines=reading.bad_count)
+    if source.queries.other_contexts:
+        dropped["contexts_of_queries_that_have_another"] = source.queries.other_contexts
+    return dropped
 
 
 def check_data_files(settings: DataSettings) -> None:

@@ -77,8 +77,7 @@ def bench(
     """
     assert engines and batch_sizes != [] and repeats > 0, "nothing to time"
     machine, search, warmup = machine or Machine(), search or {}, max(1, warmup)
-    texts, languages = _shuffled(queries)
-    watch = Watch(machine)
+    (texts, languages), watch = _shuffled(queries), Watch(machine)
     with progress(what="bench", total=repeats * len(texts), unit="query") as bar:
         meter = Meter(engines, texts, repeats=repeats, machine=machine, advance=lambda passes: None)
         meter.warm(warmup)
